@@ -1,0 +1,212 @@
+"""SceneState: named poses and joints of one environment at one moment, with units and frames. Pure.
+
+Conventions, everywhere in this project: positions in metres; quaternions **wxyz**, unit norm; joints in radians
+(hinge) or metres (slide); velocities per second. Poses and velocities are in the world frame of the entity's own
+environment; a root velocity is that of the body frame's origin (not of the centre of mass), linear then angular.
+Names travel with values; order never carries meaning.
+
+The numbers of one state are one flat float64 vector whose meaning a `SceneLayout` gives: a stream of states sends
+its layout once, and reading a state costs no copy.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remote_env.errors import InputError
+
+POSE_SIZE = 7  # x y z [m], qw qx qy qz
+VELOCITY_SIZE = 6  # vx vy vz [m/s], wx wy wz [rad/s]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EntityLayout:
+    """The names of one entity's parts.
+
+    Attributes:
+        name: the entity (an articulation or a rigid object).
+        joint_names: one name per scalar joint; a free root joint is the root pose, not a joint.
+        link_names: bodies whose world poses the state carries, for checking a replay; may be empty.
+    """
+
+    name: str
+    joint_names: tuple[str, ...] = ()
+    link_names: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many float64 values this entity takes in a state's vector."""
+        return POSE_SIZE + VELOCITY_SIZE + 2 * len(self.joint_names) + POSE_SIZE * len(self.link_names)
+
+
+@dataclass(frozen=True)
+class SceneLayout:
+    """What each value of a state's vector means: `time_s` first, then each entity's block in order.
+
+    A block holds root pose (7), root velocity (6), joint positions (J), joint velocities (J), link poses (L, 7).
+
+    Attributes:
+        entities: in the order of their blocks.
+        source: which simulator and version stated these values, such as "mujoco 3.8.1".
+    """
+
+    entities: tuple[EntityLayout, ...]
+    source: str = ""
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Length of the vector."""
+        return 1 + sum(entity.size for entity in self.entities)
+
+    @functools.cached_property
+    def offsets(self) -> dict[str, int]:
+        """Entity name -> index in the vector where its block starts."""
+        offsets, offset = {}, 1
+        for entity in self.entities:
+            offsets[entity.name] = offset
+            offset += entity.size
+        if len(offsets) != len(self.entities):
+            raise InputError(f"two entities share a name in {[entity.name for entity in self.entities]}")
+        return offsets
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 hex digits that name this layout."""
+        text = json.dumps(self.to_plain(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def entity(self, name: str) -> EntityLayout:
+        """The layout of the entity called `name`; InputError lists the known names."""
+        for entity in self.entities:
+            if entity.name == name:
+                return entity
+        raise InputError(f"no entity {name!r} in this state; it has {[entity.name for entity in self.entities]}")
+
+    def to_plain(self) -> dict[str, Any]:
+        """This layout as plain dicts, lists and strings, for JSON, HDF5 attributes and the wire."""
+        return {
+            "source": self.source,
+            "entities": [
+                {"name": entity.name, "joints": list(entity.joint_names), "links": list(entity.link_names)}
+                for entity in self.entities
+            ],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> SceneLayout:
+        """The exact opposite of `to_plain`; InputError when `plain` is not one."""
+        try:
+            entities = tuple(
+                EntityLayout(str(entity["name"]), _names(entity["joints"]), _names(entity["links"]))
+                for entity in plain["entities"]
+            )
+            return cls(entities, str(plain["source"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not a scene layout ({error!r}): {str(plain)[:200]}") from error
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    return tuple(str(value) for value in values)
+
+
+@dataclass(frozen=True)
+class EntityState:
+    """One entity's values; every array is a view into the state's vector.
+
+    Attributes:
+        layout: the names that belong to the values.
+        root_pose: (7,) position [m] and quaternion wxyz.
+        root_velocity: (6,) linear [m/s] then angular [rad/s].
+        joint_positions: (J,) [rad or m].
+        joint_velocities: (J,) [rad/s or m/s].
+        link_poses: (L, 7) as `root_pose`.
+    """
+
+    layout: EntityLayout
+    root_pose: Floats
+    root_velocity: Floats
+    joint_positions: Floats
+    joint_velocities: Floats
+    link_poses: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class SceneState:
+    """The scene at one moment.
+
+    Attributes:
+        layout: what `values` mean.
+        values: (layout.size,) float64.
+        native: opaque bytes that restore the same backend exactly, or None.
+    """
+
+    layout: SceneLayout
+    values: Floats
+    native: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.shape != (self.layout.size,) or self.values.dtype != np.float64:
+            raise InputError(
+                f"a state's values are {self.values.dtype} {self.values.shape}; this layout needs "
+                f"float64 ({self.layout.size},)"
+            )
+
+    @property
+    def time_s(self) -> float:
+        """Simulated time [s] since the episode's start."""
+        return float(self.values[0])
+
+    def __getitem__(self, name: str) -> EntityState:
+        layout = self.layout.entity(name)
+        return _entity_view(layout, self.values, self.layout.offsets[name])
+
+    def __iter__(self) -> Iterator[EntityState]:
+        return (self[entity.name] for entity in self.layout.entities)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SceneState):
+            return NotImplemented
+        return (
+            self.layout == other.layout
+            and self.values.tobytes() == other.values.tobytes()
+            and self.native == other.native
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equality compares mutable arrays
+
+    def check(self) -> None:
+        """Raise InputError naming the entity when a value is not finite or a quaternion has no unit norm."""
+        for entity in self:
+            block = (entity.root_pose, entity.root_velocity, entity.joint_positions, entity.joint_velocities)
+            if not all(np.isfinite(part).all() for part in block) or not np.isfinite(entity.link_poses).all():
+                raise InputError(f"the state of {entity.layout.name!r} at {self.time_s} s is not finite")
+            quaternions = np.vstack([entity.root_pose, entity.link_poses])[:, 3:]
+            norms = np.linalg.norm(quaternions, axis=1)
+            if (np.abs(norms - 1.0) > 1e-3).any():
+                raise InputError(
+                    f"the state of {entity.layout.name!r} at {self.time_s} s holds a quaternion of norm "
+                    f"{norms[np.argmax(np.abs(norms - 1.0))]:.4g}; quaternions are wxyz with norm 1"
+                )
+
+
+def _entity_view(layout: EntityLayout, values: Floats, start: int) -> EntityState:
+    joints, links = len(layout.joint_names), len(layout.link_names)
+    ends = np.cumsum([start + POSE_SIZE, VELOCITY_SIZE, joints, joints, POSE_SIZE * links])
+    return EntityState(
+        layout,
+        root_pose=values[start : ends[0]],
+        root_velocity=values[ends[0] : ends[1]],
+        joint_positions=values[ends[1] : ends[2]],
+        joint_velocities=values[ends[2] : ends[3]],
+        link_poses=values[ends[3] : ends[4]].reshape(links, POSE_SIZE),
+    )
