@@ -1,0 +1,232 @@
+"""Frames: a fixed header, a body, and the bytes of large arrays (docs/protocol.md, "Frames"). Standard library only."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from remote_env.errors import MessageTooBig, ProtocolError, VersionMismatch
+
+VERSION = 1
+MAGIC = b"RENV"
+# magic, crc32, version, type, flags, epoch, sequence, acknowledged, body size, payload size
+HEADER = struct.Struct("<4sIBBHIQQII")
+HEADER_SIZE = HEADER.size
+_CRC = struct.Struct("<I")
+_CRC_AT, CRC_FROM = 4, 8  # where the CRC32 lies, and from where on it covers header and body
+
+# Link messages: JSON bodies, read and written by the supervisor, which has the standard library alone.
+HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
+STATUS, LOGS, STOP, PING, REPLY, EVENT = 16, 17, 18, 19, 24, 25
+# Session messages: msgpack bodies (see codec), or fixed layouts (see layout).
+READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE = 32, 33, 34, 36, 37, 40, 41, 43
+RESULT, ERROR = 64, 65
+
+NAMES = {
+    value: name
+    for name, value in list(globals().items())
+    if name.isupper() and isinstance(value, int) and not name.startswith("_") and name not in ("VERSION", "HEADER_SIZE")
+}
+
+# Flags of session messages.
+FIXED = 1  # the body starts with values in the session's fixed layout
+STATE = 2  # the body carries a SceneState's vector
+TAIL = 4  # the body ends with a msgpack value
+WANT_STATE = 8  # the request asks for a SceneState in its reply
+
+MAX_BODY_SIZE = 64 << 20
+MAX_PAYLOAD_SIZE = 1 << 30
+MAX_LINK_BODY_SIZE = 1 << 20  # link messages are small; an unauthenticated peer cannot make us hold more
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Header(NamedTuple):
+    """A frame's header, checked.
+
+    Attributes:
+        crc: CRC32 of everything after it in header and body.
+        version: of the protocol.
+        type: one of this module's message types.
+        flags: bits of FIXED, STATE, TAIL, WANT_STATE.
+        epoch: which session of this simulator the frame belongs to; 0 in link messages.
+        sequence: of the request; a reply repeats its request's.
+        acknowledged: the last reply's sequence that the sender has received.
+        body_size: in bytes.
+        payload_size: in bytes; the arrays that follow the body.
+    """
+
+    magic: bytes
+    crc: int
+    version: int
+    type: int
+    flags: int
+    epoch: int
+    sequence: int
+    acknowledged: int
+    body_size: int
+    payload_size: int
+
+
+def pack_frame(
+    kind: int,
+    body: Buffer,
+    *,
+    flags: int = 0,
+    epoch: int = 0,
+    sequence: int = 0,
+    acknowledged: int = 0,
+    payload_size: int = 0,
+) -> bytearray:
+    """Header and body of one frame; the payload's buffers are to be sent right after it.
+
+    Raises:
+        MessageTooBig: body or payload is above the protocol's limit; nothing is packed.
+    """
+    if len(body) > MAX_BODY_SIZE or payload_size > MAX_PAYLOAD_SIZE:
+        raise MessageTooBig(
+            f"a {NAMES.get(kind, kind)} of {len(body)} + {payload_size} bytes is above the limit of "
+            f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}; ask for less per call"
+        )
+    frame = bytearray(HEADER_SIZE)
+    HEADER.pack_into(
+        frame, 0, MAGIC, 0, VERSION, kind, flags, epoch, sequence, acknowledged, len(body), payload_size
+    )
+    frame += body
+    seal(frame)
+    return frame
+
+
+def seal(frame: bytearray) -> None:
+    """Write the CRC32 of a frame whose header and body are complete."""
+    with memoryview(frame) as view, view[CRC_FROM:] as covered:
+        _CRC.pack_into(frame, _CRC_AT, zlib.crc32(covered))
+
+
+def parse_header(buffer: Buffer, offset: int = 0) -> Header:
+    """The header at `offset`, checked but for its CRC.
+
+    Raises:
+        ProtocolError: the bytes are not a frame of ours.
+        VersionMismatch: a frame of another version.
+        MessageTooBig: it announces more than the protocol allows; nothing was allocated.
+    """
+    header = Header._make(HEADER.unpack_from(buffer, offset))
+    if header.magic != MAGIC:
+        raise ProtocolError(f"not a remote-env frame: it starts with {header.magic!r}, not {MAGIC!r}")
+    if header.version != VERSION:
+        raise VersionMismatch(
+            f"the peer speaks protocol version {header.version}, this end version {VERSION}; "
+            "install the same remote-env release on both"
+        )
+    if header.body_size > MAX_BODY_SIZE or header.payload_size > MAX_PAYLOAD_SIZE:
+        raise MessageTooBig(
+            f"the peer announces a frame of {header.body_size} + {header.payload_size} bytes; the limit is "
+            f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}"
+        )
+    return header
+
+
+def check_crc(header: Header, covered: Buffer) -> None:
+    """ProtocolError when `covered`, the header's bytes from 8 on and the body, do not match its CRC32."""
+    if zlib.crc32(covered) != header.crc:
+        raise ProtocolError("a frame arrived damaged: its CRC32 does not match")
+
+
+class ByteStream(Protocol):
+    """What a frame stream needs of a transport; see `remote_env.transport.Transport`."""
+
+    def send_all(self, buffers: Sequence[Buffer], deadline: float) -> None:
+        """Send all of `buffers`."""
+
+    def recv_some_into(self, view: memoryview, deadline: float) -> int:
+        """Receive at least one byte."""
+
+    def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
+        """Fill `view`."""
+
+
+class FrameStream:
+    """Frames over a byte stream, in both directions; one reader and one writer at a time.
+
+    A body is received into one buffer that is used again: `body` is valid until the next `recv`.
+
+    Attributes:
+        body: the buffer that holds the last frame's body, from `body_start` to `body_end`.
+        broken: part of a payload was consumed and the rest never came; the stream cannot go on.
+    """
+
+    def __init__(self, stream: ByteStream, *, buffer_size: int = 1 << 16) -> None:
+        self._stream = stream
+        self.body = bytearray(buffer_size)
+        self._view = memoryview(self.body)
+        self._start = self._end = 0  # received and not yet consumed
+        self.body_start = self.body_end = 0
+        self.broken = False
+
+    def send(self, frame: Buffer, deadline: float, payload: Sequence[Buffer] = ()) -> None:
+        """Send one packed frame and its payload's buffers; errors as `Transport.send_all`."""
+        self._stream.send_all([frame, *payload] if payload else (frame,), deadline)
+
+    def recv(self, deadline: float) -> Header:
+        """The next frame's header; its body is at `body[body_start:body_end]`, its payload still to be `fill`ed.
+
+        Raises:
+            DeadlineExceeded: no whole header and body in time; what came is kept, so that `recv` may be tried again.
+            ConnectionLost: the stream ended.
+            ProtocolError: what arrived is not a frame of ours (also VersionMismatch, MessageTooBig).
+        """
+        if self._start == self._end:
+            self._start = self._end = 0
+        self._receive(HEADER_SIZE, deadline)
+        header = parse_header(self.body, self._start)
+        size = HEADER_SIZE + header[8]
+        self._receive(size, deadline)
+        start = self._start
+        with self._view[start + CRC_FROM : start + size] as covered:
+            check_crc(header, covered)
+        self.body_start = start + HEADER_SIZE
+        self.body_end = self._start = start + size
+        return header
+
+    def _receive(self, count: int, deadline: float) -> None:
+        """Have at least `count` unconsumed bytes in the buffer."""
+        if self._end - self._start >= count:
+            return
+        self._make_room(count)
+        while self._end - self._start < count:
+            with self._view[self._end :] as space:
+                self._end += self._stream.recv_some_into(space, deadline)
+
+    def _make_room(self, count: int) -> None:
+        if self._start + count <= len(self.body):
+            return
+        kept = self.body[self._start : self._end]
+        if count > len(self.body):
+            self.body = bytearray(count)
+            self._view = memoryview(self.body)
+        self._start, self._end = 0, len(kept)
+        self.body[: len(kept)] = kept
+
+    def fill(self, views: Sequence[memoryview], deadline: float) -> None:
+        """Fill `views`, 1-D and byte-sized, with the payload of the frame just received.
+
+        Raises:
+            DeadlineExceeded: the rest did not come in time; the stream is `broken`.
+            ConnectionLost: the stream ended.
+        """
+        self.broken = True
+        for view in views:
+            size = len(view)
+            have = min(size, self._end - self._start)
+            view[:have] = self._view[self._start : self._start + have]
+            self._start += have
+            if have < size:
+                self._stream.recv_exactly_into(view[have:], deadline)
+        self.broken = False
+
+    def body_bytes(self) -> bytes:
+        """A copy of the last frame's body."""
+        return bytes(self._view[self.body_start : self.body_end])
