@@ -1,8 +1,8 @@
 """Gymnasium spaces to plain values and back (docs/protocol.md, "Values: spaces"). Pure.
 
-A plain value is what the codec carries: dicts, lists, numbers, strings and arrays. The space that comes back equals
-the one that went, has its dtype, and, seeded alike, gives the same samples; the state of its random generator is
-left behind. Works with every Gymnasium from 0.29.1 on; what an older one lacks is `Unsupported` there.
+A plain value is what the codec carries: dicts, lists, numbers, strings and arrays. The space that comes back
+equals the one that went, has its dtype, and, seeded alike, gives the same samples; the state of its random
+generator is left behind. Works with every Gymnasium from 0.29.1 on; what an older one lacks is `Unsupported`.
 """
 
 from __future__ import annotations
@@ -22,32 +22,23 @@ Plain = dict[str, Any]
 MAX_BOX_BYTES = 256 << 20  # of all bounds of one space together; a 480×640×3 uint8 Box takes 1.8 MB
 MAX_DEPTH = 24  # spaces inside each other; each takes two levels of the codec's 64
 
-_BOX_DTYPES = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-    + ["float16", "float32", "float64"]
-)
-# What a subclass may define without meaning anything else than its base.
-_HARMLESS = frozenset(
-    [
-        "__module__",
-        "__qualname__",
-        "__doc__",
-        "__init__",
-        "__repr__",
-        "__str__",
-        "__annotations__",
-        "__slots__",
-    ]
-    + [
-        "__parameters__",
-        "__orig_bases__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__dict__",
-        "__weakref__",
-    ]
-    + ["__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__"]
-)
+_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_BOX_DTYPES = _INTEGERS | {"bool", "float16", "float32", "float64"}
+# What a subclass may define and still mean what its base means: the constructor, and what every class has.
+_HARMLESS = vars(type("Empty", (), {"__annotations__": {}})).keys() | {
+    "__init__",
+    "__repr__",
+    "__str__",
+    "__slots__",
+    "__parameters__",
+    "__orig_bases__",
+    "__static_attributes__",
+    "__firstlineno__",
+    "__annotate_func__",
+    "__annotations_cache__",
+    "__type_params__",
+    "__qualname__",
+}
 
 
 def space_to_plain(space: Space[Any]) -> Plain:
@@ -82,8 +73,9 @@ def _write(space: Any, path: str, depth: int) -> Plain:
 def _known_name(space: Any, path: str) -> str:
     """The name of the Gymnasium space that `space` is, or means exactly the same as."""
     for kind in type(space).__mro__:
-        if kind.__name__ in _WRITERS and getattr(spaces, kind.__name__, None) is kind:
-            return kind.__name__
+        name: str = kind.__name__
+        if name in _WRITERS and getattr(spaces, name, None) is kind:
+            return name
         changed = sorted(vars(kind).keys() - _HARMLESS)
         if changed:
             break
@@ -296,9 +288,6 @@ class _Reader:
         "Sequence": _sequence,
         "Graph": _graph,
     }
-
-
-_INTEGERS = frozenset(name for name in _BOX_DTYPES if "int" in name)
 
 
 def _dtype(name: Any, allowed: frozenset[str]) -> np.dtype[Any]:

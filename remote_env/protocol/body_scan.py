@@ -1,8 +1,8 @@
 """Check the structure of a msgpack body without building anything (docs/protocol.md, "Values: limits"). Pure.
 
-msgpack takes memory for a list as soon as it reads how long it claims to be, and knows no limit of depth below its
-own; so a body that could abuse that is walked first. Most bodies are too short and too plain to need the walk, which
-`is_suspicious` finds out at a nanosecond a byte.
+msgpack takes memory for a list as soon as it reads how long it claims to be, and knows no limit of depth but
+its own; so a body that could abuse that is walked first. Most bodies are too short and too plain to need the
+walk, which `is_suspicious` finds out at a nanosecond a byte.
 """
 
 from __future__ import annotations
@@ -51,15 +51,13 @@ def scan(body: bytes, max_items: int, max_depth: int) -> None:
         if len(left) - 1 > max_depth:
             raise ProtocolError(f"a body nested deeper than {max_depth} levels")
         if items > max_items or children > size:
-            raise ProtocolError(
-                f"a body of at least {items} values; at most {max_items} are allowed, a byte each"
-            )
+            raise ProtocolError(f"a body of {items} values or more; at most {max_items} fit, a byte each")
     if position != size:
         raise ProtocolError(f"a body of {size} bytes whose value needs {position}")
 
 
 def _step(body: bytes, position: int) -> tuple[int, int | None]:
-    """Where the value after the one (or the head of the container) at `position` starts; and how many are inside."""
+    """Where the next value starts after the one at `position`, or inside it, and then how many it holds."""
     kind, length_bytes, fixed = _HEADS[body[position]]
     position += 1
     length = fixed + int.from_bytes(body[position : position + length_bytes], "big")

@@ -1,9 +1,9 @@
 """Values to bytes and back: msgpack bodies with arrays (docs/protocol.md, "Values"). Pure.
 
-`encode` and `decode` are exact opposites. What is normalised on the way: subclasses of int, float, str, bytes, list
-and dict (an OrderedDict, an IntEnum, np.str_) become their base; a namedtuple becomes a tuple (Gymnasium's
-GraphInstance stays one); bytearray and memoryview become bytes; array memory becomes C-contiguous, native and
-writable; an np.memmap becomes an array.
+`encode` and `decode` are exact opposites. What is normalised on the way: subclasses of int, float, complex,
+str, bytes, list and dict (an OrderedDict, an IntEnum, np.str_) become their base; a namedtuple becomes a tuple
+(Gymnasium's GraphInstance stays one); bytearray and memoryview become bytes; array memory becomes
+C-contiguous, native and writable; an np.memmap becomes an array.
 """
 
 from __future__ import annotations
@@ -38,25 +38,8 @@ EXT_BIG_ARRAY = 6
 MARK_TUPLE = b"\x00"
 MARK_GRAPH = b"\x01"
 
-DTYPES = tuple(
-    np.dtype(name)
-    for name in (
-        "?",
-        "<i1",
-        "<i2",
-        "<i4",
-        "<i8",
-        "<u1",
-        "<u2",
-        "<u4",
-        "<u8",
-        "<f2",
-        "<f4",
-        "<f8",
-        "<c8",
-        "<c16",
-    )
-)
+_INTEGERS = ("<i1", "<i2", "<i4", "<i8", "<u1", "<u2", "<u4", "<u8")
+DTYPES = tuple(map(np.dtype, ("?", *_INTEGERS, "<f2", "<f4", "<f8", "<c8", "<c16")))
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _SCALAR_PREFIXES = {dtype.type: bytes([code]) for code, dtype in enumerate(DTYPES)}
 _ARRAY_HEADS = tuple(struct.Struct(f"<BB{count}I") for count in range(MAX_DIMENSIONS + 1))
@@ -101,25 +84,27 @@ def encode(value: Any, *, where: str) -> tuple[bytes, list[memoryview]]:
     """Return the body that carries `value`, and the memory of its large arrays.
 
     Args:
-        value: None, bool, int, float, complex, str, bytes, list, tuple, dict, numpy scalar or array, GraphInstance,
-            nested up to 64 levels.
+        value: None, bool, int, float, complex, str, bytes, list, tuple, dict, numpy scalar or array,
+            GraphInstance; nested up to 64 levels.
         where: what the value is, for error messages ("info", "observation", "env_kwargs").
 
     Returns:
-        The msgpack body, and one 1-D byte view per array of at least 4096 bytes, in order of appearance: the array's
-        own memory where that is C-contiguous (it must not change until it is sent), else a copy.
+        The msgpack body, and one 1-D byte view per array of at least 4096 bytes, in order of appearance: the
+        array's own memory where that is C-contiguous (it must not change until it is sent), else a copy.
 
     Raises:
         InputError: something inside cannot cross; the message holds its key path, its type and what to do.
     """
-    encoder = _encoders.pop() if _encoders else _Encoder()
+    try:
+        encoder = _encoders.pop()
+    except IndexError:
+        encoder = _Encoder()
     try:
         body: bytes = encoder.pack(value)
         _check_structure(body, DEFAULT_LIMITS)
     except _CANNOT_CROSS as error:
-        raise explain(
-            value, where, error, max_depth=DEFAULT_LIMITS.max_depth, try_leaf=_Encoder().pack
-        ) from error
+        depth = DEFAULT_LIMITS.max_depth
+        raise explain(value, where, error, max_depth=depth, try_leaf=_Encoder().pack) from error
     buffers, encoder.buffers = encoder.buffers, []
     if buffers or len(body) > DEFAULT_LIMITS.max_body_bytes:
         _check_sizes(len(body), buffers, where)
@@ -137,8 +122,8 @@ def decode(body: Buffer, payload_size: int, limits: Limits = DEFAULT_LIMITS) -> 
         limits: what the body and its arrays may be.
 
     Returns:
-        The value, in which arrays of 4096 bytes and more are still uninitialised; and one writable 1-D byte view per
-        such array, in payload order, which the caller fills. The views' sizes sum up to `payload_size`.
+        The value, in which arrays of 4096 bytes and more are still uninitialised; and one writable 1-D byte
+        view per such array, in payload order, which the caller fills. Their sizes sum up to `payload_size`.
 
     Raises:
         MessageTooBig: more bytes than `limits` allow.
@@ -152,7 +137,10 @@ def decode(body: Buffer, payload_size: int, limits: Limits = DEFAULT_LIMITS) -> 
         )
     data = bytes(body)
     _check_structure(data, limits)
-    decoder = _decoders.pop() if _decoders else _Decoder()
+    try:
+        decoder = _decoders.pop()
+    except IndexError:
+        decoder = _Decoder()
     decoder.payload_left = payload_size
     decoder.max_array_bytes = limits.max_array_bytes
     try:
@@ -161,7 +149,7 @@ def decode(body: Buffer, payload_size: int, limits: Limits = DEFAULT_LIMITS) -> 
         raise ProtocolError(f"a body that cannot be decoded ({type(error).__name__}: {error})") from error
     if decoder.marks or decoder.payload_left:
         raise ProtocolError(
-            f"a body with {decoder.marks} misplaced marks, and {decoder.payload_left} bytes of payload that no array claims"
+            f"a body with {decoder.marks} misplaced marks; {decoder.payload_left} bytes of payload are left"
         )
     views, decoder.views = decoder.views, []
     _decoders.append(decoder)
@@ -247,9 +235,7 @@ class _Decoder:
         if code == EXT_ARRAY:
             dtype, shape, size, start = self._array_head(data)
             if len(data) - start != size:
-                raise ProtocolError(
-                    f"an array {dtype} {shape} with {len(data) - start} bytes; it needs {size}"
-                )
+                _refuse(f"an array {dtype} {shape} with {len(data) - start} bytes; it needs {size}")
             return np.ndarray(shape, dtype, data, start).copy()
         if code == EXT_BIG_ARRAY:
             return self._big_array(data)
@@ -274,7 +260,7 @@ class _Decoder:
             size *= dimension
         if size > self.max_array_bytes:
             raise MessageTooBig(
-                f"an array {dtype} {shape} of {size} bytes; at most {self.max_array_bytes} are allowed"
+                f"an array {dtype} {shape} of {size} bytes; allowed are {self.max_array_bytes}"
             )
         return dtype, shape, size, head.size
 
@@ -282,7 +268,7 @@ class _Decoder:
         dtype, shape, size, start = self._array_head(data)
         if len(data) != start or not INLINE_BELOW_BYTES <= size <= self.payload_left:
             _refuse(
-                f"an out-of-line array {dtype} {shape} of {size} bytes; {self.payload_left} bytes of payload are left"
+                f"an array {dtype} {shape} of {size} bytes; {self.payload_left} bytes of payload are left"
             )
         self.payload_left -= size
         array = np.empty(shape, dtype)
@@ -298,8 +284,8 @@ _TUPLE_MARK, _GRAPH_MARK = _Mark(), _Mark()
 _MARKS = {MARK_TUPLE: _TUPLE_MARK, MARK_GRAPH: _GRAPH_MARK}
 _TUPLE, _GRAPH = ExtType(EXT_MARK, MARK_TUPLE), ExtType(EXT_MARK, MARK_GRAPH)
 
-# Free packers and unpackers: making one costs more than using it. `append` and `pop` are atomic, so that threads
-# and re-entrant calls each get their own.
+# Free packers and unpackers: making one costs more than using it. `append` and `pop` are atomic, so that
+# threads and re-entrant calls each get their own.
 _encoders: list[_Encoder] = []
 _decoders: list[_Decoder] = []
 _POOLED_BODY_BYTES = 1 << 20  # a packer keeps its largest body's memory
@@ -355,13 +341,9 @@ def _check_structure(body: bytes, limits: Limits) -> None:
 
 def _check_sizes(body_size: int, buffers: list[memoryview], where: str) -> None:
     limits, total, largest = DEFAULT_LIMITS, sum(map(len, buffers)), max(map(len, buffers), default=0)
-    if (
-        body_size > limits.max_body_bytes
-        or largest > limits.max_array_bytes
-        or total > limits.max_payload_bytes
-    ):
+    allowed = limits.max_body_bytes, limits.max_payload_bytes, limits.max_array_bytes
+    if body_size > allowed[0] or total > allowed[1] or largest > allowed[2]:
         raise InputError(
-            f"{where} is too big for one message: a body of {body_size} bytes and {total} bytes of arrays, the largest "
-            f"{largest}; allowed are {limits.max_body_bytes}, {limits.max_payload_bytes} and {limits.max_array_bytes}: "
-            "send less at once"
+            f"{where} is too big for one message: a body of {body_size} bytes and {total} bytes of arrays, "
+            f"the largest {largest}; allowed are {allowed[0]}, {allowed[1]} and {allowed[2]}: send less at once"
         )

@@ -1,4 +1,4 @@
-"""Say which part of a value cannot cross, and what to do about it. Pure; runs only after an encoding failed."""
+"""Say which part of a value cannot cross, and what to do. Pure; runs only after an encoding failed."""
 
 from __future__ import annotations
 
