@@ -1,0 +1,265 @@
+"""The HDF5 file of one episode: write it whole or not at all, read it checked.
+
+The file is what ACT and ALOHA tools read, T steps long: attribute `sim`, `/action` (T, …),
+`/observations/qpos`, `/observations/qvel` and `/observations/images/<camera>` as seen *before* each action.
+Beside it: `/rewards`, `/terminated`, `/truncated` (T,), `/infos` (T + 1 lines of JSON, the first is
+reset's), `/final_observation/…` (what was seen after the last action) and `/scene/values` (T + 1, size) with
+the attribute `layout`: row 0 is the state after reset and row t + 1 the state after action t. Every number
+carries a checksum (Fletcher-32) that reading verifies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+import numpy as np
+
+from remote_env.errors import CaptureError, InputError
+from remote_env.record.episode import Array, Episode, EpisodeInfo, check_episode
+from remote_env.state import Floats, SceneLayout
+
+SCHEMA = "remote-env/episode"
+SCHEMA_VERSION = 1
+
+
+def write_episode(episode: Episode, path: Path) -> None:
+    """Write `episode` to `path` whole or not at all.
+
+    Raises:
+        CaptureError: the disk does not take it; the message says which file and how many bytes it needs.
+        InputError: the episode has no step.
+    """
+    if not len(episode):
+        raise InputError(f"an episode without a step makes no capture; {path} was not written")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w+b", buffering=0) as raw:
+            disk = _Disk(raw)
+            _write_file(episode, disk, path)
+            os.fsync(raw.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CaptureError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _write_file(episode: Episode, disk: _Disk, path: Path) -> None:
+    try:
+        with h5py.File(disk, "w") as file:
+            _fill_file(file, episode)
+    except (OSError, RuntimeError):
+        if disk.error is None:
+            raise
+    if disk.error is not None:
+        raise CaptureError(
+            f"{path} needs {disk.needed_bytes} bytes and the disk did not take them ({disk.error.strerror}); "
+            "nothing was left under that name. Make room and try again: the episode's .part is kept"
+        ) from disk.error
+
+
+class _Disk:
+    """The file that h5py writes to; it keeps the first disk error to itself.
+
+    HDF5 that meets a full disk cannot close its file and takes the process's state with it. So writes after
+    the first failure are counted and dropped, and the caller looks at `error` when HDF5 has closed.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._position = 0
+        self.error: OSError | None = None
+        self.needed_bytes = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size, done = len(view), 0
+        self.needed_bytes = max(self.needed_bytes, self._position + size)
+        try:
+            while self.error is None and done < size:
+                done += self._raw.write(view[done:])
+        except OSError as error:
+            self.error = error
+        self._position += size
+        return size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.needed_bytes}[whence]
+        self._position = base + offset
+        if self.error is None:
+            self._raw.seek(self._position)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """For completeness: h5py knows a file object by this method, and calls `readinto`."""
+        data = b"" if self.error is not None else bytes(self._raw.read(size))
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        count = 0 if self.error is not None else int(self._raw.readinto(buffer))
+        self._position += count
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self._position if size is None else size
+        self.needed_bytes = max(self.needed_bytes, size)
+        try:
+            if self.error is None:
+                self._raw.truncate(size)
+        except OSError as error:
+            self.error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered here; the caller syncs once at the end."""
+
+
+def _fill_file(file: h5py.File, episode: Episode) -> None:
+    _write_attributes(file, episode)
+    _write_array(file, "action", episode.actions)
+    _write_array(file, "rewards", episode.rewards)
+    _write_array(file, "terminated", episode.terminated)
+    _write_array(file, "truncated", episode.truncated)
+    file.create_group("observations")
+    for key, values in episode.observations.items():
+        if key.startswith("images/"):
+            _write_images(file, f"observations/{key}", values)
+        else:
+            _write_array(file, f"observations/{key}", np.stack(values))
+    for key, value in episode.final_observation.items():
+        file[f"final_observation/{key}"] = value
+    lines = [json.dumps(info) for info in episode.infos]
+    file.create_dataset("infos", data=lines, dtype=h5py.string_dtype())
+    if episode.layout is not None:
+        _write_array(file, "scene/values", cast(Floats, episode.scene_values))
+        file["scene"].attrs["layout"] = json.dumps(episode.layout.to_plain())
+    if episode.natives:
+        rows = [np.frombuffer(native, np.uint8) for native in episode.natives]
+        natives = file.create_dataset("scene/native", (len(rows),), h5py.vlen_dtype(np.uint8))
+        for index, row in enumerate(rows):
+            natives[index] = row
+
+
+def _write_attributes(file: h5py.File, episode: Episode) -> None:
+    info = episode.info
+    file.attrs["sim"] = True
+    file.attrs["schema"] = SCHEMA
+    file.attrs["schema_version"] = SCHEMA_VERSION
+    file.attrs["rate_hz"] = info.rate_hz
+    file.attrs["step_dt_s"] = 1.0 / info.rate_hz
+    file.attrs["task"] = info.task
+    file.attrs["host"] = info.host
+    file.attrs["created_s"] = info.created_s
+    file.attrs["complete"] = episode.complete
+    for name in ("env_kwargs", "versions", "extra"):
+        file.attrs[name] = json.dumps(getattr(info, name))
+    if info.seed is not None:
+        file.attrs["seed"] = json.dumps(info.seed)  # as text: a seed may be wider than 64 bits
+
+
+def _write_array(file: h5py.File, name: str, array: Array) -> None:
+    file.create_dataset(
+        name, data=array, chunks=True, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
+    )
+
+
+def _write_images(file: h5py.File, name: str, frames: Sequence[Array]) -> None:
+    """One frame a chunk, so that reading a step reads that step only."""
+    shape = frames[0].shape
+    images = file.create_dataset(
+        name,
+        (len(frames), *shape),
+        frames[0].dtype,
+        chunks=(1, *shape),
+        compression="gzip",
+        compression_opts=1,
+        fletcher32=True,
+    )
+    for index, frame in enumerate(frames):
+        images[index] = frame
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the platform can."""
+    if os.name != "posix":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_hdf5(path: Path, *, images: bool) -> Episode:
+    """The episode in `path`, checked.
+
+    Raises:
+        CaptureError: the file is missing, damaged or no capture; the message says which part of it.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            episode = _read_file(file, images=images)
+    except FileNotFoundError as error:
+        raise CaptureError(f"there is no capture {path}") from error
+    # h5py reports damage as any of these; which one depends on where the damage lies.
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise CaptureError(f"{path} is damaged or is not a capture: {error}") from error
+    check_episode(episode, path)
+    return episode
+
+
+def _read_file(file: h5py.File, *, images: bool) -> Episode:
+    schema, version = file.attrs.get("schema"), file.attrs.get("schema_version")
+    if schema != SCHEMA or version != SCHEMA_VERSION:
+        raise ValueError(
+            f"its schema is {schema!r} version {version}; this reads {SCHEMA!r} version {SCHEMA_VERSION}"
+        )
+    layout = None
+    if "scene" in file:
+        layout = SceneLayout.from_plain(json.loads(file["scene"].attrs["layout"]))
+    natives = file["scene/native"][:] if "scene/native" in file else []
+    return Episode(
+        _read_info(file),
+        actions=file["action"][:],
+        rewards=file["rewards"][:],
+        terminated=file["terminated"][:],
+        truncated=file["truncated"][:],
+        infos=[json.loads(line) for line in file["infos"].asstr()[:]],
+        observations=_read_observations(file["observations"], images=images),
+        final_observation=_read_observations(file["final_observation"], images=images)
+        if "final_observation" in file
+        else {},
+        layout=layout,
+        scene_values=file["scene/values"][:] if layout is not None else None,
+        natives=[row.tobytes() for row in natives],
+    )
+
+
+def _read_info(file: h5py.File) -> EpisodeInfo:
+    attrs = file.attrs
+    plain = {name: json.loads(attrs[name]) for name in ("env_kwargs", "versions", "extra")}
+    return EpisodeInfo(
+        rate_hz=float(attrs["rate_hz"]),
+        task=str(attrs["task"]),
+        seed=json.loads(attrs["seed"]) if "seed" in attrs else None,
+        host=str(attrs["host"]),
+        created_s=float(attrs["created_s"]),
+        **plain,
+    )
+
+
+def _read_observations(group: h5py.Group, *, images: bool) -> dict[str, Array]:
+    found = {key: np.asarray(group[key][()]) for key in group if key != "images"}
+    if images and "images" in group:
+        found |= {f"images/{camera}": np.asarray(values[()]) for camera, values in group["images"].items()}
+    return found

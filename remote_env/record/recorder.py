@@ -1,0 +1,326 @@
+"""Recorder: episodes to disk while they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remote_env.errors import CaptureError, InputError
+from remote_env.record.episode import EpisodeInfo
+from remote_env.record.hdf5 import write_episode
+from remote_env.record.part import PartWriter
+from remote_env.record.recovery import assemble
+from remote_env.state import SceneLayout, SceneState
+
+Array = NDArray[Any]
+_PACKAGES = ("remote-env", "numpy", "gymnasium", "mujoco", "h5py")
+_NAME = re.compile(r"episode_(\d{3,})\.(?:hdf5|part)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What of one observation goes into a capture.
+
+    Attributes:
+        qpos: (n,) float64 joint positions, or None.
+        qvel: (m,) float64 joint velocities, or None.
+        images: camera -> (H, W, 3) uint8.
+    """
+
+    qpos: Array | None
+    qvel: Array | None
+    images: Mapping[str, Array]
+
+
+Observe = Callable[[Any, SceneState | None], Seen]
+
+
+def observe(observation: Any, state: SceneState | None) -> Seen:
+    """What a capture takes from an observation unless told otherwise.
+
+    qpos is `observation["agent_pos"]` or `["qpos"]`, else the scene's joint positions, entity by entity,
+    else a one-dimensional observation as it is. qvel is `observation["agent_vel"]` or `["qvel"]`, else the
+    scene's joint velocities. Images are the (H, W, 3) uint8 arrays in `observation["pixels"]`, in
+    `["images"]` or beside them; an observation that is one image is the camera "image".
+    """
+    parts = observation if isinstance(observation, Mapping) else {}
+    qpos = parts.get("agent_pos", parts.get("qpos"))
+    qvel = parts.get("agent_vel", parts.get("qvel"))
+    if state is not None:
+        qpos = _joints(state, "joint_positions") if qpos is None else qpos
+        qvel = _joints(state, "joint_velocities") if qvel is None else qvel
+    if qpos is None and not parts and np.ndim(observation) == 1:
+        qpos = observation
+    return Seen(_floats(qpos), _floats(qvel), _images(observation))
+
+
+def _joints(state: SceneState, name: str) -> Array:
+    return np.concatenate([getattr(entity, name) for entity in state])
+
+
+def _floats(values: Any) -> Array | None:
+    return None if values is None else np.asarray(values, np.float64)
+
+
+def _images(observation: Any) -> dict[str, Array]:
+    if _is_image(observation):
+        return {"image": observation}
+    if not isinstance(observation, Mapping):
+        return {}
+    found = {}
+    for key, value in observation.items():
+        if _is_image(value):
+            found[key] = value
+        elif key in ("pixels", "images") and isinstance(value, Mapping):
+            found |= {camera: image for camera, image in value.items() if _is_image(image)}
+    return found
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3
+
+
+class Recorder:
+    """Writes each episode to `directory/episode_<NNN>.hdf5`; `remote_env.record.hdf5` states its layout.
+
+    While an episode runs its steps are appended to `episode_<NNN>.part`, each written through to the kernel
+    before `record` returns; `finish` converts it and renames. A crash leaves whole `.hdf5` files and a
+    `.part` whose whole steps `recover_part` or `repair_part` gives back. Existing episodes are never
+    overwritten: numbering continues.
+
+    Used as a context manager it ends an episode that is still open: finished when it has a step (also after
+    an exception or Ctrl-C: what was recorded is whole), else abandoned.
+
+    Args:
+        directory: made when missing.
+        rate_hz: steps per simulated second; replays run at it.
+        task: the environment's id.
+        env_kwargs: what it was made with; JSON can hold it.
+        host: where the simulator runs.
+        extra: anything else worth keeping; JSON can hold it.
+        observe: what to take from an observation and a state.
+
+    Raises:
+        InputError: `rate_hz` is not a positive number.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        rate_hz: float,
+        task: str = "",
+        env_kwargs: Mapping[str, Any] | None = None,
+        host: str = "",
+        extra: Mapping[str, Any] | None = None,
+        observe: Observe = observe,
+    ) -> None:
+        if not (np.isfinite(rate_hz) and rate_hz > 0):
+            raise InputError(f"rate_hz={rate_hz!r}; give the task's steps per simulated second, such as 50.0")
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._observe = observe
+        self._info = EpisodeInfo(
+            rate_hz=float(rate_hz),
+            task=task,
+            env_kwargs=to_plain(env_kwargs or {}),
+            host=host,
+            versions=_versions(),
+            extra=to_plain(extra or {}),
+        )
+        self._part: PartWriter | None = None
+        self._layout: SceneLayout | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.steps = 0
+
+    @property
+    def recording(self) -> bool:
+        """Whether an episode is open."""
+        return self._part is not None
+
+    def start(
+        self,
+        observation: Any,
+        info: Mapping[str, Any] | None = None,
+        *,
+        state: SceneState | None = None,
+        seed: int | None = None,
+    ) -> Path:
+        """Begin an episode with what `reset` returned; gives the path that `finish` will write.
+
+        Raises:
+            InputError: an episode is open already.
+            CaptureError: the disk does not take it; nothing was left behind.
+        """
+        if self._part is not None:
+            raise InputError(f"{self._part.path.name} is still open; finish() or abandon() it before start()")
+        about = dataclasses.replace(self._info, seed=seed, created_s=time.time())
+        self._layout = state.layout if state is not None else None
+        self._shapes, self.steps = {}, 0
+        arrays = self._arrays(observation, state)
+        fields = {
+            "info": dataclasses.asdict(about),
+            "layout": self._layout.to_plain() if self._layout is not None else None,
+            "step_info": to_plain(info or {}),
+        }
+        part = self._open_part()
+        try:
+            part.append(fields, arrays)
+        except BaseException:
+            part.close()
+            part.path.unlink()
+            raise
+        self._part = part
+        return part.path.with_suffix(".hdf5")
+
+    def record(
+        self,
+        action: Any,
+        observation: Any,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        info: Mapping[str, Any] | None = None,
+        *,
+        state: SceneState | None = None,
+    ) -> None:
+        """Append one step: the action and what `step` returned for it.
+
+        Raises:
+            InputError: no episode is open, or a shape, a key or the state's layout changed within the
+                episode; this step was not recorded.
+            CaptureError: the disk is full; this step was not recorded, all before are whole.
+        """
+        part = self._opened()
+        arrays = self._arrays(observation, state)
+        arrays["action"] = self._same_shape("action", np.asarray(action))
+        fields = {
+            "reward": float(reward),
+            "terminated": bool(terminated),
+            "truncated": bool(truncated),
+            "step_info": to_plain(info or {}),
+        }
+        part.append(fields, arrays)
+        self.steps += 1
+
+    def finish(self) -> Path:
+        """End the episode and return its `.hdf5`: whole, synced to disk, its `.part` gone.
+
+        Raises:
+            InputError: no episode is open, or it has no step yet; it stays open.
+            CaptureError: the disk is full; the `.part` is kept, and `repair_part` can try again.
+        """
+        part = self._opened()
+        if not self.steps:
+            raise InputError(f"{part.path.name} has no step yet; record() one or abandon() it")
+        self._part = None
+        part.close()
+        final = part.path.with_suffix(".hdf5")
+        write_episode(assemble(part.path), final)
+        part.path.unlink()
+        return final
+
+    def abandon(self) -> None:
+        """Drop the open episode and its `.part`; does nothing when none is open."""
+        if self._part is not None:
+            self._part.close()
+            self._part.path.unlink(missing_ok=True)
+            self._part = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._part is None:
+            return
+        if self.steps:
+            self.finish()
+        else:
+            self.abandon()
+
+    def _opened(self) -> PartWriter:
+        if self._part is None:
+            raise InputError("no episode is open; call start() with what reset() returned")
+        return self._part
+
+    def _open_part(self) -> PartWriter:
+        numbers = [
+            int(found[1]) for path in self.directory.iterdir() if (found := _NAME.fullmatch(path.name))
+        ]
+        number = max(numbers, default=-1) + 1
+        while True:
+            try:
+                return PartWriter(self.directory / f"episode_{number:03d}.part")
+            except FileExistsError:  # another recorder was faster
+                number += 1
+            except OSError as error:
+                raise CaptureError(f"{self.directory} takes no new file: {error.strerror}") from error
+
+    def _arrays(self, observation: Any, state: SceneState | None) -> dict[str, Array]:
+        scene = self._scene(state)
+        seen = self._observe(observation, state)
+        arrays = {"observation/qpos": seen.qpos, "observation/qvel": seen.qvel}
+        arrays |= {f"observation/images/{camera}": image for camera, image in seen.images.items()}
+        found = {key: self._same_shape(key, value) for key, value in arrays.items() if value is not None}
+        missing = [key for key in self._shapes if key.startswith("observation/") and key not in found]
+        if missing:
+            raise InputError(f"this step lacks {missing}, which the episode's start had")
+        return found | scene
+
+    def _scene(self, state: SceneState | None) -> dict[str, Array]:
+        layout = state.layout if state is not None else None
+        if layout is not self._layout and layout != self._layout:
+            raise InputError(
+                "the scene state's layout changed within the episode; give one with every step or none"
+            )
+        if state is None:
+            return {}
+        native = {} if state.native is None else {"native": np.frombuffer(state.native, np.uint8)}
+        return {"scene": state.values} | native
+
+    def _same_shape(self, name: str, array: Array) -> Array:
+        known = self._shapes.get(name)
+        if known is None and (self._part is None or name == "action"):  # start() comes before its part
+            self._shapes[name] = array.shape
+        elif known != array.shape:
+            raise InputError(f"{name} has shape {array.shape}; this episode began with {known}")
+        return array
+
+
+def to_plain(value: Any) -> Any:
+    """`value` as JSON can hold it: arrays and tuples as lists, numpy scalars as numbers, the rest as repr.
+
+    A repr is marked: `{"__repr__": "…"}`.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUS":
+        return to_plain(value.tolist()) if value.dtype.kind == "S" else value.tolist()
+    return {"__repr__": repr(value)}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,97 @@
+"""Reading captures: whole ones, and what a crash left of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from remote_env.errors import CaptureError
+from remote_env.record.episode import Episode, EpisodeInfo, check_episode
+from remote_env.record.hdf5 import read_hdf5, write_episode
+from remote_env.record.part import Record, read_part
+from remote_env.state import SceneLayout
+
+
+def read_episode(path: str | os.PathLike[str], *, images: bool = True) -> Episode:
+    """The episode in a `.hdf5` capture, checked; a `.part` is recovered as `recover_part` does.
+
+    Args:
+        path: the file.
+        images: also load the camera images.
+
+    Raises:
+        CaptureError: the file is missing, damaged or no capture; the message says which part of it.
+    """
+    path = Path(path)
+    return recover_part(path) if path.suffix == ".part" else read_hdf5(path, images=images)
+
+
+def recover_part(path: str | os.PathLike[str]) -> Episode:
+    """The whole steps of a recording that did not end, up to the first damaged record.
+
+    Raises:
+        CaptureError: the file is missing, is no `.part`, or holds not even the start of an episode.
+    """
+    path = Path(path)
+    episode = assemble(path)
+    stacked = {key: np.stack(values) for key, values in episode.observations.items() if len(values)}
+    episode = dataclasses.replace(episode, observations=stacked)
+    check_episode(episode, path)
+    return episode
+
+
+def repair_part(path: str | os.PathLike[str]) -> Path:
+    """Turn the `.part` of a crashed recording into a `.hdf5` beside it and remove it; returns the new file.
+
+    A `.part` whose `.hdf5` is there and whole (the crash came after the conversion) is only removed.
+
+    Raises:
+        CaptureError: nothing could be recovered, or the disk is full; the `.part` is left as it is.
+    """
+    path = Path(path)
+    final = path.with_suffix(".hdf5")
+    if final.exists():
+        read_episode(final, images=False)
+    else:
+        write_episode(assemble(path), final)
+    path.unlink()
+    return final
+
+
+def assemble(path: Path) -> Episode:
+    """As `recover_part`, with each observation a list of views of the mapped file: no memory of its own."""
+    records, dropped = read_part(path)
+    if not records:
+        raise CaptureError(
+            f"{path} holds no whole record, not even the episode's start; nothing can be recovered"
+        )
+    first, steps = records[0], records[1:]
+    fields = first.fields
+    keys = [name for name in first.arrays if name.startswith("observation/")]
+    seen = {key.removeprefix("observation/"): [record.arrays[key] for record in records] for key in keys}
+    layout = SceneLayout.from_plain(fields["layout"]) if fields["layout"] else None
+    return Episode(
+        EpisodeInfo(**fields["info"]),
+        actions=np.stack([step.arrays["action"] for step in steps]) if steps else np.zeros((0, 0)),
+        rewards=np.array([step.fields["reward"] for step in steps], np.float64),
+        terminated=np.array([step.fields["terminated"] for step in steps], np.bool_),
+        truncated=np.array([step.fields["truncated"] for step in steps], np.bool_),
+        infos=[record.fields["step_info"] for record in records],
+        observations={key: values[:-1] for key, values in seen.items()},
+        final_observation={key: values[-1] for key, values in seen.items()},
+        layout=layout,
+        scene_values=np.stack([record.arrays["scene"] for record in records]) if layout else None,
+        natives=_natives(records),
+        dropped_bytes=dropped,
+    )
+
+
+def _natives(records: Sequence[Record]) -> list[bytes]:
+    if not any("native" in record.arrays for record in records):
+        return []
+    empty = np.zeros(0, np.uint8)
+    return [record.arrays.get("native", empty).tobytes() for record in records]

@@ -1,0 +1,451 @@
+"""Recorder and read_episode on real files."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from remote_env.errors import CaptureError, InputError
+from remote_env.record import Episode, Recorder, Seen, read_episode, recover_part, repair_part
+from remote_env.state import EntityLayout, SceneLayout, SceneState
+
+LAYOUT = SceneLayout((EntityLayout("arm", ("a", "b"), ("base", "tip")), EntityLayout("box")), "test 1")
+ROOT = Path(__file__).parents[2]
+
+
+def state_at(step: int, *, native: bytes | None = None) -> SceneState:
+    values = np.random.default_rng(step).normal(size=LAYOUT.size)
+    for start in (4, 4 + 17, 4 + 24, LAYOUT.offsets["box"] + 3):
+        values[start : start + 4] /= np.linalg.norm(values[start : start + 4])
+    return SceneState(LAYOUT, values, native)
+
+
+def observation_at(step: int, *, camera: bool = False) -> dict[str, object]:
+    seen: dict[str, object] = {"agent_pos": np.full(14, float(step))}
+    if camera:
+        seen["pixels"] = {"top": np.full((4, 6, 3), step % 256, np.uint8)}
+    return seen
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def record_steps(recorder: Recorder, steps: int, *, camera: bool = False, native: bool = False) -> None:
+    def state(step: int) -> SceneState:
+        return state_at(step, native=bytes([step % 256] * step) if native else None)
+
+    recorder.start(observation_at(0, camera=camera), {"start": True}, state=state(0), seed=7)
+    for step in range(1, steps + 1):
+        recorder.record(
+            np.full(14, -step, np.float32),
+            observation_at(step, camera=camera),
+            step / 2,
+            step == steps,
+            False,
+            {"touching": ["right"] * step, "at": np.float64(step)},
+            state=state(step),
+        )
+
+
+def recorded(directory: Path, steps: int = 5, **options: bool) -> Path:
+    with Recorder(directory, rate_hz=50.0, task="T-v0", env_kwargs={"a": 1}, host="box") as recorder:
+        record_steps(recorder, steps, **options)
+        return recorder.finish()
+
+
+def test_what_was_recorded_is_read_back(tmp_path):
+    path = recorded(tmp_path, camera=True, native=True)
+    assert path == tmp_path / "episode_000.hdf5"
+    assert names(tmp_path) == ["episode_000.hdf5"]
+    episode = read_episode(path)
+    assert len(episode) == 5
+    assert episode.complete
+    assert episode.actions.dtype == np.float32
+    assert episode.actions[:, 0].tolist() == [-1, -2, -3, -4, -5]
+    assert episode.rewards.tolist() == [0.5, 1.0, 1.5, 2.0, 2.5]
+    assert episode.terminated.tolist() == [False] * 4 + [True]
+    assert not episode.truncated.any()
+    assert episode.infos[0] == {"start": True}
+    assert episode.infos[2] == {"touching": ["right", "right"], "at": 2.0}
+    assert episode.observations["qpos"][:, 0].tolist() == [0, 1, 2, 3, 4]  # before each action
+    assert episode.final_observation["qpos"][0] == 5
+    assert episode.observations["images/top"][3, 0, 0].tolist() == [3, 3, 3]
+    assert episode.final_observation["images/top"].max() == 5
+    assert episode.states == [state_at(step, native=bytes([step] * step) or None) for step in range(6)]
+    info = episode.info
+    assert (info.rate_hz, info.task, info.env_kwargs, info.seed, info.host) == (
+        50.0,
+        "T-v0",
+        {"a": 1},
+        7,
+        "box",
+    )
+    assert info.versions["numpy"] == np.__version__
+    assert "images/top" not in read_episode(path, images=False).observations
+
+
+def test_the_layout_is_the_one_that_act_tools_read(tmp_path):
+    with h5py.File(recorded(tmp_path, camera=True)) as root:
+        assert root.attrs["sim"]
+        assert root["/action"].shape == (5, 14)
+        assert root["/observations/qpos"][2].tolist() == [2.0] * 14
+        assert root["/observations/qvel"].shape == (5, 2)
+        assert root["/observations/images/top"][4].shape == (4, 6, 3)
+        assert root["/observations/images/top"].chunks == (1, 4, 6, 3)
+        assert root["/scene/values"].shape == (6, LAYOUT.size)
+        assert json.loads(root["/scene"].attrs["layout"]) == LAYOUT.to_plain()
+        assert (root.attrs["rate_hz"], root.attrs["step_dt_s"], root.attrs["schema_version"]) == (50, 0.02, 1)
+
+
+def test_without_states_or_dict_observations(tmp_path):
+    with Recorder(tmp_path, rate_hz=10.0) as recorder:
+        recorder.start(np.arange(4.0))
+        recorder.record(1, np.arange(4.0) + 1, 1.0, False, True)
+    episode = read_episode(tmp_path / "episode_000.hdf5")
+    assert episode.actions.tolist() == [1]
+    assert episode.observations["qpos"].tolist() == [[0, 1, 2, 3]]
+    assert "qvel" not in episode.observations
+    assert episode.states == []
+    assert episode.info.seed is None
+
+
+def test_joint_positions_come_from_the_scene_when_the_observation_has_none(tmp_path):
+    with Recorder(tmp_path, rate_hz=10.0) as recorder:
+        recorder.start({"goal": 1}, state=state_at(0))
+        recorder.record([0.0], {"goal": 1}, 1.0, False, False, state=state_at(1))
+    episode = read_episode(tmp_path / "episode_000.hdf5")
+    assert episode.observations["qpos"].tolist() == [state_at(0)["arm"].joint_positions.tolist()]
+    assert episode.observations["qvel"].tolist() == [state_at(0)["arm"].joint_velocities.tolist()]
+
+
+def test_what_an_observation_means_can_be_told(tmp_path):
+    def observe(observation, state):
+        return Seen(qpos=observation * 2, qvel=None, images={})
+
+    with Recorder(tmp_path, rate_hz=10.0, observe=observe) as recorder:
+        recorder.start(np.ones(3))
+        recorder.record([0.0], np.ones(3), 1.0, False, False)
+    assert read_episode(tmp_path / "episode_000.hdf5").observations["qpos"].tolist() == [[2, 2, 2]]
+
+
+def test_numbering_continues_and_never_overwrites(tmp_path):
+    (tmp_path / "episode_003.part").write_bytes(b"someone else's")
+    assert recorded(tmp_path).name == "episode_004.hdf5"
+    assert recorded(tmp_path).name == "episode_005.hdf5"
+    assert (tmp_path / "episode_003.part").read_bytes() == b"someone else's"
+
+
+def test_two_recorders_in_one_folder_take_different_numbers(tmp_path):
+    with Recorder(tmp_path, rate_hz=1.0) as one, Recorder(tmp_path, rate_hz=1.0) as two:
+        assert one.start(np.zeros(1)) != two.start(np.zeros(1))
+    assert names(tmp_path) == []  # neither had a step
+
+
+def test_leaving_the_context_keeps_what_was_recorded(tmp_path):
+    def interrupted_run():
+        with Recorder(tmp_path, rate_hz=1.0) as recorder:
+            record_steps(recorder, 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_run()
+    assert len(read_episode(tmp_path / "episode_000.hdf5")) == 3
+
+
+def test_abandon_leaves_nothing(tmp_path):
+    recorder = Recorder(tmp_path, rate_hz=1.0)
+    record_steps(recorder, 3)
+    recorder.abandon()
+    recorder.abandon()
+    assert names(tmp_path) == []
+    assert not recorder.recording
+
+
+def test_misuse_is_refused_and_the_episode_stays_usable(tmp_path):
+    with pytest.raises(InputError, match="rate_hz=0"):
+        Recorder(tmp_path, rate_hz=0)
+    recorder = Recorder(tmp_path, rate_hz=1.0)
+    with pytest.raises(InputError, match="start"):
+        recorder.record([0], [0], 0, False, False)
+    recorder.start({"agent_pos": np.zeros(2)}, state=state_at(0))
+    with pytest.raises(InputError, match="still open"):
+        recorder.start(np.zeros(2))
+    with pytest.raises(InputError, match="no step yet"):
+        recorder.finish()
+    good = {"agent_pos": np.zeros(2)}
+    recorder.record([1.0], good, 0, False, False, state=state_at(1))
+    with pytest.raises(InputError, match=r"action has shape \(2,\)"):
+        recorder.record([1.0, 2.0], good, 0, False, False, state=state_at(2))
+    with pytest.raises(InputError, match="qpos has shape"):
+        recorder.record([1.0], {"agent_pos": np.zeros(3)}, 0, False, False, state=state_at(2))
+    with pytest.raises(InputError, match="layout changed"):
+        recorder.record([1.0], good, 0, False, False)
+    with pytest.raises(InputError, match="dtype object"):
+        recorder.record([object()], good, 0, False, False, state=state_at(2))
+    recorder.record([2.0], good, 0, False, False, state=state_at(2))
+    assert read_episode(recorder.finish()).actions.tolist() == [[1.0], [2.0]]
+
+
+def test_an_info_that_json_cannot_hold_is_kept_as_its_marked_repr(tmp_path):
+    with Recorder(tmp_path, rate_hz=1.0) as recorder:
+        recorder.start([0.0], {"set": {1}, 3: (1, 2), "nan": np.nan, "flag": np.bool_(True)})
+        recorder.record([0], [0.0], 0, False, False)
+    info = read_episode(tmp_path / "episode_000.hdf5").infos[0]
+    assert info["set"] == {"__repr__": "{1}"}
+    assert info["3"] == [1, 2]
+    assert np.isnan(info["nan"])
+    assert info["flag"] is True
+
+
+# ---- crashes
+
+
+def interrupted(tmp_path: Path, steps: int = 5, **options: bool) -> Path:
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, steps, **options)
+    recorder._part.close()
+    return tmp_path / "episode_000.part"
+
+
+def test_a_part_cut_anywhere_gives_back_its_whole_steps(tmp_path):
+    part = interrupted(tmp_path, camera=True)
+    data = part.read_bytes()
+    whole = recover_part(part)
+    assert len(whole) == 5
+    assert whole.dropped_bytes == 0
+    lengths = []
+    for cut in range(0, len(data), 37):
+        part.write_bytes(data[:cut])
+        try:
+            episode = recover_part(part)
+        except CaptureError:
+            assert not lengths  # only while not even the start is whole
+            continue
+        lengths.append(len(episode))
+        assert len(episode.states) == len(episode) + 1 == len(episode.infos)
+        assert episode.states == whole.states[: len(episode) + 1]
+        assert len(episode.actions) == len(episode)
+    assert sorted(set(lengths)) == [0, 1, 2, 3, 4]
+    assert lengths == sorted(lengths)
+
+
+def test_a_flipped_bit_ends_the_recovery_there(tmp_path):
+    part = interrupted(tmp_path)
+    data = bytearray(part.read_bytes())
+    data[len(data) * 3 // 4] ^= 1
+    part.write_bytes(data)
+    episode = recover_part(part)
+    assert 0 < len(episode) < 5
+    assert episode.dropped_bytes > 0
+
+
+def test_repair_gives_the_file_that_finish_would_have_written(tmp_path):
+    part = interrupted(tmp_path / "crashed", camera=True, native=True)
+    repaired = repair_part(part)
+    assert names(repaired.parent) == ["episode_000.hdf5"]
+    a, b = read_episode(repaired), read_episode(recorded(tmp_path / "whole", camera=True, native=True))
+    assert a.states == b.states
+    assert (a.actions == b.actions).all()
+    assert a.infos == b.infos
+    assert (a.observations["images/top"] == b.observations["images/top"]).all()
+
+
+def test_repair_after_a_crash_between_rename_and_removal_only_removes(tmp_path):
+    part = interrupted(tmp_path)
+    data = part.read_bytes()
+    final = repair_part(part)
+    before = final.read_bytes()
+    part.write_bytes(data)
+    assert repair_part(part).read_bytes() == before
+    assert names(tmp_path) == ["episode_000.hdf5"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"garbage" * 10, b"remote-env part 1\n", b"remote-env part 1\n\x05\0\0\0"]
+)
+def test_what_is_no_part_says_so(tmp_path, data):
+    path = tmp_path / "episode_000.part"
+    path.write_bytes(data)
+    with pytest.raises(CaptureError, match=r"episode_000\.part"):
+        recover_part(path)
+
+
+KILLED = """
+import sys
+sys.path[:0] = [{root!r}, {here!r}]
+from test_recorder import Recorder, record_steps, observation_at, state_at
+import itertools, numpy as np
+with Recorder({out!r}, rate_hz=50.0) as recorder:
+    record_steps(recorder, 4)
+    recorder.finish()
+    recorder.start(observation_at(0), state=state_at(0))
+    for step in itertools.count(1):
+        recorder.record(np.zeros(14), observation_at(step), 0.0, False, False, state=state_at(step))
+        print(step, flush=True)
+"""
+
+
+def test_kill_9_leaves_whole_files_and_every_step_that_record_returned_from(tmp_path):
+    code = KILLED.format(root=str(ROOT), here=str(Path(__file__).parent), out=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    seen = 0
+    with process:
+        for line in process.stdout:
+            seen = int(line)
+            if seen == 25:
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert seen >= 25
+    assert names(tmp_path) == ["episode_000.hdf5", "episode_001.part"]
+    assert len(read_episode(tmp_path / "episode_000.hdf5")) == 4
+    episode = read_episode(tmp_path / "episode_001.part")
+    assert len(episode) >= seen
+    assert not episode.complete
+    assert episode.states[25] == state_at(25)
+
+
+# ---- full disks
+
+
+@pytest.fixture
+def file_size_limit():
+    """Limits how far this process may grow a file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_while_recording_keeps_the_steps_before(tmp_path, file_size_limit):
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 5)
+    part = tmp_path / "episode_000.part"
+    file_size_limit(part.stat().st_size + 100)
+    late = (np.zeros(14), observation_at(6), 0.0, False, False)
+    with pytest.raises(CaptureError, match=r"episode_000\.part cannot grow by the \d+ bytes"):
+        recorder.record(*late, state=state_at(6))
+    assert len(recover_part(part)) == 5
+    file_size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    recorder.record(*late, state=state_at(6))
+    assert len(read_episode(recorder.finish())) == 6
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 5000, 9000])
+def test_a_full_disk_while_converting_leaves_nothing_half_written(tmp_path, file_size_limit, limit):
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 5)
+    file_size_limit(limit)
+    with pytest.raises(CaptureError, match=r"episode_000\.hdf5 needs \d+ bytes") as caught:
+        recorder.finish()
+    assert names(tmp_path) == ["episode_000.part"]
+    assert "part is kept" in str(caught.value)
+    file_size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    needed = int(str(caught.value).split(" needs ")[1].split()[0])
+    final = repair_part(tmp_path / "episode_000.part")
+    assert needed == pytest.approx(final.stat().st_size, rel=0.3)
+    assert len(read_episode(final)) == 5
+
+
+# ---- damaged captures
+
+
+def test_a_capture_cut_short_says_so(tmp_path):
+    path = recorded(tmp_path, camera=True)
+    data = path.read_bytes()
+    for cut in range(0, len(data), len(data) // 20):
+        path.write_bytes(data[:cut])
+        with pytest.raises(CaptureError, match=r"episode_000\.hdf5"):
+            read_episode(path)
+
+
+def test_a_flipped_bit_in_any_number_is_noticed(tmp_path):
+    path = recorded(tmp_path, camera=True)
+    with h5py.File(path) as root:
+        names = [
+            "action",
+            "rewards",
+            "terminated",
+            "observations/qpos",
+            "observations/images/top",
+            "scene/values",
+        ]
+        places = {name: root[name].id.get_chunk_info(0).byte_offset for name in names}
+    data = path.read_bytes()
+    for place in places.values():
+        damaged = bytearray(data)
+        damaged[place + 8] ^= 16
+        path.write_bytes(damaged)
+        with pytest.raises(CaptureError, match="damaged"):
+            read_episode(path)
+
+
+def edited(path: Path, edit) -> Path:
+    with h5py.File(path, "r+") as root:
+        edit(root)
+    return path
+
+
+def replace(name: str, change):
+    def edit(root):
+        values = change(root[name][()])
+        del root[name]
+        root[name] = values
+
+    return edit
+
+
+def set_value(row: int, column: int, value: float):
+    def change(values):
+        values[row, column] = value
+        return values
+
+    return replace("scene/values", change)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda root: root.attrs.__setitem__("schema", "other"), "schema is 'other'"),
+        (lambda root: root.attrs.__setitem__("schema_version", 99), "version 99"),
+        (lambda root: root.attrs.__setitem__("rate_hz", -1.0), "rate_hz"),
+        (lambda root: root["scene"].attrs.__setitem__("layout", "{}"), "damaged"),
+        (lambda root: root.__delitem__("action"), "action"),
+        (replace("action", lambda values: values[:3]), "'action': 3"),
+        (replace("observations/qpos", lambda values: values[:2]), "'observations/qpos': 2"),
+        (replace("scene/values", lambda values: values[:4]), "'scene/values': 3"),
+        (replace("scene/values", lambda values: values[:, :-1]), "float64 rows"),
+        (set_value(2, 0, np.nan), "row 2 has the time nan"),
+        (set_value(3, 5, np.inf), "row 3 .* 'arm'"),
+        (set_value(3, 4, 50.0), "quaternion of norm"),
+    ],
+)
+def test_a_capture_that_contradicts_itself_says_where(tmp_path, edit, message):
+    path = edited(recorded(tmp_path), edit)
+    with pytest.raises(CaptureError, match=message):
+        read_episode(path)
+
+
+def test_a_missing_capture_and_another_kind_of_file(tmp_path):
+    with pytest.raises(CaptureError, match="there is no capture"):
+        read_episode(tmp_path / "none.hdf5")
+    other = tmp_path / "act.hdf5"
+    with h5py.File(other, "w") as root:
+        root["action"] = np.zeros((3, 14))
+    with pytest.raises(CaptureError, match="schema"):
+        read_episode(other)
+    with pytest.raises(CaptureError):
+        read_episode(tmp_path)
+
+
+def test_an_episode_has_a_length(tmp_path):
+    episode = read_episode(recorded(tmp_path, 3))
+    assert isinstance(episode, Episode)
+    assert len(episode) == 3
