@@ -1,8 +1,8 @@
 """Values to bytes and back: msgpack bodies with arrays (docs/protocol.md, "Values"). Pure.
 
 `encode` and `decode` are exact opposites. What is normalised on the way: subclasses of int, float, complex,
-str, bytes, list and dict (an OrderedDict, an IntEnum, np.str_) become their base; a namedtuple becomes a tuple
-(Gymnasium's GraphInstance stays one); bytearray and memoryview become bytes; array memory becomes
+str, bytes, list and dict (an OrderedDict, an IntEnum, np.str_) become their base; a namedtuple becomes a
+tuple (Gymnasium's GraphInstance stays one); bytearray and memoryview become bytes; array memory becomes
 C-contiguous, native and writable; an np.memmap becomes an array.
 """
 
@@ -345,5 +345,5 @@ def _check_sizes(body_size: int, buffers: list[memoryview], where: str) -> None:
     if body_size > allowed[0] or total > allowed[1] or largest > allowed[2]:
         raise InputError(
             f"{where} is too big for one message: a body of {body_size} bytes and {total} bytes of arrays, "
-            f"the largest {largest}; allowed are {allowed[0]}, {allowed[1]} and {allowed[2]}: send less at once"
+            f"the largest {largest}; allowed are {', '.join(map(str, allowed))}: send less at once"
         )

@@ -25,9 +25,7 @@ _ADVICE = {
 }
 
 
-def explain(
-    value: Any, where: str, error: Exception, *, max_depth: int, try_leaf: Callable[[Any], Any]
-) -> InputError:
+def explain(value: Any, where: str, error: Exception, *, max_depth: int, try_leaf: Callable[[Any], Any]) -> InputError:
     """The error that names the first part of `value` that cannot cross.
 
     Args:
@@ -47,8 +45,7 @@ def explain(
             try_leaf(part)
         except Exception as leaf_error:  # noqa: BLE001  whatever it is, the part cannot cross
             return InputError(
-                f"{_short(path)} is {describe(part)}, which cannot cross to the other end: "
-                f"{_advice(part, leaf_error)}"
+                f"{_short(path)} is {describe(part)}, which cannot cross to the other end: {_advice(part, leaf_error)}"
             )
     return InputError(f"{where} cannot be sent: {error}; send less, or simpler values")
 
@@ -72,7 +69,7 @@ def describe(value: Any) -> str:
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(value, (np.ndarray, np.generic)):
         return f"a {name} of dtype {value.dtype} and shape {value.shape}"
-    return f"a {name}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _advice(value: Any, error: Exception) -> str:
@@ -94,7 +91,7 @@ def _array_advice(value: np.ndarray[Any, Any]) -> str:
         return "send a list (.tolist()), or one array per field"
     if value.dtype.kind in "mM":
         return "send .astype(np.int64) and say the unit in the key"
-    if value.dtype.kind in "fc":
+    if value.dtype.char in "gG":
         return "convert it with .astype(np.float64), or np.complex128"
     return "convert it with np.asarray(...) to at most 32 dimensions, each below 2**32"
 
