@@ -139,9 +139,7 @@ def check_image_settings(width: int, height: int, quality: str) -> None:
         if not isinstance(pixels, (int, np.integer)) or isinstance(pixels, bool) or not 1 <= pixels <= 8192:
             raise ConfigError(f"{name}={pixels!r} is not an image size; give a whole number from 1 to 8192")
     if quality not in QUALITIES:
-        raise ConfigError(
-            f"quality={quality!r} is unknown; choose 'full' (as shipped) or 'fast' (no shadows)"
-        )
+        raise ConfigError(f"quality={quality!r} is unknown; choose 'full' (as shipped) or 'fast' (no shadows)")
 
 
 def _make_camera(model: Any, index: int) -> Any:

@@ -37,6 +37,7 @@ from remote_env.tasks.aloha_model import (
     aloha_model_path,
     canonical_task,
     control_scale,
+    load_model,
 )
 from remote_env.tasks.aloha_rewards import MAX_REWARD, TOUCHING, ContactRewards
 from remote_env.tasks.mujoco_scene import MujocoScene
@@ -83,6 +84,8 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         render_mode: None or "rgb_array".
         quality: "full" renders the model as shipped, "fast" without multisampling and shadows.
         model_dir: folder with gym-aloha's XML and STL files; None takes the installed gym-aloha's.
+        end_on_success: whether reward 4 ends the episode, as in gym-aloha. A transfer then ends at the left
+            gripper's first touch, while the right one still holds; with False the hand-over can be completed.
 
     Attributes:
         model_path: the MuJoCo XML file that is loaded.
@@ -109,13 +112,15 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         render_mode: str | None = None,
         quality: Quality = "full",
         model_dir: str | Path | None = None,
+        end_on_success: bool = True,
     ) -> None:
+        self.end_on_success = bool(end_on_success)
         self.task = canonical_task(task)
         self.obs_type, self.render_mode = _checked_modes(obs_type, render_mode)
         check_image_settings(width, height, quality)
         self.width, self.height, self.quality = int(width), int(height), quality
         self.model_path = aloha_model_path(self.task, model_dir)
-        self.model = _load_model(self.model_path)
+        self.model = load_model(self.model_path)
         self.data = mujoco.MjData(self.model)
         self.cameras = _checked_cameras(self.model, cameras)
         self.action_space = spaces.Box(-1, 1, (len(ACTION_NAMES),), np.float32)
@@ -170,7 +175,8 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         flags = self._contacts.flags(self.data)
         reward = self._contacts.rewards[flags]
         success = reward == MAX_REWARD
-        return self._observe(), reward, success, False, self._info(flags, success=success)
+        terminated = success and self.end_on_success
+        return self._observe(), reward, terminated, False, self._info(flags, success=success)
 
     def render(self) -> NDArray[np.uint8] | None:
         """The first camera's image of this state, (height, width, 3) uint8; None without a render mode."""
@@ -267,9 +273,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._frames.clear()
         if data.time <= start_s:  # MuJoCo starts over, silently, when numbers run away
             self._started = False
-            raise TaskError(
-                "the simulation became unstable and MuJoCo reset it; call reset() for a new episode"
-            )
+            raise TaskError("the simulation became unstable and MuJoCo reset it; call reset() for a new episode")
 
     def _info(self, flags: int, *, success: bool) -> dict[str, Any]:
         return {"is_success": success, "touching": TOUCHING[flags & 3]}
@@ -316,13 +320,6 @@ def _checked_cameras(model: Any, cameras: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         camera_index(model, name)
     return names
-
-
-def _load_model(path: Path) -> Any:
-    try:
-        return mujoco.MjModel.from_xml_path(str(path))
-    except ValueError as error:
-        raise ConfigError(f"MuJoCo cannot load {path}: {error}") from error
 
 
 def _control_scale_of(kind: type[np.floating[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +110,13 @@ def aloha_model_path(task: str, model_dir: str | Path | None = None) -> Path:
     if not path.is_file():
         raise ConfigError(f"no {name} in {folder}; model_dir must hold gym-aloha's XML and STL files")
     return path.resolve()
+
+
+def load_model(path: Path) -> Any:
+    """The mujoco.MjModel of an XML file, its meshes read from the same folder; ConfigError when it cannot be."""
+    import mujoco  # here, so that a client that only names or uploads the files needs no MuJoCo
+
+    try:
+        return mujoco.MjModel.from_xml_path(str(path))
+    except ValueError as error:
+        raise ConfigError(f"MuJoCo cannot load {path}: {error}") from error

@@ -7,6 +7,8 @@ names them, which is how MuJoCo orders them.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,18 @@ TOUCHING = ("none", "right", "left", "both")
 MAX_REWARD = 4.0
 
 
+def contact_sequence(touching: Iterable[str], *, min_steps: int = 5) -> tuple[str, ...]:
+    """The order in which grippers held an object, such as ("right", "both", "left") for a hand-over.
+
+    Args:
+        touching: `info["touching"]` of each step of an episode, in order.
+        min_steps: shorter phases are left out; contacts flicker for a step or two while an arm moves.
+    """
+    runs = [(name, len(list(run))) for name, run in itertools.groupby(t for t in touching if t != "none")]
+    held = (name for name, steps in runs if steps >= min_steps)
+    return tuple(name for name, _ in itertools.groupby(held))
+
+
 class ContactRewards:
     """Reads rewards of one task from the contacts of one model.
 
@@ -72,9 +86,7 @@ def _pair_flags(task: Task, model: Any) -> NDArray[np.uint8]:
     table = np.zeros((model.ngeom, model.ngeom), np.uint8)
     for (first, second), flag in _PAIRS[task].items():
         if first not in ids or second not in ids:
-            raise ConfigError(
-                f"this model has no geom {first!r} or no {second!r}; is it gym-aloha's {task} model?"
-            )
+            raise ConfigError(f"this model has no geom {first!r} or no {second!r}; is it gym-aloha's {task} model?")
         table[ids[first], ids[second]] = flag
     return table
 
