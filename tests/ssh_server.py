@@ -1,4 +1,4 @@
-"""A real OpenSSH server on 127.0.0.1 for tests: own host key, user key, known_hosts, client config and far-end cache."""
+"""A real OpenSSH server on 127.0.0.1 for tests, with its own keys, known_hosts, client config and cache."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SetEnv XDG_CACHE_HOME={cache}
 class SshServer:
     """An sshd with everything a client needs to log in; a context manager.
 
-    Everything that runs inside its logins has `XDG_CACHE_HOME` set to `cache`, which is how `processes()` finds them.
+    Everything that runs inside its logins has `XDG_CACHE_HOME` set to `cache`; `processes()` finds it by that.
 
     Args:
         extra_config: lines added to sshd's configuration.
@@ -56,9 +56,7 @@ class SshServer:
         cache: the far end's `XDG_CACHE_HOME`.
     """
 
-    def __init__(
-        self, *, extra_config: str = "", ecdsa_host_key: bool = False, cache: Path | None = None
-    ) -> None:
+    def __init__(self, *, extra_config: str = "", ecdsa_host_key: bool = False, cache: Path | None = None) -> None:
         if not SSHD.exists():
             raise RuntimeError(f"{SSHD} is missing; install it: sudo apt-get install openssh-server")
         self.root = Path(tempfile.mkdtemp(prefix="remote-env-sshd-"))
@@ -79,9 +77,7 @@ class SshServer:
             more = f"HostKey {self.root}/host_ecdsa"
         make_key(self.identity_file, "ed25519")
         shutil.copy(f"{self.identity_file}.pub", self.root / "authorized_keys")
-        text = _CONFIG.format(
-            port=self.port, root=self.root, cache=self.cache, more_host_keys=more, extra=extra_config
-        )
+        text = _CONFIG.format(port=self.port, root=self.root, cache=self.cache, more_host_keys=more, extra=extra_config)
         (self.root / "sshd_config").write_text(text)
         self.known_hosts.write_text(self.known_hosts_line())
         self.config.write_text(
@@ -164,9 +160,7 @@ class SshServer:
 
 def make_key(path: Path, kind: str) -> None:
     """Write a fresh key pair of `kind` ("ed25519", "ecdsa", "rsa") to `path` and `path`.pub."""
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "test", "-f", str(path)], check=True, timeout=30
-    )
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "test", "-f", str(path)], check=True, timeout=30)
 
 
 def _free_port() -> int:

@@ -1,6 +1,17 @@
 """SSH: log in, ship and start the far end, open channels to it, and stop it."""
 
 from remote_env.ssh.connection import CompletedCommand, SshConnection
+from remote_env.ssh.far_end import ship_far_end, upload_folder
+from remote_env.ssh.server import ServerHandle, find_server, start_server
 from remote_env.ssh.target import SshTarget
 
-__all__ = ["CompletedCommand", "SshConnection", "SshTarget"]
+__all__ = [
+    "CompletedCommand",
+    "ServerHandle",
+    "SshConnection",
+    "SshTarget",
+    "find_server",
+    "ship_far_end",
+    "start_server",
+    "upload_folder",
+]

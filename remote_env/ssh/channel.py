@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -126,11 +127,10 @@ class ChannelTransport:
         """See `Transport.close`. In a forked child it does nothing: the channel is the parent's."""
         if self._pid != os.getpid():
             return
-        with self._link.armed(time.monotonic() + CLOSE_TIMEOUT_S):
-            try:
-                self._channel.close()
-            except (OSError, EOFError, paramiko.SSHException):
-                pass  # the connection has ended, and the channel with it
+        # A failure means that the connection has ended, and the channel with it.
+        ended = contextlib.suppress(OSError, EOFError, paramiko.SSHException)
+        with self._link.armed(time.monotonic() + CLOSE_TIMEOUT_S), ended:
+            self._channel.close()
 
 
 def _merge_small(buffers: Sequence[Buffer]) -> Iterator[Buffer]:

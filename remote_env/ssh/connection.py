@@ -51,7 +51,7 @@ class SshConnection:
         target: a host as `SshTarget.parse` takes it.
         ssh_port: the SSH port, when `target` does not say.
         identity_file: the private key to log in with; default those of `~/.ssh/config` or the usual names.
-        accept_new_host_key: trust a host never seen before and write its key down; a changed key is never accepted.
+        accept_new_host_key: trust a host never seen before and write its key down; never a changed key.
         known_hosts_file: default `~/.ssh/known_hosts`.
         config_file: default `~/.ssh/config`.
         connect_timeout_s: how long `with` gives the login [s].
@@ -129,8 +129,8 @@ class SshConnection:
         delay = min(FIRST_RETRY_S * 1.7**attempt, LONGEST_RETRY_S) * random.uniform(0.5, 1.5)
         if attempt + 1 == LOGIN_ATTEMPTS or time.monotonic() + delay >= deadline:
             raise ConnectError(
-                f"{self.login.address}:{self.login.port} closed the connection before greeting, {attempt + 1} times: "
-                "too many logins at once (sshd's MaxStartups), a firewall, or no SSH server"
+                f"{self.login.address}:{self.login.port} closed the connection before greeting, "
+                f"{attempt + 1} times: too many logins at once (sshd's MaxStartups), a firewall, or no SSH server"
             ) from dropped
         time.sleep(delay)
 
@@ -146,9 +146,7 @@ class SshConnection:
                 authenticate(transport, self.login)
         except BaseException as error:
             self.close()
-            if isinstance(error, (paramiko.SSHException, EOFError, OSError)) and not isinstance(
-                error, RemoteEnvError
-            ):
+            if isinstance(error, (paramiko.SSHException, EOFError, OSError)) and not isinstance(error, RemoteEnvError):
                 raise self._login_failed(error, link) from error
             raise
         _OPEN.add(self)
@@ -158,18 +156,14 @@ class SshConnection:
         options = transport.get_security_options()
         options.key_types = order_key_algorithms(known, options.key_types)
         remaining = max(deadline - time.monotonic(), 0.1)
-        transport.banner_timeout = transport.handshake_timeout = (
-            remaining + 1.0
-        )  # the link's deadline is first
+        transport.banner_timeout = transport.handshake_timeout = remaining + 1.0  # the link's deadline is first
         try:
             transport.start_client()
         except (paramiko.SSHException, EOFError, OSError) as error:
             if not transport.remote_version and link.ended_by_peer and _may_be_dropped(link.greeting):
                 raise _Dropped(str(error)) from error
             raise
-        check_host_key(
-            self.login, transport.get_remote_server_key(), known, accept_new=self._accept_new_host_key
-        )
+        check_host_key(self.login, transport.get_remote_server_key(), known, accept_new=self._accept_new_host_key)
 
     def _login_failed(self, error: Exception, link: Link) -> ConnectError:
         place = f"{self.login.address}:{self.login.port}"
@@ -177,14 +171,16 @@ class SshConnection:
             return ConnectError(f"{place} is no SSH server: it said {link.greeting[:60]!r}; check the port")
         if link.expired and not link.greeting:
             return ConnectError(
-                f"{place} accepted the connection and said nothing in time; is it the SSH port, and is sshd alive?"
+                f"{place} accepted the connection and said nothing in time; is it the SSH port, and sshd alive?"
             )
         if link.expired:
             return ConnectError(f"the login to {self.description} was not done in time")
         return ConnectError(f"the login to {self.description} failed: {error}")
 
     def run(self, command: str, *, stdin: bytes = b"", deadline: float) -> CompletedCommand:
-        """Run `command` in the login shell and return what it left; up to 64 MiB of output before its input ends.
+        """Run `command` in the login shell and return what it left.
+
+        It may print 64 MiB before it has taken all of its input.
 
         Raises:
             DeadlineExceeded: it was still running; it may run on.
@@ -219,9 +215,7 @@ class SshConnection:
             ConnectionLost: the link broke.
         """
         if not self._has_run_a_command:
-            self.run(
-                ":", deadline=deadline
-            )  # sshd sets its own TCP_NODELAY then; bursts had p99 44 ms without
+            self.run(":", deadline=deadline)  # sshd sets its own TCP_NODELAY then; bursts had p99 44 ms without
         channel = self._open_channel("direct-tcpip", (host, port), WINDOW_BYTES, deadline)
         return ChannelTransport(channel, self._need_link(), f"port {port} on {self.login.host}")
 
@@ -251,14 +245,12 @@ class SshConnection:
                 raise
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(f"{self.description} did not answer in time while {doing}") from error
-            raise ConnectionLost(
-                f"the SSH connection to {self.description} broke while {doing}: {error}"
-            ) from error
+            raise ConnectionLost(f"the SSH connection to {self.description} broke while {doing}: {error}") from error
 
     def _channel_refused(self, doing: str, error: paramiko.ChannelException) -> ConnectError:
         if error.code == _ADMINISTRATIVELY_PROHIBITED:
             return ConnectError(
-                f"sshd on {self.login.host} forbids {doing}; its administrator must set AllowTcpForwarding yes"
+                f"sshd on {self.login.host} forbids {doing}; its configuration needs AllowTcpForwarding yes"
             )
         return ConnectError(f"{self.login.host} refused {doing}: {error.text}; does anything listen there?")
 
@@ -270,9 +262,7 @@ class SshConnection:
 
     def _need_link(self) -> Link:
         if self._pid != os.getpid():
-            raise ConnectionLost(
-                "this SSH connection belongs to the parent process; open a new one after a fork"
-            )
+            raise ConnectionLost("this SSH connection belongs to the parent process; open a new one after a fork")
         if self._link is None:
             raise ConnectionLost(f"there is no SSH connection to {self.description}; call connect() first")
         return self._link
@@ -337,8 +327,8 @@ class RunningCommand(ChannelTransport):
         return CompletedCommand(channel.exit_status, stdout, b"".join(stderr))
 
 
-class _Dropped(Exception):  # noqa: N818  # it is a signal to `connect`, never seen by a caller
-    """The host closed the connection before it greeted us."""
+class _Dropped(Exception):
+    """The host closed the connection before it greeted us; `connect` tries again."""
 
 
 def _may_be_dropped(greeting: bytes) -> bool:

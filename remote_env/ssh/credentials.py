@@ -32,9 +32,7 @@ def authenticate(transport: paramiko.Transport, login: Login) -> None:
         raise _refused(login, tried)
 
 
-def _accepts(
-    transport: paramiko.Transport, login: Login, key: paramiko.PKey, label: str, tried: list[str]
-) -> bool:
+def _accepts(transport: paramiko.Transport, login: Login, key: paramiko.PKey, label: str, tried: list[str]) -> bool:
     try:
         more = transport.auth_publickey(login.user, key)
     except paramiko.BadAuthenticationType as error:
@@ -56,13 +54,11 @@ def _accepts_anyone(transport: paramiko.Transport, login: Login, tried: list[str
         tried.append(f"the host takes: {', '.join(error.allowed_types)}")
     except paramiko.AuthenticationException:
         return False
-    return transport.is_authenticated()
+    return bool(transport.is_authenticated())
 
 
-def _candidates(
-    login: Login, tried: list[str], stack: contextlib.ExitStack
-) -> Iterator[tuple[str, paramiko.PKey]]:
-    """Keys with their labels: files first where the caller or the configuration named them, as OpenSSH does."""
+def _candidates(login: Login, tried: list[str], stack: contextlib.ExitStack) -> Iterator[tuple[str, paramiko.PKey]]:
+    """Keys with their labels: files, then those of the agent."""
     for path in login.identity_files:
         key = _load_key(path, tried)
         if key is not None:

@@ -103,7 +103,7 @@ def _pattern_matches(pattern: str, name: str) -> bool:
 
 
 def order_key_algorithms(known: KnownKeys, offered: Sequence[str]) -> tuple[str, ...]:
-    """The algorithms of `offered`, those of the known keys first, so that the host shows a key that we know."""
+    """The algorithms of `offered`, known keys' first: the host then shows a key that we can compare."""
     types = {kind for kind, _ in known.keys}
     first = [name for name in offered if name in types or ("ssh-rsa" in types and name in _RSA_ALGORITHMS)]
     return (*first, *(name for name in offered if name not in first))
@@ -117,9 +117,7 @@ def check_host_key(login: Login, key: paramiko.PKey, known: KnownKeys, *, accept
     """
     blob, name = key.asbytes(), listed_name(login)
     if blob in known.revoked:
-        raise HostKeyError(
-            f"{login.host} showed the key {fingerprint(blob)}, which known_hosts marks as revoked"
-        )
+        raise HostKeyError(f"{login.host} showed the key {fingerprint(blob)}, which known_hosts marks as revoked")
     if known.has(blob):
         return
     if known.keys:
@@ -144,8 +142,8 @@ def _changed(login: Login, key: paramiko.PKey, known: KnownKeys) -> HostKeyError
     name = listed_name(login)
     return HostKeyError(
         f"the host key of {login.host} ({name}) HAS CHANGED: known_hosts has {expected}; it showed "
-        f"{key.get_name()} {fingerprint(key.asbytes())}. Somebody may be answering in its place. If the host was "
-        f"installed anew, remove the old key: ssh-keygen -f {login.known_hosts_files[0]} -R '{name}'"
+        f"{key.get_name()} {fingerprint(key.asbytes())}. Somebody may be answering in its place. If the host "
+        f"was installed anew, remove the old key: ssh-keygen -f {login.known_hosts_files[0]} -R '{name}'"
     )
 
 

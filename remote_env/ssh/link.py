@@ -1,9 +1,9 @@
 """The TCP socket under an SSH connection, whose calls all keep deadlines.
 
-paramiko's own time-outs slip once sshd stops answering: a blocked write is retried for ever. Here whoever waits
-names its deadline (`arm`), and every tick of the socket looks whether one has passed; if so the socket is shut
-down, which wakes every waiting thread. There is no watchdog thread: a stuck connection always has a thread inside
-`send` or `recv`.
+paramiko's own time-outs slip once sshd stops answering: a blocked write is retried for ever. Here whoever
+waits names its deadline (`arm`), and every tick of the socket looks whether one has passed; if so the socket is
+shut down, which wakes every waiting thread. There is no watchdog thread: a stuck connection always has a thread
+inside `send` or `recv`.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Link:
 
 
 class _TimerlessPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
-    """paramiko's packets without its time-out thread per handshake, and with keys that last as long as is safe.
+    """paramiko's packets without a time-out thread per handshake, and with keys that last as long as is safe.
 
     RFC 4344, section 3.2: a key of a 128-bit block cipher may protect 2^32 blocks (64 GiB); paramiko's 512 MB
     would renegotiate every two seconds while images stream.
@@ -199,13 +199,9 @@ def open_tcp(login: Login, deadline: float) -> socket.socket:
 
 def _cannot_reach(place: str, failure: OSError) -> ConnectError:
     if isinstance(failure, ConnectionRefusedError):
-        return ConnectError(
-            f"{place} refused the connection: no SSH server listens there; check the port (ssh_port=…)"
-        )
+        return ConnectError(f"{place} refused the connection: no SSH server listens there; check the port (ssh_port=…)")
     if isinstance(failure, TimeoutError):
-        return ConnectError(
-            f"no answer from {place} in time; is the host up, and reachable from here (VPN, firewall)?"
-        )
+        return ConnectError(f"no answer from {place} in time; is the host up, and reachable from here (VPN, firewall)?")
     return ConnectError(f"{place} cannot be reached: {failure}")
 
 

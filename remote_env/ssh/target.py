@@ -158,8 +158,8 @@ def _refuse_proxies(host: str, options: dict[str, Any]) -> None:
         value = options.get(name)
         if value and value.lower() != "none":
             raise Unsupported(
-                f"{host} is reached through {shown} {value!r} in your SSH configuration, which is not supported; "
-                "use a direct address, or open the way yourself (ssh -L 2222:box:22 jump) and "
+                f"{host} is reached through {shown} {value!r} in your SSH configuration, which is not "
+                "supported; use a direct address, or open the way yourself (ssh -L 2222:box:22 jump) and "
                 "connect to ssh://user@127.0.0.1:2222"
             )
 

@@ -1,0 +1,112 @@
+"""What travels: the far end's files and asset folders as deterministic archives, named by their content."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import remote_env
+from remote_env.errors import ConfigError
+
+# The client's half: nothing on the far end imports it.
+CLIENT_ONLY = frozenset(
+    ("ssh", "env", "vector", "session", "record", "replay", "policy", "evaluate", "testing", "registration", "cli")
+)
+DIGEST_CHARACTERS = 32
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Files to upload.
+
+    Attributes:
+        files: names inside the archive, sorted, with the local files.
+        digest: of names and bytes; equal digests mean equal folders.
+    """
+
+    files: tuple[tuple[str, Path], ...]
+    digest: str
+
+    def archive(self) -> bytes:
+        """A gzipped tar, with fixed times and owners."""
+        buffer = io.BytesIO()
+        with (
+            gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for name, path in self.files:
+                _add_file(tar, name, path)
+        return buffer.getvalue()
+
+
+def _add_file(tar: tarfile.TarFile, name: str, path: Path) -> None:
+    content = path.read_bytes()
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def pack_far_end(source: Path | None = None) -> Pack:
+    """The package's far-end half and a pure-Python msgpack.
+
+    Args:
+        source: the package folder; default the one that this module belongs to.
+    """
+    return _pack_package(source or Path(remote_env.__path__[0]))
+
+
+@functools.lru_cache(maxsize=4)
+def _pack_package(package: Path) -> Pack:
+    return _make_pack([*_package_files(package), *_msgpack_files()])
+
+
+def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
+    for path in package.rglob("*"):
+        place = path.relative_to(package)
+        if place.parts[0].removesuffix(".py") in CLIENT_ONLY or "__pycache__" in place.parts or not path.is_file():
+            continue
+        yield f"remote_env/{place.as_posix()}", path
+
+
+def _msgpack_files() -> Iterator[tuple[str, Path]]:
+    import msgpack
+
+    folder = Path(msgpack.__file__).parent
+    for path in folder.glob("*.py"):  # without the compiled half, which fits one Python only
+        yield f"vendor/msgpack/{path.name}", path
+
+
+def pack_folder(folder: str | Path) -> Pack:
+    """All files of `folder`, links followed, caches of Python left out.
+
+    Raises:
+        ConfigError: it is no folder, or holds no file.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"{root} is not a folder; name the local folder to upload")
+    files = [
+        (path.relative_to(root).as_posix(), path)
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    if not files:
+        raise ConfigError(f"{root} holds no files; there is nothing to upload")
+    return _make_pack(files)
+
+
+def _make_pack(files: list[tuple[str, Path]]) -> Pack:
+    files = sorted(files)
+    digest = hashlib.sha256()
+    for name, path in files:
+        content = path.read_bytes()
+        digest.update(f"{len(name.encode())} {len(content)} {name}\n".encode())
+        digest.update(content)
+    return Pack(tuple(files), digest.hexdigest()[:DIGEST_CHARACTERS])
