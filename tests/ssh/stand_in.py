@@ -11,7 +11,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-_LAUNCH = r'''
+_LAUNCH = r"""
 import json, os, shutil, signal, socket, subprocess, sys, threading, time
 
 folder = sys.argv[1]
@@ -78,7 +78,7 @@ def serve(connection):
 
 while True:
     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-'''
+"""
 
 
 def write_package(folder: Path) -> Path:

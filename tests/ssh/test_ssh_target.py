@@ -51,9 +51,7 @@ def _config(tmp_path: Path, text: str) -> str:
 
 
 def test_the_configuration_completes_an_alias(tmp_path: Path) -> None:
-    config = _config(
-        tmp_path, "Host lab\n HostName lab7.example.org\n Port 2200\n User ada\n IdentityFile /keys/lab\n"
-    )
+    config = _config(tmp_path, "Host lab\n HostName lab7.example.org\n Port 2200\n User ada\n IdentityFile /keys/lab\n")
     login = resolve_login(SshTarget("lab"), config_file=config)
     assert (login.address, login.port, login.user) == ("lab7.example.org", 2200, "ada")
     assert login.identity_files == (Path("/keys/lab"),)
