@@ -16,9 +16,7 @@ WALK_ABOVE_BYTES = 16 << 10  # a shorter body can claim only a few megabytes, wh
 # Bytes that start a list or dict, wherever they stand: an upper bound for the depth.
 _CONTAINER_HEADS = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 # msgpack decodes extension type -1 (its timestamp) itself, unasked.
-_NEGATIVE_EXT = re.compile(
-    rb"[\xd4-\xd8][\x80-\xff]|\xc7.[\x80-\xff]|\xc8..[\x80-\xff]|\xc9....[\x80-\xff]", re.DOTALL
-)
+_NEGATIVE_EXT = re.compile(rb"[\xd4-\xd8][\x80-\xff]|\xc7.[\x80-\xff]|\xc8..[\x80-\xff]|\xc9....[\x80-\xff]", re.DOTALL)
 
 
 def is_suspicious(body: bytes, max_items: int, max_depth: int) -> bool:
@@ -27,7 +25,7 @@ def is_suspicious(body: bytes, max_items: int, max_depth: int) -> bool:
     return (
         size > WALK_ABOVE_BYTES
         or size > max_items
-        or size - len(body.translate(None, _CONTAINER_HEADS)) > max_depth
+        or (size > max_depth and size - len(body.translate(None, _CONTAINER_HEADS)) > max_depth)
         or (b"\xff" in body and _NEGATIVE_EXT.search(body) is not None)
     )
 
@@ -80,9 +78,7 @@ def _heads() -> list[tuple[str, int, int]]:
     """For each first byte: the kind, the size of the length field, and what is to be added to that length."""
     heads = [("plain", 0, 0)] * 256  # small integers, None, booleans
     heads[0x80:0xC0] = (
-        [("dict", 0, n) for n in range(16)]
-        + [("list", 0, n) for n in range(16)]
-        + [("plain", 0, n) for n in range(32)]
+        [("dict", 0, n) for n in range(16)] + [("list", 0, n) for n in range(16)] + [("plain", 0, n) for n in range(32)]
     )
     heads[0xC1] = ("invalid", 0, 0)
     heads[0xC4:0xCA] = [

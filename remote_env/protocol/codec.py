@@ -44,6 +44,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _SCALAR_PREFIXES = {dtype.type: bytes([code]) for code, dtype in enumerate(DTYPES)}
 _ARRAY_HEADS = tuple(struct.Struct(f"<BB{count}I") for count in range(MAX_DIMENSIONS + 1))
 _COMPLEX = struct.Struct("<dd")
+_ext_type = partial(tuple.__new__, ExtType)  # the constructor without its checks, at half the price
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,7 @@ def decode(body: Buffer, payload_size: int, limits: Limits = DEFAULT_LIMITS) -> 
     if len(body) > limits.max_body_bytes:
         raise MessageTooBig(f"a body of {len(body)} bytes; at most {limits.max_body_bytes} are allowed")
     if not 0 <= payload_size <= limits.max_payload_bytes:
-        raise MessageTooBig(
-            f"a payload of {payload_size} bytes; at most {limits.max_payload_bytes} are allowed"
-        )
+        raise MessageTooBig(f"a payload of {payload_size} bytes; at most {limits.max_payload_bytes} are allowed")
     data = bytes(body)
     _check_structure(data, limits)
     try:
@@ -173,7 +172,7 @@ class _Encoder:
             return self._array(value)
         prefix = _SCALAR_PREFIXES.get(kind)
         if prefix is not None:
-            return ExtType._make((EXT_SCALAR, prefix + value.tobytes()))
+            return _ext_type((EXT_SCALAR, b"".join((prefix, value))))
         return self._rare(value)
 
     def _rare(self, value: Any) -> Any:
@@ -181,11 +180,11 @@ class _Encoder:
             return self._array(value.view(np.ndarray))
         if isinstance(value, np.generic) and not isinstance(value, (str, bytes)):
             code = _dtype_code(value.dtype)
-            return ExtType._make((EXT_SCALAR, bytes([code]) + value.astype(DTYPES[code]).tobytes()))
+            return _ext_type((EXT_SCALAR, bytes([code]) + value.astype(DTYPES[code]).tobytes()))
         if isinstance(value, int):
             return _plain_int(int(value))
         if isinstance(value, complex):
-            return ExtType._make((EXT_COMPLEX, _COMPLEX.pack(value.real, value.imag)))
+            return _ext_type((EXT_COMPLEX, _COMPLEX.pack(value.real, value.imag)))
         if isinstance(value, tuple):
             return [_GRAPH if is_graph_instance(value) else _TUPLE, *value]
         for base in (str, bytes, float, list, dict):
@@ -202,10 +201,10 @@ class _Encoder:
             raise ValueError("too many dimensions")
         head = _ARRAY_HEADS[array.ndim].pack(code, array.ndim, *array.shape)
         if array.nbytes < INLINE_BELOW_BYTES:
-            return ExtType._make((EXT_ARRAY, head + array.tobytes()))
+            return _ext_type((EXT_ARRAY, head + array.tobytes()))
         # Not memoryview.cast: it refuses complex numbers.
         self.buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return ExtType._make((EXT_BIG_ARRAY, head))
+        return _ext_type((EXT_BIG_ARRAY, head))
 
 
 class _Decoder:
@@ -259,17 +258,13 @@ class _Decoder:
         for dimension in shape:
             size *= dimension
         if size > self.max_array_bytes:
-            raise MessageTooBig(
-                f"an array {dtype} {shape} of {size} bytes; allowed are {self.max_array_bytes}"
-            )
+            raise MessageTooBig(f"an array {dtype} {shape} of {size} bytes; allowed are {self.max_array_bytes}")
         return dtype, shape, size, head.size
 
     def _big_array(self, data: bytes) -> NDArray[Any]:
         dtype, shape, size, start = self._array_head(data)
         if len(data) != start or not INLINE_BELOW_BYTES <= size <= self.payload_left:
-            _refuse(
-                f"an array {dtype} {shape} of {size} bytes; {self.payload_left} bytes of payload are left"
-            )
+            _refuse(f"an array {dtype} {shape} of {size} bytes; {self.payload_left} bytes of payload are left")
         self.payload_left -= size
         array = np.empty(shape, dtype)
         self.views.append(array.reshape(-1).view(np.uint8).data)
@@ -308,7 +303,7 @@ def _graph_instance(items: list[Any]) -> Any:
 def _plain_int(value: int) -> Any:
     if -(1 << 63) <= value < 1 << 64:
         return value
-    return ExtType._make((EXT_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)))
+    return _ext_type((EXT_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)))
 
 
 def _dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -322,7 +317,7 @@ def _dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 def _scalar(data: bytes) -> Any:
     if not data or data[0] >= len(DTYPES) or len(data) != 1 + DTYPES[data[0]].itemsize:
         _refuse(f"a malformed numpy scalar of {len(data)} bytes")
-    return np.ndarray((), DTYPES[data[0]], data, 1)[()]
+    return np.frombuffer(data, DTYPES[data[0]], 1, 1)[0]
 
 
 def _refuse(what: str) -> NoReturn:
