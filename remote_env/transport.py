@@ -175,9 +175,7 @@ def transport_pair() -> tuple[SocketTransport, SocketTransport]:
     return SocketTransport(left), SocketTransport(right)
 
 
-def _connect(
-    sock: socket.socket, address: object, shown: str, deadline: float, busy_poll_s: float
-) -> SocketTransport:
+def _connect(sock: socket.socket, address: object, shown: str, deadline: float, busy_poll_s: float) -> SocketTransport:
     try:
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         sock.connect(address)  # type: ignore[arg-type]  # typeshed has no union of address kinds

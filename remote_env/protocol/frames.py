@@ -80,27 +80,28 @@ def pack_frame(
     acknowledged: int = 0,
     payload_size: int = 0,
 ) -> bytearray:
-    """Header and body of one frame; the payload's buffers are to be sent right after it.
-
-    Raises:
-        MessageTooBig: body or payload is above the protocol's limit; nothing is packed.
-    """
-    if len(body) > MAX_BODY_SIZE or payload_size > MAX_PAYLOAD_SIZE:
-        raise MessageTooBig(
-            f"a {NAMES.get(kind, kind)} of {len(body)} + {payload_size} bytes is above the limit of "
-            f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}; ask for less per call"
-        )
+    """Header and body of one frame; the payload's buffers are to be sent right after it. Errors as `finish_frame`."""
     frame = bytearray(HEADER_SIZE)
-    HEADER.pack_into(
-        frame, 0, MAGIC, 0, VERSION, kind, flags, epoch, sequence, acknowledged, len(body), payload_size
-    )
     frame += body
-    seal(frame)
+    finish_frame(frame, kind, flags, epoch, sequence, acknowledged, payload_size)
     return frame
 
 
-def seal(frame: bytearray) -> None:
-    """Write the CRC32 of a frame whose header and body are complete."""
+def finish_frame(
+    frame: bytearray, kind: int, flags: int, epoch: int, sequence: int, acknowledged: int, payload_size: int
+) -> None:
+    """Write the header, CRC32 included, into the first bytes of a frame whose body lies behind them already.
+
+    Raises:
+        MessageTooBig: body or payload is above the protocol's limit; the frame must not be sent.
+    """
+    body_size = len(frame) - HEADER_SIZE
+    if body_size > MAX_BODY_SIZE or payload_size > MAX_PAYLOAD_SIZE:
+        raise MessageTooBig(
+            f"a {NAMES.get(kind, kind)} of {body_size} + {payload_size} bytes is above the limit of "
+            f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}; ask for less per call"
+        )
+    HEADER.pack_into(frame, 0, MAGIC, 0, VERSION, kind, flags, epoch, sequence, acknowledged, body_size, payload_size)
     with memoryview(frame) as view, view[CRC_FROM:] as covered:
         _CRC.pack_into(frame, _CRC_AT, zlib.crc32(covered))
 

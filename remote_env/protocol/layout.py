@@ -1,4 +1,4 @@
-"""Fixed layouts: values whose shapes are known from their space, packed without msgpack (docs/protocol.md, "Fixed layouts").
+"""Fixed layouts: values of known shape, packed without msgpack (docs/protocol.md, "Fixed layouts").
 
 A space of Box, MultiBinary, MultiDiscrete, Discrete, and Dict or Tuple of these has a fixed layout; Text, Sequence,
 Graph and OneOf have none. A value goes by its layout only when it is *exactly* what the layout says (type, dtype,
@@ -163,7 +163,7 @@ def _compile(space: Any) -> Any:
 
 def byte_view(array: np.ndarray[Any, Any]) -> memoryview:
     """The array's memory as 1-D bytes; of a copy when it is not C-contiguous."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 _REWARD = struct.Struct("<dBB")  # reward, its kind, flags

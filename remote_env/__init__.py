@@ -1,0 +1,49 @@
+"""remote_env: a `gymnasium.Env` whose simulator runs on another machine, over SSH.
+
+Importing it registers "Remote-v0" and "Remote-Aloha-v0" with Gymnasium. The names below load when they are used, so
+that the far end, which has neither paramiko nor a renderer, can import this package too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from remote_env.registration import register_remote_envs
+
+if TYPE_CHECKING:
+    from remote_env.env import LocalFolder, RemoteEnv
+    from remote_env.server.backend import Backend
+    from remote_env.state import EntityLayout, EntityState, SceneLayout, SceneState
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RemoteEnv": "remote_env.env",
+    "LocalFolder": "remote_env.env",
+    "Backend": "remote_env.server.backend",
+    "SceneState": "remote_env.state",
+    "SceneLayout": "remote_env.state",
+    "EntityState": "remote_env.state",
+    "EntityLayout": "remote_env.state",
+}
+
+__all__ = [
+    "Backend",
+    "EntityLayout",
+    "EntityState",
+    "LocalFolder",
+    "RemoteEnv",
+    "SceneLayout",
+    "SceneState",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'remote_env' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+register_remote_envs()

@@ -1,0 +1,364 @@
+"""Where a task server runs: this machine, a machine reached over SSH, or an address where one listens already."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from remote_env.errors import AuthError, ConfigError, DeadlineExceeded, StartError
+from remote_env.session import Dial
+from remote_env.transport import Transport, connect_tcp, connect_unix
+
+LAUNCHER = Path(__file__).parents[1] / "server" / "launch.py"
+POLL_S = 0.002
+STOP_TIMEOUT_S = 10.0
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Server:
+    """A task server that can be dialled.
+
+    Attributes:
+        dial: makes a transport to it.
+        token: its token; never shown.
+        started: whether we started it, so that closing ends it.
+        where: its address, to show.
+        stop: ends it, by force if need be, and removes what starting it made. Only if `started`.
+        log_tail: the last lines of its log, for when it can no longer be asked.
+    """
+
+    dial: Dial
+    token: str = field(repr=False)
+    started: bool
+    where: str
+    stop: Callable[[float], None] = lambda _deadline: None
+    log_tail: Callable[[int], str] = lambda _lines: ""
+
+
+class Place(Protocol):
+    """Where servers run."""
+
+    name: str
+
+    def find(self, port: int, deadline: float) -> Server | None:
+        """The server of ours that listens on `port` there, or None when nothing of ours does."""
+
+    def start(self, settings: dict[str, Any], deadline: float, on_progress: Progress) -> Server:
+        """Start a server with these settings; StartError when it does not come up."""
+
+    def send_folder(self, folder: Path, deadline: float) -> str:
+        """Make a local folder or file available there; its path there."""
+
+    def close(self) -> None:
+        """Free the connection to the place; servers that run there go on."""
+
+
+class LocalPlace:
+    """This machine.
+
+    Args:
+        python: the interpreter that serves; None for the client's own.
+        busy_poll_s: see `SocketTransport`.
+        token: for servers found by port, when not in this user's registry.
+    """
+
+    name = "local"
+
+    def __init__(self, *, python: str | None = None, busy_poll_s: float = 0.0, token: str | None = None) -> None:
+        self._python = python or sys.executable
+        self._busy_poll_s = busy_poll_s
+        self._token = token
+
+    def find(self, port: int, deadline: float) -> Server | None:
+        """See `Place.find`."""
+        if not _listens("127.0.0.1", port, deadline):
+            return None
+        token = self._token or read_registered_token(port)
+        return Server(self._dial_tcp(port), token, started=False, where=f"127.0.0.1:{port}")
+
+    def _dial_tcp(self, port: int, host: str = "127.0.0.1") -> Dial:
+        return lambda deadline: connect_tcp(host, port, deadline, busy_poll_s=self._busy_poll_s)
+
+    def start(self, settings: dict[str, Any], deadline: float, on_progress: Progress) -> Server:
+        """See `Place.start`."""
+        on_progress("starting the embedded server")
+        embedded = EmbeddedServer(self._python, settings)
+        try:
+            ready = embedded.wait_ready(deadline)
+        except BaseException:
+            embedded.stop(time.monotonic() + STOP_TIMEOUT_S)
+            raise
+        listen = ready["listen"]
+        dial: Dial
+        if "unix" in listen:
+            dial = lambda until: connect_unix(listen["unix"], until, busy_poll_s=self._busy_poll_s)  # noqa: E731
+            where = str(listen["unix"])
+        else:
+            dial, where = self._dial_tcp(listen["tcp"][1], listen["tcp"][0]), "{}:{}".format(*listen["tcp"])
+        return Server(dial, settings["token"], True, where, stop=embedded.stop, log_tail=embedded.log_tail)
+
+    def send_folder(self, folder: Path, deadline: float) -> str:  # noqa: ARG002  nothing to wait for
+        """See `Place.send_folder`; here it is where it is."""
+        return str(folder)
+
+    def close(self) -> None:
+        """See `Place.close`."""
+
+
+class EmbeddedServer:
+    """A server process on this machine, in a private temporary folder that goes with it."""
+
+    def __init__(self, python: str, settings: dict[str, Any]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leash = -1
+        try:
+            self._launch(python, settings)
+        except BaseException:
+            self.stop(time.monotonic() + STOP_TIMEOUT_S)
+            raise
+
+    def _launch(self, python: str, settings: dict[str, Any]) -> None:
+        settings = {**settings, "listen": settings["listen"] or self._default_address()}
+        leash, self._leash = os.pipe()
+        posix = os.name == "posix"
+        if posix:
+            settings["leash_fd"] = leash
+        try:
+            path = self._folder / "settings.json"
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(settings, file)
+            with (self._folder / "log").open("wb") as log:
+                self._process = subprocess.Popen(  # noqa: S603  the interpreter is the caller's to name
+                    [*split_command(python), str(LAUNCHER), str(self._folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in our terminal is ours to handle
+                    pass_fds=(leash,) if posix else (),
+                )
+        except FileNotFoundError as error:
+            raise StartError(f"no interpreter {python!r} on this machine; pass python= with one that exists") from error
+        finally:
+            os.close(leash)
+
+    def _default_address(self) -> dict[str, Any]:
+        if hasattr(socket, "AF_UNIX"):
+            return {"unix": str(self._folder / "socket")}
+        return {"tcp": ["127.0.0.1", 0]}
+
+    def wait_ready(self, deadline: float) -> dict[str, Any]:
+        """What the server says once it listens.
+
+        Raises:
+            StartError: it failed, or ended without a word; `log_tail` holds its last lines.
+            DeadlineExceeded: neither came in time.
+        """
+        ready, failed = self._folder / "ready.json", self._folder / "failed.json"
+        while time.monotonic() < deadline:
+            if ready.exists():
+                return dict(json.loads(ready.read_text()))
+            ended = self._process is not None and self._process.poll() is not None
+            if failed.exists():
+                failure = json.loads(failed.read_text())
+                raise StartError(failure["message"], kind=failure["kind"], log_tail=self.log_tail(40))
+            if ended:
+                raise StartError(
+                    f"the embedded server ended with status {self._process.returncode}:\n{self.log_tail(20)}",  # type: ignore[union-attr]
+                    log_tail=self.log_tail(40),
+                )
+            time.sleep(POLL_S)
+        raise DeadlineExceeded("the embedded server did not start in time; is this machine overloaded?")
+
+    def log_tail(self, lines: int) -> str:
+        """The last `lines` lines of its log; "" once the folder is gone."""
+        path = self._folder / "log"
+        try:
+            return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        except FileNotFoundError:
+            return ""
+
+    def stop(self, deadline: float) -> None:
+        """End it: by its leash, and by force at the deadline; then remove its folder."""
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
+        if self._process is not None:
+            try:
+                self._process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # its simulators die with it: each is on its leash
+                self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class AddressPlace(LocalPlace):
+    """A server that listens at a TCP address already; nothing is started there."""
+
+    def __init__(self, host: str, port: int, *, busy_poll_s: float = 0.0, token: str | None = None) -> None:
+        super().__init__(busy_poll_s=busy_poll_s, token=token)
+        self.name = f"tcp://{host}:{port}"
+        self._address = host, port
+
+    def find(self, port: int, deadline: float) -> Server:
+        """See `Place.find`; ConnectError when nothing listens."""
+        host, port = self._address
+        dial = self._dial_tcp(port, host)
+        dial(deadline).close()
+        return Server(dial, self._token or read_registered_token(port), started=False, where=f"{host}:{port}")
+
+
+class SshPlace:
+    """A machine reached over SSH; one login serves everything.
+
+    Args:
+        connection: a `remote_env.ssh.SshConnection`, not connected yet.
+        python: the far interpreter's command line.
+        token: for servers found by port, when the far registry does not name them.
+    """
+
+    def __init__(self, connection: Any, *, python: str | None = None, token: str | None = None) -> None:
+        self._connection = connection
+        self._python = python or "python3"
+        self._token = token
+        self._is_connected = False
+        self.name = connection.description
+
+    def _connect(self, deadline: float) -> Any:
+        if not self._is_connected:
+            self._connection.connect(deadline)
+            self._is_connected = True
+        return self._connection
+
+    def find(self, port: int, deadline: float) -> Server | None:
+        """See `Place.find`."""
+        from remote_env.ssh import find_server
+
+        connection = self._connect(deadline)
+        entry = find_server(connection, port, deadline)
+        if entry is None and self._token is None:
+            return None
+        token = self._token or entry["token"]  # type: ignore[index]
+        return Server(self._dial(port), token, started=False, where=f"{self.name} port {port}")
+
+    def _dial(self, port: int) -> Dial:
+        def dial(deadline: float) -> Transport:
+            transport: Transport = self._connection.open_port(port, deadline)
+            return transport
+
+        return dial
+
+    def start(self, settings: dict[str, Any], deadline: float, on_progress: Progress) -> Server:
+        """See `Place.start`."""
+        from remote_env.ssh import start_server
+
+        on_progress(f"connecting to {self.name}")
+        connection = self._connect(deadline)
+        settings = {**settings, "listen": settings["listen"] or {"tcp": ["127.0.0.1", 0]}}
+        handle = start_server(connection, settings, python=self._python, deadline=deadline, on_progress=on_progress)
+        return Server(
+            self._dial(handle.port),
+            settings["token"],
+            True,
+            f"{self.name} port {handle.port}",
+            stop=handle.stop,
+            log_tail=lambda lines: str(handle.log_tail(lines, time.monotonic() + STOP_TIMEOUT_S)),
+        )
+
+    def send_folder(self, folder: Path, deadline: float) -> str:
+        """See `Place.send_folder`: by content, once."""
+        from remote_env.ssh import upload_folder
+
+        return str(upload_folder(self._connect(deadline), folder, deadline))
+
+    def close(self) -> None:
+        """See `Place.close`."""
+        with contextlib.suppress(OSError):
+            self._connection.close()
+
+
+def open_place(host: str | None, options: PlaceOptions) -> Place:
+    """The place that `host` names; nothing is connected yet.
+
+    Raises:
+        ConfigError: `host` is no address that we understand.
+    """
+    if host is None or host == "local":
+        return LocalPlace(python=options.python, busy_poll_s=options.busy_poll_s, token=options.token)
+    if host.startswith("tcp://"):
+        name, _, port = host.removeprefix("tcp://").rpartition(":")
+        if not name or not port.isdigit():
+            raise ConfigError(f"host={host!r} is no TCP address; write tcp://127.0.0.1:8888")
+        return AddressPlace(name.strip("[]"), int(port), busy_poll_s=options.busy_poll_s, token=options.token)
+    from remote_env.ssh import SshConnection
+
+    connection = SshConnection(
+        host,
+        ssh_port=options.ssh_port,
+        identity_file=options.identity_file,
+        accept_new_host_key=options.accept_new_host_key,
+        known_hosts_file=options.known_hosts_file,
+        config_file=options.ssh_config_file,
+        connect_timeout_s=options.connect_timeout_s,
+    )
+    return SshPlace(connection, python=options.python, token=options.token)
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """How to reach a place; see `RemoteEnv` for each."""
+
+    python: str | None = None
+    busy_poll_s: float = 0.0
+    token: str | None = field(default=None, repr=False)
+    ssh_port: int | None = None
+    identity_file: str | None = None
+    accept_new_host_key: bool = False
+    known_hosts_file: str | None = None
+    ssh_config_file: str | None = None
+    connect_timeout_s: float = 30.0
+
+
+def _listens(host: str, port: int, deadline: float) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(max(deadline - time.monotonic(), 0.1))
+        return sock.connect_ex((host, port)) == 0
+
+
+def read_registered_token(port: int) -> str:
+    """The token of this user's server on a port of this machine, from the environment or the file that it keeps.
+
+    Raises:
+        AuthError: neither is there.
+    """
+    from_environment = os.environ.get("REMOTE_ENV_TOKEN")
+    if from_environment:
+        return from_environment
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    path = base / "remote-env" / "servers" / f"{port}.json"
+    try:
+        return str(json.loads(path.read_text())["token"])
+    except (OSError, ValueError, KeyError) as error:
+        raise AuthError(
+            f"something listens on port {port}, but its token is unknown: there is no {path}, and REMOTE_ENV_TOKEN is "
+            "not set; is that a task server of yours? Pass token= or set REMOTE_ENV_TOKEN"
+        ) from error
+
+
+def split_command(python: str) -> list[str]:
+    """A local interpreter as an argument list: a path that exists is one word, anything else is a command line."""
+    import shlex
+
+    return [python] if Path(python).exists() else shlex.split(python)

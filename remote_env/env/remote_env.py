@@ -1,0 +1,514 @@
+"""RemoteEnv: a `gymnasium.Env` whose simulator runs on another machine."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import getpass
+import logging
+import os
+import platform
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from remote_env.env.actions import compile_action_check
+from remote_env.env.places import STOP_TIMEOUT_S, Place, PlaceOptions, Server, open_place
+from remote_env.env.task import LocalFolder, TaskChoice
+from remote_env.errors import ConfigError, InputError, RemoteEnvError, StartError, Unsupported
+from remote_env.protocol.handshake import new_token
+from remote_env.session import Session, Transition
+from remote_env.state import SceneState
+
+log = logging.getLogger("remote_env")
+
+
+class _Metadata:
+    """The class's own metadata, which `gymnasium.make` reads; on an instance the task's, from the server."""
+
+    of_class: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "rgb_array_list", "ansi"]}
+
+    def __get__(self, instance: RemoteEnv | None, owner: type) -> dict[str, Any]:
+        return self.of_class if instance is None else instance._task_metadata()
+
+
+class RemoteEnv(gymnasium.Env[Any, Any]):
+    """An ordinary Gymnasium environment whose simulator lives on another machine.
+
+    The server starts at first use (or on `with`); `close()` ends what this client started and only detaches from what
+    it attached to.
+
+    Args:
+        host: where the server runs. None or "local": this machine, over a Unix socket. "user@box",
+            "ssh://user@box:2222" or a name of `~/.ssh/config`: over SSH. "tcp://127.0.0.1:8888": attach only.
+        port: the task server's port on the host: attach to our server that listens there, or start one there. None:
+            start one on a free port.
+        env: the task: a registered id, "module:id", "module:function", "file.py:function", or a callable that makes
+            the environment (it travels by cloudpickle, over our own SSH connection, to the server that we start).
+            None: take what the server at `port` serves; `REMOTE_ENV_TASK` may set a default.
+        env_kwargs: keyword arguments for the task. A `LocalFolder` among them is sent along, by content, once.
+        simulator: "gymnasium", or "module:Class" with a `Backend`.
+        render_mode: passed to the task.
+        capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
+            round trip.
+        python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.
+        upload: local modules or folders that the far end is to find on its `sys.path`.
+        server_env: environment variables for the server.
+        cwd: the server's working folder.
+        allow_calls: names of the task that `call` may reach besides those that it opens itself.
+        max_sessions: how many clients a server that we start takes at once, each with a simulator of its own.
+        start_timeout_s: for a start, uploads and a slow simulator included [s].
+        reset_timeout_s: for one reset [s].
+        step_timeout_s: for any other call [s].
+        idle_timeout_s: how long a server over SSH outlives its last client [s]; a local one dies with its client.
+        busy_poll_s: how long a local receive spins before it sleeps [s].
+        token: of a server that somebody else started; default `REMOTE_ENV_TOKEN`, or the file that it keeps.
+        ssh_port: the SSH port (`port` is the task server's).
+        identity_file: private key to log in with.
+        accept_new_host_key: trust a host never seen before.
+        known_hosts_file: default `~/.ssh/known_hosts`.
+        ssh_config_file: default `~/.ssh/config`.
+        connect_timeout_s: for one SSH login [s].
+        on_progress: told in words what a start is doing.
+    """
+
+    metadata = _Metadata()
+
+    def __init__(
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        env: str | Callable[..., Any] | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        simulator: str = "gymnasium",
+        render_mode: str | None = None,
+        capture_state: bool = False,
+        python: str | None = None,
+        upload: Sequence[str | os.PathLike[str]] = (),
+        server_env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        allow_calls: Sequence[str] = (),
+        max_sessions: int = 1,
+        start_timeout_s: float = 1200.0,
+        reset_timeout_s: float = 600.0,
+        step_timeout_s: float = 120.0,
+        idle_timeout_s: float = 600.0,
+        busy_poll_s: float = 0.0,
+        token: str | None = None,
+        ssh_port: int | None = None,
+        identity_file: str | None = None,
+        accept_new_host_key: bool = False,
+        known_hosts_file: str | None = None,
+        ssh_config_file: str | None = None,
+        connect_timeout_s: float = 30.0,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self._pid = os.getpid()
+        self._session: Session | None = None
+        self._server: Server | None = None
+        self._place: Place | None = None
+        self._state: SceneState | None = None
+        self._spec: EnvSpec | None = None
+        self._is_closed = False
+        self._step_timeout_s, self._reset_timeout_s = step_timeout_s, reset_timeout_s
+        self._capture_state = capture_state
+        self.render_mode = render_mode
+        kwargs = dict(env_kwargs or {})
+        if render_mode is not None:
+            kwargs["render_mode"] = render_mode
+        self._task = TaskChoice(env if env is not None else os.environ.get("REMOTE_ENV_TASK"), kwargs, simulator)
+        self._check_arguments(host, port)
+
+    def _check_arguments(self, host: str | None, port: int | None) -> None:
+        if port is not None and not 0 < port < 65536:
+            raise ConfigError(f"port={port}: the task server's port is from 1 to 65535")
+        attaches_only = host is not None and host.startswith("tcp://")
+        if self._task.env is None and port is None and not attaches_only:
+            raise ConfigError(
+                "nothing to run: name the task with env= (or REMOTE_ENV_TASK), or a server's port= to take what it has"
+            )
+
+    # Starting
+
+    def start(self) -> RemoteEnv:
+        """Start or attach, and connect, unless that is done already; returns self.
+
+        Raises:
+            ConfigError: the task or an argument cannot be had as asked.
+            ConnectError: the host cannot be reached (HostKeyError, AuthError), or the server does not start
+                (StartError).
+            TaskError: the task raised while it was made.
+            DeadlineExceeded: not ready within `start_timeout_s`.
+        """
+        if self._session is None:
+            self.start_remote_server()
+            self.connect()
+        return self
+
+    def start_remote_server(
+        self,
+        server_script: str | None = None,
+        task_name: str | None = None,
+        num_envs: int = 1,
+        simulator: str | None = None,
+    ) -> RemoteEnv:
+        """Find the server at `port`, or start one; nothing when that is done already.
+
+        Args:
+            server_script: a local Python file with a `make_env(**kwargs)`, which is sent along and serves.
+            task_name: the task, instead of `env=`.
+            num_envs: 1; batches are `RemoteVectorEnv`'s.
+            simulator: instead of `simulator=`.
+        """
+        if self._server is not None:
+            return self
+        if self._is_closed:
+            raise ConfigError("this environment is closed; make a new one")
+        if num_envs != 1:
+            raise Unsupported(f"num_envs={num_envs}: a RemoteEnv holds one environment")
+        if server_script is not None:
+            self._task = TaskChoice(LocalFolder(server_script), self._task.kwargs, self._task.simulator)
+        self._task = self._task.replaced(task_name, simulator)
+        self._deadline = time.monotonic() + self._arguments["start_timeout_s"]
+        with contextlib.ExitStack() as undo:
+            place = self.setup_tunnel()
+            undo.callback(self._forget_place)
+            self._server = self._find_server(place) or self._start_server(place)
+            undo.pop_all()
+        _open_environments.add(self)
+        return self
+
+    def setup_tunnel(self) -> Place:
+        """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
+        if self._place is None:
+            names = PlaceOptions.__dataclass_fields__
+            options = {name: value for name, value in self._arguments.items() if name in names}
+            self._place = open_place(self._arguments["host"], PlaceOptions(**options))
+        return self._place
+
+    def connect(self) -> RemoteEnv:
+        """Open a session with the server, and wait for its simulator; nothing when that is done already."""
+        if self._session is not None:
+            return self
+        if self._server is None:
+            self.start_remote_server()
+        server = self._server
+        assert server is not None  # noqa: S101  start_remote_server set it
+        try:
+            digest = self._digest if not server.started and self._task.env is not None else None
+            self._session = Session(
+                server.dial,
+                server.token,
+                self._deadline,
+                client=_describe_client(),
+                digest=digest,
+                on_status=self._report,
+            )
+        except BaseException:
+            self._stop_all()
+            raise
+        self._check_action = compile_action_check(self._session.action_space)
+        self._compare_versions(self._session.ready["facts"])
+        self.render_mode = self._session.ready["render_mode"]
+        return self
+
+    def _find_server(self, place: Place) -> Server | None:
+        port = self._arguments["port"]
+        if port is None and not place.name.startswith("tcp://"):
+            return None
+        server = place.find(port or 0, self._deadline)
+        if server is not None and self._task.env is not None:
+            self._digest = self._task.specify(place, self._deadline).digest
+        if server is None and self._task.env is None:
+            raise ConfigError(
+                f"no task server of yours listens on port {port} of {place.name}; name the task with env= to start one "
+                "there (REMOTE_ENV_TASK may set a default)"
+            )
+        return server
+
+    def _start_server(self, place: Place) -> Server:
+        settings = self._settings(place)
+        try:
+            return place.start(settings, self._deadline, self._progress)
+        except StartError as error:
+            # Another client may have started one there since we looked.
+            if getattr(error, "kind", "") != "port-in-use" or (found := self._find_server(place)) is None:
+                raise
+            return found
+
+    def _settings(self, place: Place) -> dict[str, Any]:
+        arguments = self._arguments
+        task = self._task.specify(place, self._deadline, allow_calls=arguments["allow_calls"])
+        uploaded = [place.send_folder(Path(item), self._deadline) for item in arguments["upload"]]
+        local = place.name == "local"
+        port = arguments["port"]
+        return {
+            "token": new_token(),
+            "listen": {"tcp": ["127.0.0.1", port]} if port else None,
+            "task": task.to_plain(),
+            "digest": task.digest,
+            "max_sessions": arguments["max_sessions"],
+            "idle_timeout_s": 0.0 if local and not port else arguments["idle_timeout_s"],
+            "env": dict(arguments["server_env"] or {}),
+            "cwd": arguments["cwd"],
+            # A local server is to find what this process finds, so that a task beside the script works.
+            "python_path": [*uploaded, *([str(Path(item).absolute()) for item in sys.path] if local else [])],
+        }
+
+    def _progress(self, text: str) -> None:
+        log.info("%s", text)
+        if self._arguments["on_progress"] is not None:
+            self._arguments["on_progress"](text)
+
+    def _report(self, status: dict[str, Any]) -> None:
+        since = f" ({status['since_s']:.0f} s)" if "since_s" in status else ""
+        self._progress(f"simulator {status['state']}: {status.get('phase', '')}{since}")
+
+    def _compare_versions(self, theirs: Mapping[str, str]) -> None:
+        ours = {"numpy": np.__version__, "gymnasium": gymnasium.__version__, "machine": platform.machine()}
+        for name, version in ours.items():
+            if theirs.get(name) != version:
+                log.info("%s differs: %s here, %s on the far end", name, version, theirs.get(name))
+
+    # The Gymnasium interface
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode, as `gymnasium.Env.reset`.
+
+        After `SessionLost` this starts anew: a new session, and a new server if the old one is gone.
+
+        Raises:
+            InputError: the options cannot cross; nothing was sent.
+            TaskError: the task raised; the session stays usable.
+            DeadlineExceeded: no answer within `reset_timeout_s`.
+            SessionLost: the simulator died meanwhile.
+        """
+        super().reset(seed=seed)
+        if self._session is not None and self._session.is_lost is not None:
+            self._stop_all()
+        session = self._running()
+        transition = session.reset(seed, options, self._reset_timeout_s, want_state=self._capture_state)
+        self._state = transition.state
+        return transition.observation, transition.info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Send one action and return the task's next transition.
+
+        Args:
+            action: in the task's own action space; passed on unclipped, in the dtype it has.
+
+        Returns:
+            observation, reward, terminated, truncated, info, as `gymnasium.Env.step`.
+
+        Raises:
+            InputError: the action's shape or kind is not the task's, or it is not finite; nothing was sent.
+            TaskError: the task raised; `remote_traceback` holds where.
+            DeadlineExceeded: no reply within `step_timeout_s`; the step may still run: `resume()` settles it.
+            SessionLost: the simulator that held this episode is gone; reset to start a new one.
+        """
+        session = self._session
+        if session is None:
+            session = self._running()
+        self._check_action(action)
+        self._state = None
+        transition = session.step(action, self._step_timeout_s, want_state=self._capture_state)
+        self._state = transition.state
+        return transition[:5]
+
+    def render(self) -> Any:
+        """What the task renders in its render mode; one round trip."""
+        return self._running().render(self._step_timeout_s)
+
+    def close(self) -> None:
+        """End what this client started, or detach from what it attached to; may be called again."""
+        if self._pid != os.getpid():
+            return  # a forked child's copy: the parent's session is not ours to end
+        self._is_closed = True
+        self._stop_all()
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+        """The task's, from the server; starts it."""
+        return self._running().observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+        """The task's, from the server; starts it."""
+        return self._running().action_space
+
+    # More than Gymnasium asks for
+
+    def get_state(self, *, native: bool = False) -> SceneState:
+        """The scene now; no round trip when the last step brought it (`capture_state=True`).
+
+        Args:
+            native: also bytes by which `set_state` restores the same simulator exactly.
+
+        Raises:
+            Unsupported: the task has no scene state.
+        """
+        if self._state is not None and not native:
+            return self._state
+        return self._running().get_state(self._step_timeout_s, native=native)
+
+    def set_state(self, state: SceneState) -> None:
+        """Put the task's scene into `state`.
+
+        Raises:
+            Unsupported: the task cannot.
+            TaskError: the state does not fit the task's scene.
+        """
+        self._state = None
+        self._running().set_state(state, self._step_timeout_s)
+
+    def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
+        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
+        transition: Transition | None = self._running().resume(self._step_timeout_s)
+        if transition is None:
+            return None
+        self._state = transition.state
+        return transition[:5]
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Read an attribute of the task, or call a method, by a name that the server opens to clients.
+
+        Raises:
+            InputError: the name is not open; the message lists those that are.
+        """
+        return self._running().call(name, args, kwargs, self._step_timeout_s)
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """An attribute of this object, or of the task by `call`."""
+        if name in self.__dict__ or hasattr(type(self), name):
+            return getattr(self, name)
+        try:
+            return self.call(name)
+        except InputError as error:
+            raise AttributeError(str(error)) from error
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether `get_wrapper_attr` finds it."""
+        if name in self.__dict__ or hasattr(type(self), name):
+            return True
+        return self._session is not None and name in self._session.ready["callable_names"]
+
+    def logs(self, lines: int = 100) -> str:
+        """The last `lines` lines of the server's log; also after the simulator's death."""
+        if self._session is not None:
+            with contextlib.suppress(RemoteEnvError):
+                return self._session.control.logs(lines)
+        return self._server.log_tail(lines) if self._server is not None else ""
+
+    def status(self) -> dict[str, Any]:
+        """What the simulator does now, answered by its supervisor even while it works."""
+        return self._running().control.status()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Versions and kind of the far interpreter."""
+        return dict(self._running().ready["facts"])
+
+    @property
+    def remote_spec(self) -> dict[str, Any]:
+        """Facts of the task's own spec on the far end: id, max_episode_steps, reward_threshold, nondeterministic."""
+        return dict(self._running().ready["spec"])
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What `gymnasium.make` needs to make this *remote* environment again; the far one's is `remote_spec`."""
+        if self._spec is None:
+            return EnvSpec("Remote-v0", entry_point="remote_env.env:RemoteEnv", kwargs=self._given_arguments())
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec) -> None:
+        self._spec = spec
+
+    # Life
+
+    def _task_metadata(self) -> dict[str, Any]:
+        return dict(self._running().ready["metadata"])
+
+    def _running(self) -> Session:
+        if self._session is None:
+            if self._pid != os.getpid():
+                raise ConfigError("this environment was made in another process; make it in the one that uses it")
+            self.start()
+        assert self._session is not None  # noqa: S101  start set it
+        return self._session
+
+    def _stop_all(self) -> None:
+        session, server = self._session, self._server
+        self._session = self._server = self._state = None
+        _open_environments.discard(self)
+        try:
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            if session is not None:
+                if server is not None and server.started:
+                    with contextlib.suppress(RemoteEnvError):
+                        session.control.stop_server(deadline)
+                session.close()
+            if server is not None and server.started:
+                server.stop(deadline)
+        finally:
+            self._forget_place()
+
+    def _forget_place(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            place.close()
+
+    def _given_arguments(self) -> dict[str, Any]:
+        defaults = {**(RemoteEnv.__init__.__kwdefaults__ or {}), "host": None, "port": None}
+        return {name: value for name, value in self._arguments.items() if value is not defaults[name]}
+
+    def __enter__(self) -> RemoteEnv:
+        return self.start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._session is not None:
+            raise ConfigError(
+                "a RemoteEnv that runs cannot be pickled; pickle it before its first use, or make another"
+            )
+        return self._given_arguments()
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        if getattr(self, "_server", None) is not None and self._pid == os.getpid():
+            warnings.warn("a RemoteEnv was not closed; use `with`, or call close()", ResourceWarning, stacklevel=2)
+            with contextlib.suppress(Exception):
+                self.close()
+
+    def __str__(self) -> str:
+        return f"<RemoteEnv {self._task.label} on {self._arguments['host'] or 'local'}>"
+
+    __repr__ = __str__
+
+
+_open_environments: weakref.WeakSet[RemoteEnv] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for env in list(_open_environments):
+        env.close()
+
+
+def _describe_client() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}" if hasattr(os, "getuid") else "somebody"
+    return f"{user}@{platform.node()} pid {os.getpid()}"

@@ -1,0 +1,109 @@
+"""What task a RemoteEnv runs: from what the caller named to what the far end is told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote_env.env.places import Place
+from remote_env.errors import ConfigError
+from remote_env.protocol.task import TaskSpec
+
+_ALOHA_PREFIX = "remote_env/Aloha"
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder or file of this machine that a task needs; sent along by content, once, and replaced by its far path.
+
+    Attributes:
+        path: where it is here.
+    """
+
+    path: str | os.PathLike[str]
+
+    def resolved(self) -> Path:
+        """Its absolute path; ConfigError when nothing is there."""
+        path = Path(self.path).expanduser().absolute()
+        if not path.exists():
+            raise ConfigError(f"there is no {path} on this machine to send along")
+        return path
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """What the caller asked to run.
+
+    Attributes:
+        env: a name, a callable, a `LocalFolder` that is a Python file with `make_env`, or None: what the server has.
+        kwargs: keyword arguments for the task.
+        simulator: which backend.
+    """
+
+    env: str | Callable[..., Any] | LocalFolder | None
+    kwargs: Mapping[str, Any]
+    simulator: str
+
+    @property
+    def label(self) -> str:
+        """The task's name, to show."""
+        if self.env is None:
+            return "whatever is served"
+        if isinstance(self.env, LocalFolder):
+            return Path(self.env.path).name
+        return self.env if isinstance(self.env, str) else getattr(self.env, "__qualname__", repr(self.env))
+
+    def replaced(self, env: str | None, simulator: str | None) -> TaskChoice:
+        """The same with another task or simulator, where one is given."""
+        return TaskChoice(env or self.env, self.kwargs, simulator or self.simulator)
+
+    def specify(self, place: Place, deadline: float, *, allow_calls: Sequence[str] = ()) -> TaskSpec:
+        """What to tell the far end, with every `LocalFolder` sent there.
+
+        Raises:
+            ConfigError: a folder is not there, or the callable cannot be pickled.
+            InputError: a keyword argument cannot cross.
+        """
+        kwargs = {
+            name: place.send_folder(value.resolved(), deadline) if isinstance(value, LocalFolder) else value
+            for name, value in self._with_models(place).items()
+        }
+        env, pickled = self._name(place, deadline)
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}" if pickled is not None else ""
+        return TaskSpec(env, kwargs, self.simulator, pickled, version, tuple(allow_calls))
+
+    def _name(self, place: Place, deadline: float) -> tuple[str, bytes | None]:
+        if isinstance(self.env, LocalFolder):
+            script = self.env.resolved()
+            sent = Path(place.send_folder(script, deadline))
+            return f"{sent if sent.suffix == '.py' else sent / script.name}:make_env", None
+        if callable(self.env):
+            return self.label, _pickle(self.env)
+        return str(self.env), None
+
+    def _with_models(self, place: Place) -> Mapping[str, Any]:
+        """ALOHA's model files come from our own gym-aloha when the far end is another machine and none are named."""
+        is_aloha = isinstance(self.env, str) and self.env.startswith(_ALOHA_PREFIX)
+        if not is_aloha or place.name == "local" or "model_dir" in self.kwargs:
+            return self.kwargs
+        from remote_env.tasks.aloha_model import aloha_model_dir
+
+        try:
+            return {**self.kwargs, "model_dir": LocalFolder(aloha_model_dir())}
+        except ConfigError:
+            return self.kwargs  # the far end may have gym-aloha; if not, it says what to do
+
+
+def _pickle(factory: Callable[..., Any]) -> bytes:
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(factory))
+    except Exception as error:
+        raise ConfigError(
+            f"env={factory!r} cannot be pickled ({error}); pass env='module:function' and upload=[...] instead"
+        ) from error

@@ -1,0 +1,47 @@
+"""gymnasium.make("Remote-Aloha-v0") and gymnasium.make("Remote-v0", env=...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from remote_env.errors import ConfigError
+
+REMOTE_ID = "Remote-v0"
+ALOHA_ID = "Remote-Aloha-v0"
+ALOHA_TASKS = {"transfer-cube": "remote_env/AlohaTransferCube-v0", "insertion": "remote_env/AlohaInsertion-v0"}
+_ALOHA_KWARGS = ("obs_type", "cameras", "width", "height", "quality", "model_dir")
+
+
+def register_remote_envs() -> None:
+    """Register our ids with Gymnasium; calling it again does nothing."""
+    if REMOTE_ID in gymnasium.registry:
+        return
+    # The far end enforces the order of calls and the time limit; checks of every step here would only cost time.
+    for name, entry_point in (
+        (REMOTE_ID, "remote_env.env:RemoteEnv"),
+        (ALOHA_ID, "remote_env.registration:make_aloha"),
+    ):
+        gymnasium.register(name, entry_point=entry_point, disable_env_checker=True, order_enforce=False)
+
+
+def make_aloha(
+    host: str | None = None, port: int | None = None, *, task: str = "transfer-cube", **kwargs: Any
+) -> gymnasium.Env[Any, Any]:
+    """A bimanual ALOHA task, on an embedded local server unless `host` says otherwise.
+
+    Args:
+        host: as `RemoteEnv`.
+        port: as `RemoteEnv`.
+        task: "transfer-cube" or "insertion".
+        **kwargs: `obs_type`, `cameras`, `width`, `height`, `quality`, `model_dir` go to the task (see
+            `remote_env.tasks.aloha.AlohaEnv`), everything else to `RemoteEnv`.
+    """
+    from remote_env.env import RemoteEnv
+
+    name = task.replace("_", "-")
+    if name not in ALOHA_TASKS:
+        raise ConfigError(f"task={task!r} is no ALOHA task; allowed: {', '.join(ALOHA_TASKS)}")
+    env_kwargs = {key: kwargs.pop(key) for key in _ALOHA_KWARGS if key in kwargs}
+    return RemoteEnv(host, port, env=ALOHA_TASKS[name], env_kwargs=env_kwargs, **kwargs)

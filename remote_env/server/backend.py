@@ -1,0 +1,122 @@
+"""Backend: what a simulator must offer to be served. Implement it to serve a task that is no Gymnasium environment."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from remote_env.errors import ConfigError, Unsupported
+from remote_env.state import SceneState
+
+BUNDLED = {"gymnasium": "remote_env.server.gymnasium_backend:GymnasiumBackend"}
+
+
+class Backend(abc.ABC):
+    """One task in one simulator process; every method is called from that process's main thread.
+
+    `make` is called once, first, and must set the attributes. An exception from any method reaches the client as
+    `TaskError` with its traceback; `Unsupported` and `InputError` reach it as themselves.
+
+    Attributes:
+        observation_space: a Gymnasium space that every observation obeys.
+        action_space: a Gymnasium space that describes actions.
+        metadata: as `gymnasium.Env.metadata`; entries that cannot cross the wire are dropped.
+        render_mode: as `gymnasium.Env.render_mode`.
+        spec: plain facts of the task, with "id" at least; what the client shows as `remote_spec`.
+        callable_names: the attributes and methods that clients may read and call by name.
+    """
+
+    observation_space: Any
+    action_space: Any
+    metadata: Mapping[str, Any]
+    render_mode: str | None = None
+    spec: Mapping[str, Any]
+    callable_names: frozenset[str] = frozenset()
+
+    @abc.abstractmethod
+    def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
+        """Build the task.
+
+        Args:
+            env: what the client named: a string, or a callable that it sent.
+            kwargs: keyword arguments for the task.
+        """
+
+    @abc.abstractmethod
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; observation and info, as `gymnasium.Env.reset`."""
+
+    @abc.abstractmethod
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Apply one action; observation, reward, terminated, truncated and info, as `gymnasium.Env.step`."""
+
+    def state(self, *, native: bool) -> SceneState:
+        """The scene now; with `native`, also the bytes that restore this simulator exactly."""
+        raise Unsupported(f"{type(self).__name__} has no scene state")
+
+    def restore(self, state: SceneState) -> None:
+        """Put the scene into `state`."""
+        raise Unsupported(f"{type(self).__name__} cannot restore a scene state")
+
+    def render(self) -> Any:
+        """What `gymnasium.Env.render` returns in the task's render mode."""
+        raise Unsupported(f"{type(self).__name__} cannot render")
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read the attribute `name`, or call it when it is a method; only asked for names in `callable_names`."""
+        raise Unsupported(f"{type(self).__name__} has no attribute {name!r} for clients")
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free what `make` took."""
+
+
+def load_backend(simulator: str) -> Backend:
+    """The backend that `simulator` names: a bundled one ("gymnasium") or "module:Class".
+
+    Raises:
+        ConfigError: there is no such backend, or it is not a Backend.
+    """
+    target = BUNDLED.get(simulator, simulator)
+    if ":" not in target:
+        raise ConfigError(
+            f"unknown simulator {simulator!r}; allowed: {', '.join(BUNDLED)}, or 'module:Class' with a Backend of yours"
+        )
+    kind = load_object(target, f"simulator={simulator!r}")
+    if not (isinstance(kind, type) and issubclass(kind, Backend)):
+        raise ConfigError(
+            f"simulator={simulator!r} names {kind!r}; it must be a subclass of remote_env.server.backend.Backend"
+        )
+    return kind()
+
+
+def load_object(target: str, asked: str) -> Any:
+    """What "module:name" names.
+
+    Raises:
+        ConfigError: the module cannot be imported here, or lacks the name; the message says where it was looked for.
+    """
+    module_name, _, name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not (module_name + ".").startswith(error.name + "."):
+            raise  # the module was found; something that it imports was not
+        raise ConfigError(_not_importable(module_name, asked)) from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise ConfigError(f"{asked}: the module {module_name!r} ({module.__file__}) has no {name!r}") from error
+
+
+def _not_importable(module_name: str, asked: str) -> str:
+    import platform
+    import sys
+
+    return (
+        f"{asked}: the interpreter {sys.executable} of {platform.node()} cannot import {module_name!r}; "
+        f"install it there, or pass upload=['path/to/{module_name.split('.')[0]}'] to send it, "
+        "or python= to name the interpreter that has it"
+    )

@@ -1,0 +1,56 @@
+"""Start the supervisor of a session folder, or (with --simulator) one of its simulators.
+
+Run by path, with the interpreter that has the task: `python .../remote_env/server/launch.py SESSION_FOLDER`. Written
+so that an interpreter that is too old still says so, and so that the supervisor imports the standard library only:
+it enters the package without running `remote_env/__init__.py`.
+"""
+
+import os
+import sys
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+OLDEST = (3, 10)
+
+
+def _refuse_old_interpreter(folder):
+    import json
+
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    message = "%s is Python %s; the far end needs 3.10 or later: pass python=" % (sys.executable, version)  # noqa: UP031
+    partial = os.path.join(folder, "failed.json.partial")
+    with open(partial, "w") as file:
+        json.dump({"kind": "python-too-old", "message": message}, file)
+    os.rename(partial, os.path.join(folder, "failed.json"))
+    sys.exit(message)
+
+
+def _set_path():
+    # The script's own folder must go: its module names would shadow the standard library's.
+    root = os.path.dirname(PACKAGE)
+    vendor = os.path.join(root, "vendor")  # travels with an uploaded far end; an installed package wins
+    sys.path[:] = [root, *sys.path[1:], *([vendor] if os.path.isdir(vendor) else [])]
+
+
+def main():
+    """Run what the arguments name, and exit with its status."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: launch.py SESSION_FOLDER  (started by remote_env; to serve by hand: servers/task_server.py)")
+    if sys.version_info < OLDEST:
+        _refuse_old_interpreter(sys.argv[1])
+    _set_path()
+    if len(sys.argv) > 2 and sys.argv[2] == "--simulator":
+        from remote_env.server import simulator
+
+        sys.exit(simulator.main(sys.argv[1], *(int(number) for number in sys.argv[3:])))
+    import types
+
+    package = types.ModuleType("remote_env")
+    package.__path__ = [PACKAGE]
+    sys.modules["remote_env"] = package
+    from remote_env.server import supervisor
+
+    sys.exit(supervisor.main(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

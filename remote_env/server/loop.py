@@ -1,0 +1,296 @@
+"""The simulator's loop: read a request, run it on the backend, send the reply. The hot path of the far end."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+from remote_env.errors import (
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InputError,
+    ProtocolError,
+    RemoteEnvError,
+    Unsupported,
+)
+from remote_env.protocol import codec, frames, layout
+from remote_env.server.backend import Backend
+from remote_env.server.board import CALL_NUMBERS, Board
+from remote_env.spaces import space_to_plain
+from remote_env.state import SceneLayout, SceneState
+from remote_env.transport import SocketTransport
+
+NEVER = float("inf")
+SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply for so long is gone
+_STEP = CALL_NUMBERS["step"]
+_STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
+
+
+def server_facts() -> dict[str, Any]:
+    """Versions and kind of this interpreter, which the client compares with its own."""
+    import gymnasium
+
+    facts = {"python": platform.python_version(), "numpy": np.__version__, "gymnasium": gymnasium.__version__}
+    if "mujoco" in sys.modules:
+        facts["mujoco"] = sys.modules["mujoco"].__version__
+    return {**facts, "machine": platform.machine(), "hostname": platform.node(), "executable": sys.executable}
+
+
+class SimulatorLoop:
+    """Serves one backend to one connection after another.
+
+    Args:
+        backend: made already.
+        board: where to say what runs.
+        facts: versions, for READY.
+        allow_calls: names that clients may call besides the backend's own.
+    """
+
+    def __init__(self, backend: Backend, board: Board, facts: dict[str, Any], allow_calls: frozenset[str]) -> None:
+        self.backend = backend
+        self._board = board
+        self._facts = facts
+        self._allowed = backend.callable_names | allow_calls
+        self._action_layout = layout.compile_layout(backend.action_space)
+        self._observation_layout = layout.compile_layout(backend.observation_space)
+        self._handlers = {
+            frames.RESET: (CALL_NUMBERS["reset"], self._reset),
+            frames.STEP: (_STEP, self._step),
+            frames.GET_STATE: (CALL_NUMBERS["get_state"], self._get_state),
+            frames.SET_STATE: (CALL_NUMBERS["set_state"], self._set_state),
+            frames.RENDER: (CALL_NUMBERS["render"], self._render),
+            frames.CALL: (CALL_NUMBERS["call"], self._call),
+        }
+
+    def serve(self, sock: socket.socket, epoch: int) -> None:
+        """Answer one session's requests until its link ends."""
+        self._transport = SocketTransport(sock)
+        self._stream = frames.FrameStream(self._transport)
+        self._epoch = epoch
+        self._fresh = True  # a session's first request must be RESET
+        self._layouts: list[SceneLayout] = []
+        try:
+            self._send_value(frames.READY, 0, self._describe())
+            while self._serve_one():
+                pass
+        except (ConnectionLost, DeadlineExceeded) as error:
+            print(f"session {epoch}: the data connection ended ({error})", flush=True)
+        except ProtocolError as error:
+            print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
+        finally:
+            self._transport.close()
+
+    def _describe(self) -> dict[str, Any]:
+        backend = self.backend
+        return {
+            "observation_space": space_to_plain(backend.observation_space),
+            "action_space": space_to_plain(backend.action_space),
+            "metadata": _encodable(dict(backend.metadata)),
+            "render_mode": backend.render_mode,
+            "spec": _encodable(dict(backend.spec)),
+            "callable_names": sorted(self._allowed),
+            "facts": self._facts,
+        }
+
+    def _serve_one(self) -> bool:
+        header = self._stream.recv(NEVER)
+        kind, self._sequence = header[3], header[6]
+        if header[5] != self._epoch:
+            raise ProtocolError(f"a frame of session {header[5]} in session {self._epoch}")
+        if kind == frames.CLOSE:
+            return False
+        known = self._handlers.get(kind)
+        if known is None:
+            raise ProtocolError(f"unknown request {frames.NAMES.get(kind, kind)}")
+        call, handler = known
+        board = self._board
+        try:
+            # What the request holds is read before anything runs: a bad frame ends the link, not the task.
+            request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
+            board.begin(call)
+            handler(header[4], request)
+        except (ConnectionLost, DeadlineExceeded, ProtocolError):
+            raise
+        except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
+            self._send_error(error)
+        finally:
+            board.end()
+        return True
+
+    # Requests
+
+    def _read_step(self, header: frames.Header) -> Any:
+        if not header[4] & frames.FIXED:
+            return self._read_value(header)
+        if self._action_layout is None:
+            raise ProtocolError("a fixed layout for an action space that has none")
+        stream = self._stream
+        action, views = self._action_layout.read(stream.body, stream.body_start, stream.body_end)
+        self._fill(views, header[9])
+        return action
+
+    def _read_value(self, header: frames.Header) -> Any:
+        value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
+        self._fill(views, header.payload_size)
+        return value
+
+    def _fill(self, views: list[memoryview], payload_size: int) -> None:
+        if sum(map(len, views)) != payload_size:
+            raise ProtocolError(f"a payload of {payload_size} bytes where {sum(map(len, views))} are due")
+        if views:
+            self._stream.fill(views, time.monotonic() + SEND_TIMEOUT_S)
+
+    def _step(self, flags: int, action: Any) -> None:
+        if self._fresh:
+            raise InputError("this session has no episode yet; call reset() before step()")
+        self._board.steps += 1
+        observation, reward, terminated, truncated, info = self.backend.step(action)
+        fixed, frame, payload = self._observation_layout, None, None
+        if fixed is not None:
+            frame = bytearray(_STEP_RESULT_AT + fixed.size)
+            if layout.write_transition(frame, frames.HEADER_SIZE, reward, terminated, truncated):
+                payload = fixed.write(observation, frame, _STEP_RESULT_AT)
+        rest: dict[str, Any] = {}
+        if payload is None:
+            rest = {
+                "observation": observation,
+                "reward": reward,
+                "terminated": terminated,
+                "truncated": truncated,
+            }
+        self._send_result(frame, payload, rest, info, flags)
+
+    def _reset(self, flags: int, request: Any) -> None:
+        seed, options = _parts(request, 2)
+        self._board.resets += 1
+        observation, info = self.backend.reset(seed, options)
+        self._fresh = False
+        fixed, frame, payload = self._observation_layout, None, None
+        if fixed is not None:
+            frame = bytearray(frames.HEADER_SIZE + fixed.size)
+            payload = fixed.write(observation, frame, frames.HEADER_SIZE)
+        self._send_result(frame, payload, {} if payload is not None else {"observation": observation}, info, flags)
+
+    def _get_state(self, _flags: int, request: Any) -> None:
+        state = self.backend.state(native=bool(request))
+        start = self._pack_state(state)
+        rest: dict[str, Any] = {"native": state.native}
+        if self._announce is not None:
+            rest["layout"], self._announce = self._announce, None
+        self._send_value(frames.RESULT, self._sequence, rest, flags=frames.STATE, start=start)
+
+    def _set_state(self, _flags: int, request: Any) -> None:
+        plain, values, native = _parts(request, 3)
+        self.backend.restore(SceneState(SceneLayout.from_plain(plain), values, native))
+        self._send_value(frames.RESULT, self._sequence, None)
+
+    def _render(self, _flags: int, _request: Any) -> None:
+        self._send_value(frames.RESULT, self._sequence, self.backend.render(), where="frame")
+
+    def _call(self, _flags: int, request: Any) -> None:
+        name, args, kwargs = _parts(request, 3)
+        if name not in self._allowed:
+            raise InputError(
+                f"{name!r} is not open to clients; open: {sorted(self._allowed)}. A task opens more by listing them in "
+                "its remote_calls attribute, and whoever starts the server by allow_calls="
+            )
+        self._send_value(frames.RESULT, self._sequence, self.backend.call(name, args, kwargs), where=name)
+
+    # Replies
+
+    def _send_result(
+        self,
+        frame: bytearray | None,
+        payload: list[memoryview] | None,
+        rest: dict[str, Any],
+        info: dict[str, Any],
+        asked: int,
+    ) -> None:
+        """Send a transition: its fixed part if it has one, the state's vector if asked for, the rest as a value."""
+        if frame is None or payload is None:
+            frame, payload, flags = bytearray(frames.HEADER_SIZE), [], 0
+        else:
+            flags = frames.FIXED
+        if asked & frames.WANT_STATE:
+            flags |= frames.STATE
+            frame += self._pack_state(self.backend.state(native=False))
+            if self._announce is not None:
+                rest["layout"], self._announce = self._announce, None
+        if info:
+            rest["info"] = info
+        if rest:
+            flags |= frames.TAIL
+            tail, arrays = codec.encode(rest, where="result")
+            frame += tail
+            payload += arrays
+        self._send(frame, frames.RESULT, self._sequence, flags, payload)
+
+    _announce: dict[str, Any] | None = None  # a layout that the client has not been told yet
+
+    def _pack_state(self, state: SceneState) -> bytes:
+        """The state's vector under its layout's number; a new layout is to be announced in the same reply."""
+        for number, known in enumerate(self._layouts):
+            if known is state.layout:
+                return layout.pack_state(number, state.values)
+        self._layouts.append(state.layout)
+        self._announce = state.layout.to_plain()
+        return layout.pack_state(len(self._layouts) - 1, state.values)
+
+    def _send_value(
+        self,
+        kind: int,
+        sequence: int,
+        value: Any,
+        where: str = "reply",
+        *,
+        flags: int = 0,
+        start: bytes = b"",
+    ) -> None:
+        body, arrays = codec.encode(value, where=where)
+        frame = bytearray(frames.HEADER_SIZE) + start + body
+        self._send(frame, kind, sequence, flags | frames.TAIL, list(arrays))
+
+    def _send(self, frame: bytearray, kind: int, sequence: int, flags: int, payload: list[memoryview]) -> None:
+        size = sum(map(len, payload)) if payload else 0
+        frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
+        self._stream.send(frame, time.monotonic() + SEND_TIMEOUT_S, payload)
+
+    def _send_error(self, error: Exception) -> None:
+        # A caller's fault and a missing ability keep their own class; everything else is the task's.
+        named = next((kind for kind in (InputError, Unsupported, ConfigError) if type(error) is kind), None)
+        if named is None and not isinstance(error, RemoteEnvError):
+            traceback.print_exc()
+        value = {
+            "kind": named.__name__ if named else "TaskError",
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+            "during": self._board.read().call,
+        }
+        self._announce = None
+        self._send_value(frames.ERROR, self._sequence, value)
+
+
+def _parts(request: Any, count: int) -> Any:
+    if not isinstance(request, (list, tuple)) or len(request) != count:
+        raise ProtocolError(f"a request of {count} parts is due, got {str(request)[:100]}")
+    return request
+
+
+def _encodable(values: dict[str, Any]) -> dict[str, Any]:
+    """The entries that can cross the wire."""
+    kept = {}
+    for key, value in values.items():
+        try:
+            codec.encode(value, where=key)
+        except InputError:
+            continue
+        kept[key] = value
+    return kept

@@ -1,0 +1,186 @@
+"""A simulator process as its supervisor sees it: start, listen to, pass connections to, end. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from remote_env.server.board import Board
+
+CLOSE_TIMEOUT_S = 5.0  # how long a task's own close() may take
+TERMINATE_TIMEOUT_S = 1.0
+LAUNCHER = Path(__file__).with_name("launch.py")
+
+
+class SimulatorProcess:
+    """One simulator, in a process group of its own.
+
+    Attributes:
+        pid: of the process, which leads its group.
+        channel: the line to it; readable when it has said something.
+        ready: its task is made, and it takes connections.
+        ending: how it ended, in words; "" while it runs.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.setblocking(False)
+        self._board = Board.create()
+        leash, self._leash = os.pipe()
+        descriptors = (theirs.fileno(), self._board.descriptor, leash)
+        environment = dict(os.environ)
+        path = [*settings.get("python_path", []), *filter(None, [environment.get("PYTHONPATH")])]
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join(path)
+        self._process = subprocess.Popen(  # noqa: S603  our own launcher
+            [sys.executable, "-u", str(LAUNCHER), str(folder), "--simulator", *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,
+            env=environment,
+        )
+        theirs.close()
+        os.close(leash)
+        self.pid = self._process.pid
+        self.ready = False
+        self.ending = ""
+        self.channel_closed = False
+        self._failure: dict[str, Any] | None = None
+        self._phase = "starting"
+        self._heard = b""
+        self._started = time.monotonic()
+        self._epoch = 0
+        self._link: socket.socket | None = None  # a duplicate of its data connection, to end it by
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new session may have it."""
+        return not self.ending and self._failure is None
+
+    def hear(self) -> list[dict[str, Any]]:
+        """What it has said since; also notes it."""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while chunk := self.channel.recv(65536):
+                self._heard += chunk
+            self.channel_closed = True
+        *lines, self._heard = self._heard.split(b"\n")
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
+            self._note(message)
+        return messages
+
+    def _note(self, message: dict[str, Any]) -> None:
+        if message["event"] == "phase":
+            self._phase = message["phase"]
+        elif message["event"] == "ready":
+            self.ready = True
+        elif message["event"] == "failed":
+            self._failure = message
+
+    def status(self) -> dict[str, Any]:
+        """State, and what belongs to it: phase, call and its age, or why it is dead."""
+        reading = self._board.read()
+        common = {"pid": self.pid, "steps": reading.steps, "resets": reading.resets}
+        if self._failure is not None:
+            return {
+                "state": "failed",
+                **{key: self._failure[key] for key in ("kind", "message", "traceback")},
+                **common,
+            }
+        if self.ending:
+            doing = "" if reading.call == "nothing" else f" in {reading.call} (step {reading.steps})"
+            return {"state": "dead", "why": self.ending + doing, **common}
+        if not self.ready:
+            since = time.monotonic() - self._started
+            return {"state": "starting", "phase": self._phase, "since_s": since, **common}
+        state = "ready" if reading.call == "nothing" else "busy"
+        return {"state": state, "call": reading.call, "since_s": reading.since_s, **common}
+
+    def take(self, sock: socket.socket) -> None:
+        """Pass a data connection to it; from now on the socket is its own."""
+        self.hang_up()
+        self._epoch += 1
+        self._link = sock
+        line = json.dumps({"epoch": self._epoch}).encode()
+        try:
+            socket.send_fds(self.channel, [line], [sock.fileno()])
+        except OSError:
+            self.hang_up()  # it is ending; its client will hear so on its control connection
+
+    def hang_up(self) -> None:
+        """End its data connection, which also frees it when it waits there."""
+        if self._link is not None:
+            with contextlib.suppress(OSError):
+                self._link.shutdown(socket.SHUT_RDWR)
+            self._link.close()
+            self._link = None
+
+    def reap(self) -> bool:
+        """Whether it has ended; if so `ending` says how, and its process group is gone too."""
+        if self.ending:
+            return False
+        # Look without reaping first: as long as the leader is a zombie its group's number cannot be another's.
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return False
+        self._signal(signal.SIGKILL)
+        self.ending = _describe_exit(self._process.wait())
+        self.ready = False
+        return True
+
+    def end(self) -> None:
+        """Have it close its task and exit; by force when it does not."""
+        self.hang_up()
+        self.channel.close()
+        for wait_s, then in ((CLOSE_TIMEOUT_S, signal.SIGTERM), (TERMINATE_TIMEOUT_S, signal.SIGKILL)):
+            if self._wait(wait_s):
+                break
+            self._signal(then)
+        while not self.ending and not self.reap():
+            time.sleep(0.005)
+        self.free()
+
+    def _wait(self, timeout_s: float) -> bool:
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if self.ending or self.reap():
+                return True
+            time.sleep(0.002)
+        return False
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def free(self) -> None:
+        """Free the descriptors of a process that has ended."""
+        self.channel.close()
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
+            self._board.close()
+
+
+def _describe_exit(status: int) -> str:
+    if status >= 0:
+        return f"it exited with status {status}"
+    try:
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was killed by signal {-status}"
+
+
+def process_start_time(pid: int) -> str:
+    """The kernel's start time of a process (field 22 of /proc/PID/stat), or "" where there is no /proc."""
+    try:
+        # The name in parentheses may itself hold spaces and parentheses.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

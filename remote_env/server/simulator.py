@@ -1,0 +1,121 @@
+"""The simulator process: one environment on the main thread, serving one data connection at a time.
+
+It reads its connection directly; the supervisor authenticated it and passed the socket on. What it is doing stands
+on the board, where the supervisor reads it without asking.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from remote_env.server.board import CALL_NUMBERS, Board
+
+
+def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_descriptor: int) -> int:
+    """Make the task that the session folder's settings name, and serve connections until the channel closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+    _hold_leash(leash_descriptor)
+    channel = Channel(socket.socket(fileno=channel_descriptor))
+    board = Board(board_descriptor)
+    board.begin(CALL_NUMBERS["import"])
+    settings = json.loads((Path(folder) / "settings.json").read_text())
+    try:
+        loop = _make_loop(settings, channel, board)
+    except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
+        traceback.print_exc()
+        channel.say(event="failed", **_describe_failure(error))
+        return 1
+    channel.say(event="ready")
+    try:
+        while (given := channel.next_connection()) is not None:
+            loop.serve(*given)
+            channel.say(event="released", epoch=given[1])
+    finally:
+        board.begin(CALL_NUMBERS["close"])
+        loop.backend.close()
+    return 0
+
+
+def _hold_leash(descriptor: int) -> None:
+    """Have the kernel kill this process group when the supervisor's end of the leash closes.
+
+    A task may hold the interpreter for minutes, so that no thread of ours would run; PR_SET_PDEATHSIG is lost behind
+    a wrapper script.
+    """
+    if not hasattr(fcntl, "F_SETSIG"):
+        return  # Linux only; elsewhere the closed channel ends us between two calls
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+class Channel:
+    """The line to the supervisor: JSON lines up, descriptors of connections down."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def say(self, **message: Any) -> None:
+        """Tell the supervisor; it may be gone already."""
+        try:
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            print("the supervisor is gone", file=sys.stderr, flush=True)
+
+    def next_connection(self) -> tuple[socket.socket, int] | None:
+        """The next data connection and its session's epoch; None when the supervisor wants this process to end."""
+        line, descriptors, _, _ = socket.recv_fds(self._sock, 4096, 1)
+        if not line or not descriptors:
+            return None
+        return socket.socket(fileno=descriptors[0]), int(json.loads(line)["epoch"])
+
+
+def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
+    channel.say(event="phase", phase="importing")
+    from remote_env.protocol.task import TaskSpec
+    from remote_env.server.backend import load_backend
+    from remote_env.server.loop import SimulatorLoop, server_facts
+
+    task = TaskSpec.from_plain(settings["task"])
+    env = task.env if task.pickled is None else _unpickle(task)
+    backend = load_backend(task.simulator)
+    channel.say(event="phase", phase="building")
+    board.begin(CALL_NUMBERS["make"])
+    backend.make(env, task.kwargs)
+    board.end()
+    return SimulatorLoop(backend, board, server_facts(), frozenset(task.allow_calls))
+
+
+def _unpickle(task: Any) -> Any:
+    """The callable that the caller sent along with the settings, over the connection by which it started us."""
+    from remote_env.errors import ConfigError
+
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if task.pickled_by != here:
+        raise ConfigError(
+            f"env=<callable {task.env}> was pickled by Python {task.pickled_by}, and {sys.executable} is "
+            f"Python {here}; bytecode does not cross minor versions: pass python= with the same version, or env='module:function'"
+        )
+    try:
+        return pickle.loads(task.pickled)  # noqa: S301  the settings file is its sender's own
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"env=<callable {task.env}> needs {error.name!r}, which {sys.executable} cannot import; install it there"
+        ) from error
+
+
+def _describe_failure(error: Exception) -> dict[str, Any]:
+    kind = type(error).__name__
+    message = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        kind, message = "ModuleNotFoundError", f"{error.name} is not installed in {sys.executable}"
+    return {"kind": kind, "message": message, "traceback": traceback.format_exc()}

@@ -1,0 +1,381 @@
+"""A client's session: requests and replies, and what a broken link or a dead simulator means."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from remote_env.errors import (
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InputError,
+    ProtocolError,
+    RemoteEnvError,
+    SessionLost,
+    TaskError,
+    Unsupported,
+)
+from remote_env.protocol import codec, frames, layout
+from remote_env.session.control import ControlLink, Dial, shake_hands
+from remote_env.spaces import space_from_plain
+from remote_env.state import SceneLayout, SceneState
+
+log = logging.getLogger("remote_env")
+
+_KINDS: dict[str, type[RemoteEnvError]] = {
+    "InputError": InputError,
+    "Unsupported": Unsupported,
+    "ConfigError": ConfigError,
+}
+
+
+class Transition(NamedTuple):
+    """What a step or a reset brought; a reset has reward 0.0 and no flags."""
+
+    observation: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    info: dict[str, Any]
+    state: SceneState | None
+
+
+class Session:
+    """A hold on one simulator. One request at a time.
+
+    Attributes:
+        observation_space: the task's.
+        action_space: the task's.
+        ready: what the far end said of the task: metadata, render_mode, spec, facts, callable_names.
+        control: the link to the supervisor.
+        is_lost: why the session cannot go on, or None.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        token: str,
+        deadline: float,
+        *,
+        client: str = "",
+        digest: str | None = None,
+        on_status: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.control = ControlLink(dial, token, deadline, session="new", client=client)
+        try:
+            self._check_task(digest)
+            self.control.wait_ready(deadline, on_status)
+            self._open_data(dial, token, deadline)
+        except BaseException:
+            self.control.close()
+            raise
+
+    def _check_task(self, digest: str | None) -> None:
+        served = self.control.welcome
+        if digest is not None and served["digest"] != digest:
+            raise ConfigError(
+                f"that server serves env={served['task']!r}, with other arguments or another simulator than asked for; "
+                "leave env= out to take what it serves, or name another port to start your own"
+            )
+
+    def _open_data(self, dial: Dial, token: str, deadline: float) -> None:
+        welcome = self.control.welcome
+        self._transport, self._stream, _ = shake_hands(
+            dial, token, "data", deadline, session=welcome["session"], secret=welcome["secret"]
+        )
+        self.is_lost: RemoteEnvError | None = None
+        self._sequence = self._acknowledged = 0
+        self._unsettled: int | None = None  # the request whose reply was not waited for
+        self._layouts: list[SceneLayout] = []
+        try:
+            header = self._stream.recv(deadline)
+            if header.type != frames.READY:
+                raise ProtocolError(f"expected READY, got {frames.NAMES.get(header.type, header.type)}")
+            self._epoch = header.epoch
+            self.ready = self._read_value(header, deadline)
+            self.observation_space = space_from_plain(self.ready["observation_space"])
+            self.action_space = space_from_plain(self.ready["action_space"])
+        except BaseException:
+            self._transport.close()
+            raise
+        self._action_layout = layout.compile_layout(self.action_space)
+        self._observation_layout = layout.compile_layout(self.observation_space)
+
+    # Requests
+
+    def step(self, action: Any, timeout_s: float, *, want_state: bool = False) -> Transition:
+        """Run one step.
+
+        Raises:
+            InputError: the action cannot cross, or an earlier call is unsettled; nothing was sent.
+            TaskError: the task raised.
+            DeadlineExceeded: no reply in time; the step may still run: `resume` settles it.
+            SessionLost: the simulator is gone.
+        """
+        deadline = time.monotonic() + timeout_s
+        flags = frames.WANT_STATE if want_state else 0
+        fixed = self._action_layout
+        if fixed is not None:
+            frame = bytearray(frames.HEADER_SIZE + fixed.size)
+            payload = fixed.write(action, frame, frames.HEADER_SIZE)
+            if payload is not None:
+                header = self._exchange(frames.STEP, flags | frames.FIXED, frame, payload, deadline)
+                return self._read_transition(header, deadline, is_step=True)
+        header = self._ask(frames.STEP, action, deadline, flags, "action")
+        return self._read_transition(header, deadline, is_step=True)
+
+    def reset(
+        self, seed: int | None, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
+    ) -> Transition:
+        """Start an episode; also abandons a call that is unsettled."""
+        self._unsettled = None
+        deadline = time.monotonic() + timeout_s
+        flags = frames.WANT_STATE if want_state else 0
+        header = self._ask(frames.RESET, (seed, options), deadline, flags, "options")
+        return self._read_transition(header, deadline, is_step=False)
+
+    def resume(self, timeout_s: float) -> Transition | None:
+        """Wait for the step that was interrupted, and return its transition; None when nothing is unsettled."""
+        if self._unsettled is None:
+            return None
+        deadline = time.monotonic() + timeout_s
+        sequence, kind = self._unsettled, self._unsettled_kind
+        self._unsettled = None
+        header = self._await(sequence, kind, deadline)
+        if kind in (frames.STEP, frames.RESET):
+            return self._read_transition(header, deadline, is_step=kind == frames.STEP)
+        self._read_value(header, deadline)  # of a call whose result nobody can use any more
+        return None
+
+    def get_state(self, timeout_s: float, *, native: bool) -> SceneState:
+        """The scene now."""
+        deadline = time.monotonic() + timeout_s
+        header = self._ask(frames.GET_STATE, native, deadline)
+        return self._read_state_reply(header, deadline)
+
+    def set_state(self, state: SceneState, timeout_s: float) -> None:
+        """Put the scene into `state`."""
+        request = (state.layout.to_plain(), state.values, state.native)
+        self._value(frames.SET_STATE, request, timeout_s)
+
+    def render(self, timeout_s: float) -> Any:
+        """What the task's `render()` returns."""
+        return self._value(frames.RENDER, None, timeout_s)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float) -> Any:
+        """The value of an attribute or method that the server opens to clients."""
+        return self._value(frames.CALL, (name, args, kwargs), timeout_s, where=f"the arguments of {name}")
+
+    def close(self) -> None:
+        """Give the simulator back and close both links; never raises."""
+        if self.is_lost is None:
+            try:
+                frame = bytearray(frames.HEADER_SIZE)
+                frames.finish_frame(frame, frames.CLOSE, 0, self._epoch, self._sequence + 1, self._acknowledged, 0)
+                self._stream.send(frame, time.monotonic() + 1.0)
+            except RemoteEnvError as error:
+                log.debug("the data connection was gone at close: %s", error)
+        self._transport.close()
+        self.control.close()
+
+    # The exchange
+
+    def _value(self, kind: int, request: Any, timeout_s: float, where: str = "request") -> Any:
+        deadline = time.monotonic() + timeout_s
+        return self._read_value(self._ask(kind, request, deadline, 0, where), deadline)
+
+    def _ask(self, kind: int, request: Any, deadline: float, flags: int = 0, where: str = "request") -> frames.Header:
+        body, arrays = codec.encode(request, where=where)
+        return self._exchange(kind, flags, bytearray(frames.HEADER_SIZE) + body, list(arrays), deadline)
+
+    def _exchange(
+        self, kind: int, flags: int, frame: bytearray, payload: list[memoryview], deadline: float
+    ) -> frames.Header:
+        """Send one request; the header of its reply, whose body and payload are still to be read."""
+        if self.is_lost is not None:
+            raise self.is_lost
+        if self._unsettled is not None:
+            raise InputError(
+                f"the call before this one ({frames.NAMES[self._unsettled_kind]}) was interrupted before its result "
+                "came; call resume() to wait for it, or reset() to abandon it"
+            )
+        self._sequence += 1
+        size = sum(map(len, payload)) if payload else 0
+        frames.finish_frame(frame, kind, flags, self._epoch, self._sequence, self._acknowledged, size)
+        try:
+            self._stream.send(frame, deadline, payload)
+        except ConnectionLost as error:
+            raise self._lose(error) from error
+        except BaseException as error:
+            # Part of a frame may be out: the link cannot be used again.
+            self._break(ConnectionLost(f"a request was cut short ({error!r}); reset() to start again"))
+            raise
+        return self._await(self._sequence, kind, deadline)
+
+    def _await(self, sequence: int, kind: int, deadline: float) -> frames.Header:
+        try:
+            header = self._stream.recv(deadline)
+            while header[6] < sequence:  # the reply to a call that was abandoned
+                self._skip(header, deadline)
+                header = self._stream.recv(deadline)
+        except DeadlineExceeded as error:
+            self._unsettled, self._unsettled_kind = sequence, kind
+            raise DeadlineExceeded(self._explain_delay(kind)) from error
+        except ConnectionLost as error:
+            raise self._lose(error) from error
+        except ProtocolError as error:
+            self._break(error)
+            raise
+        except BaseException:
+            self._unsettled, self._unsettled_kind = sequence, kind
+            raise
+        if header[6] != sequence or header[5] != self._epoch:
+            raise self._break(ProtocolError(f"a reply to request {header[6]} where {sequence} is due"))
+        self._acknowledged = sequence
+        if header[3] == frames.ERROR:
+            raise self._error(self._read_value(header, deadline))
+        if header[3] != frames.RESULT:
+            raise self._break(ProtocolError(f"expected RESULT, got {frames.NAMES.get(header[3], header[3])}"))
+        return header
+
+    def _skip(self, header: frames.Header, deadline: float) -> None:
+        if header.payload_size:
+            self._fill([memoryview(bytearray(header.payload_size))], header.payload_size, deadline)
+
+    # Replies
+
+    def _read_transition(self, header: frames.Header, deadline: float, *, is_step: bool) -> Transition:
+        stream, flags, fixed = self._stream, header[4], self._observation_layout
+        body, at, end = stream.body, stream.body_start, stream.body_end
+        observation: Any = None
+        reward: Any = 0.0
+        terminated: Any = False
+        truncated: Any = False
+        state: SceneState | None = None
+        views: list[memoryview] = []
+        info: dict[str, Any] = {}
+        if flags & frames.FIXED:
+            if fixed is None:
+                raise self._break(ProtocolError("a fixed layout for an observation space that has none"))
+            if is_step:
+                reward, terminated, truncated = layout.read_transition(body, at)
+                at += layout.TRANSITION_SIZE
+            observation, views = fixed.read(body, at, end)
+            at += fixed.size
+        if flags & (frames.STATE | frames.TAIL):
+            numbered, tail, more = self._read_rest(header, at, end, views)
+            if isinstance(tail, dict):
+                observation = tail.get("observation", observation)
+                reward = tail.get("reward", reward)
+                terminated = tail.get("terminated", terminated)
+                truncated = tail.get("truncated", truncated)
+                info = tail.get("info", info)
+            state = self._state(numbered, tail)
+            views += more
+        self._fill(views, header[9], deadline)
+        return Transition(observation, reward, terminated, truncated, info, state)
+
+    def _read_rest(
+        self, header: frames.Header, at: int, end: int, views: list[memoryview]
+    ) -> tuple[tuple[int, Any] | None, Any, list[memoryview]]:
+        """The state's layout number and vector if there is one, the msgpack value if there is one, and its views."""
+        stream, numbered, tail = self._stream, None, None
+        more: list[memoryview] = []
+        if header.flags & frames.STATE:
+            number, values, at = layout.read_state(stream.body, at, end)
+            numbered = (number, values)
+        if header.flags & frames.TAIL:
+            left = header.payload_size - sum(map(len, views))
+            if left < 0:
+                raise self._break(ProtocolError("a payload is shorter than the arrays of its layout"))
+            tail, more = codec.decode(bytes(stream.body[at:end]), left)
+        return numbered, tail, more
+
+    def _state(self, numbered: tuple[int, Any] | None, tail: Any) -> SceneState | None:
+        if isinstance(tail, dict) and tail.get("layout") is not None:
+            self._layouts.append(SceneLayout.from_plain(tail["layout"]))
+        if numbered is None:
+            return None
+        number, values = numbered
+        if number >= len(self._layouts):
+            raise self._break(ProtocolError(f"a state of layout {number}, which was never announced"))
+        native = tail.get("native") if isinstance(tail, dict) else None
+        return SceneState(self._layouts[number], values, native)
+
+    def _read_state_reply(self, header: frames.Header, deadline: float) -> SceneState:
+        numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])
+        self._fill(views, header.payload_size, deadline)
+        state = self._state(numbered, tail)
+        if state is None:
+            raise self._break(ProtocolError("a reply to GET_STATE without a state"))
+        return state
+
+    def _read_value(self, header: frames.Header, deadline: float) -> Any:
+        value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
+        self._fill(views, header.payload_size, deadline)
+        return value
+
+    def _fill(self, views: list[memoryview], size: int, deadline: float) -> None:
+        if sum(map(len, views)) != size:
+            raise self._break(ProtocolError(f"a payload of {size} bytes where {sum(map(len, views))} are due"))
+        if not views:
+            return
+        try:
+            self._stream.fill(views, deadline)
+        except ConnectionLost as error:
+            raise self._lose(error) from error
+        except BaseException as error:
+            self._break(ConnectionLost(f"a reply was cut short ({error!r}); reset() to start again"))
+            raise
+
+    # What went wrong
+
+    def _break(self, error: RemoteEnvError) -> RemoteEnvError:
+        """Give the link up: what comes next on it could not be trusted."""
+        self.is_lost = SessionLost(f"the session ended: {error}. reset() starts a new one")
+        self._transport.close()
+        return error
+
+    def _lose(self, error: ConnectionLost) -> RemoteEnvError:
+        """The error that says why the data connection ended."""
+        status = self.control.why_ended()
+        if status:
+            tail = status.get("log_tail", "")
+            why = status.get("why") or status.get("message")
+            last = "\n".join(tail.splitlines()[-10:])
+            self.is_lost = SessionLost(
+                f"the simulator is gone: {why}; reset() starts a new one. Its last log lines:\n{last}",
+                log_tail=tail,
+            )
+        else:
+            self.is_lost = SessionLost(f"the link to the simulator broke ({error}); reset() starts a new session")
+        self._transport.close()
+        return self.is_lost
+
+    def _error(self, value: Any) -> RemoteEnvError:
+        kind = _KINDS.get(value["kind"])
+        if kind is not None:
+            return kind(value["message"], remote_traceback=value["traceback"])
+        return TaskError(
+            f"the task raised {value['type']} in {value['during']}: {value['message']}",
+            remote_type=value["type"],
+            remote_traceback=value["traceback"],
+        )
+
+    def _explain_delay(self, kind: int) -> str:
+        asked = frames.NAMES[kind]
+        try:
+            status = self.control.status()
+        except RemoteEnvError as error:
+            return f"no answer to {asked} in time, and the server does not say why ({error})"
+        if status["state"] == "busy":
+            doing = f"busy in {status['call']} (step {status['steps']}) for {status['since_s']:.1f} s"
+        else:
+            doing = status["state"]
+        return (
+            f"no answer to {asked} in time; the simulator is {doing}. resume() waits for it, reset() abandons it; "
+            "for a slow task raise step_timeout_s or reset_timeout_s"
+        )
