@@ -1,0 +1,162 @@
+"""States to frames, in this process or in several.
+
+Each worker process renders every n-th state and hands frames over one by one, so frames come in order, at
+most one per worker waits, and memory does not grow with the episode. Workers are plain programs on pipes: a
+script that replays needs no `if __name__ == "__main__"`, and a worker whose parent is gone ends at its next
+frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import mujoco
+import numpy as np
+
+from remote_env.errors import RemoteEnvError, ReplayError
+from remote_env.render import Quality
+from remote_env.replay.fidelity import Fidelity
+from remote_env.replay.replayer import Frame, Replayer
+from remote_env.state import SceneState
+
+# Rough software-GL times per frame [s]; a job shorter than SERIAL_BELOW_S is not worth starting processes
+# for.
+_FRAME_S: dict[Quality, float] = {"fast": 0.016, "full": 0.15}
+SERIAL_BELOW_S = 2.0
+MAX_PROCESSES = 8
+_HEAD = struct.Struct("<cQ")
+_FRAME, _END, _ERROR = b"f", b"e", b"x"
+_ROOT = str(Path(__file__).parents[2])
+
+
+@dataclass(frozen=True)
+class View:
+    """What a frame shows; see `Replayer`."""
+
+    width: int = 640
+    height: int = 480
+    camera: str | None = None
+    quality: Quality = "fast"
+
+
+def default_processes(frames: int, quality: Quality) -> int:
+    """How many processes render `frames` frames soonest on this machine; 1 means this one."""
+    if frames * _FRAME_S[quality] < SERIAL_BELOW_S:
+        return 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, MAX_PROCESSES)
+
+
+def render_here(states: Sequence[SceneState], model: mujoco.MjModel, view: View) -> Generator[Frame, None, Fidelity]:
+    """Yields a frame for each state; returns the fidelity."""
+    with Replayer(model, **asdict(view)) as replayer:
+        for state in states:
+            replayer.set_state(state)
+            yield replayer.render()
+        return replayer.fidelity
+
+
+def render_in_processes(
+    states: Sequence[SceneState], model: mujoco.MjModel, view: View, processes: int
+) -> Generator[Frame, None, Fidelity]:
+    """As `render_here`, with `processes` workers; they are gone when this ends, however it ends.
+
+    Raises:
+        ReplayError: a worker died.
+        ConfigError: a worker could not render; see `Replayer`.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker()) for _ in range(processes)]
+        for index, worker in enumerate(workers):
+            _send_job(worker, index, states[index::processes], model, view, processes)
+        shape = (view.height, view.width, 3)
+        for index in range(len(states)):
+            data = _receive(workers[index % processes])
+            yield np.frombuffer(data, np.uint8).reshape(shape)
+        # Our own child made these bytes: nothing foreign is unpickled.
+        return Fidelity.merge(pickle.loads(_receive(worker)) for worker in workers)  # noqa: S301
+
+
+@contextlib.contextmanager
+def _worker() -> Iterator[subprocess.Popen[bytes]]:
+    path = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Mesa's software renderer starts a thread per CPU; several processes that do so only wait for each other.
+    environment = {"LP_NUM_THREADS": "0"} | os.environ | {"PYTHONPATH": path}
+    process = subprocess.Popen(  # our own interpreter and module
+        [sys.executable, "-m", "remote_env.replay.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is ours to handle, not the worker's
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]  # both are pipes
+
+
+def _send_job(
+    worker: subprocess.Popen[bytes],
+    first: int,
+    states: Sequence[SceneState],
+    model: mujoco.MjModel,
+    view: View,
+    stride: int,
+) -> None:
+    layout = states[0].layout
+    values = np.stack([state.values for state in states])
+    job = pickle.dumps((model, view, layout, values, first, stride), protocol=5)
+    pipe: IO[bytes] = worker.stdin  # type: ignore[assignment]  # it is a pipe
+    try:
+        pipe.write(job)
+        pipe.close()
+    except BrokenPipeError:
+        _receive(worker)
+
+
+def _receive(worker: subprocess.Popen[bytes]) -> bytes:
+    pipe: IO[bytes] = worker.stdout  # type: ignore[assignment]  # it is a pipe
+    head = pipe.read(_HEAD.size)
+    if len(head) == _HEAD.size:
+        kind, size = _HEAD.unpack(head)
+        data = pipe.read(size)
+        if len(data) == size:
+            if kind == _ERROR:
+                raise pickle.loads(data)  # noqa: S301  # from our own child
+            return data
+    raise ReplayError(
+        f"a rendering process ended with status {worker.wait()}; its own messages stand above. "
+        "Try processes=1 to render in this process"
+    )
+
+
+def serve(job: tuple[Any, ...], out: IO[bytes]) -> None:
+    """A worker's whole life: render the job's states to `out`."""
+    model, view, layout, values, first, stride = job
+    try:
+        with Replayer(model, **asdict(view)) as replayer:
+            for index, row in enumerate(values):
+                replayer.set_state(SceneState(layout, row), index=first + index * stride)
+                _send(out, _FRAME, replayer.render().tobytes())
+            _send(out, _END, pickle.dumps(replayer.fidelity))
+    except RemoteEnvError as error:
+        _send(out, _ERROR, pickle.dumps(error))
+
+
+def _send(out: IO[bytes], kind: bytes, data: bytes) -> None:
+    out.write(_HEAD.pack(kind, len(data)))
+    out.write(data)
+    out.flush()
