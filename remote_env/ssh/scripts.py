@@ -21,7 +21,8 @@ mask=$(umask)
 umask 077
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/remote-env"
 say() { printf '\n@remote-env %s\n' "$1"; }
-fail() { say "failed $(printf %s "$1" | tr '\n' ' ')"; exit 73; }
+fail() { say "failed $(printf %s "$1" | tr '\n' ' ')$(free_space)"; exit 73; }
+free_space() { df -Pk "$cache" 2>/dev/null | { read -r _; read -r _ _ _ free _ && printf ', %s KiB free' "$free"; }; }
 # The start time (field 22 of /proc/<pid>/stat) of a live process; nothing for a dead one or a zombie.
 start_of() {
   read -r stat 2>/dev/null < "/proc/$1/stat" || return 0
@@ -74,9 +75,9 @@ begun=$(start_of $pid)
 printf '%s %s\n' "$pid" "$begun" > "$folder/leader"
 trap '' PIPE
 end_group() {
-  kill -TERM -- "-$pid" 2>/dev/null
+  kill -s TERM -- "-$pid" 2>/dev/null
   wait_gone "$pid" "$begun" 20
-  kill -KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
+  kill -s KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
   wait "$pid"
 }
 abandon() { trap '' HUP INT TERM; end_group; drop; exit 1; }
@@ -92,7 +93,7 @@ while :; do
     finish "refused $why"
   fi
   if [ -z "$alive" ]; then
-    kill -KILL -- "-$pid" 2>/dev/null
+    kill -s KILL -- "-$pid" 2>/dev/null
     wait "$pid"
     finish "died $?"
   fi
@@ -121,13 +122,13 @@ fi
 outcome=gone
 if is_alive "$pid" "$start"; then
   outcome=stopped
-  if [ "$group" = yes ]; then kill -TERM -- "-$pid"; else kill -TERM "$pid"; fi
-  wait_gone "$pid" "$start" "$tenths" || { outcome=killed; kill -KILL "$pid"; }
+  if [ "$group" = yes ]; then kill -s TERM -- "-$pid"; else kill -s TERM "$pid"; fi
+  wait_gone "$pid" "$start" "$tenths" || { outcome=killed; kill -s KILL "$pid"; }
 fi
 # What is left of the groups that were ours a moment ago; never a number that another process has by now.
 for entry in $groups; do
   now=$(start_of "${entry%:*}")
-  if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -KILL -- "-${entry%:*}" 2>/dev/null; fi
+  if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
 done
 why=$(rm -rf "$folder" 2>&1) || fail "$why"
 say "$outcome"

@@ -155,7 +155,7 @@ def test_a_port_that_speaks_something_else_is_shown(ssh_server: SshServer) -> No
     with socket.create_server(("127.0.0.1", 0)) as web, ThreadPoolExecutor(1) as pool:
         answering = pool.submit(_answer, web, b"HTTP/1.1 400 Bad Request\r\n\r\n")
         connection = SshConnection("127.0.0.1", ssh_port=web.getsockname()[1], **ssh_server.login)
-        with pytest.raises(ConnectError, match="no SSH server.*HTTP/1.1 400"):
+        with pytest.raises(ConnectError, match=r"no SSH server.*HTTP/1\.1 400"):
             connection.connect(soon(5))
         answering.result(5)
 

@@ -31,8 +31,10 @@ def test_parses_every_documented_form(text: str, expected: SshTarget) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "@box", "user@", "box:2222", "a b", "-oProxyCommand=x", "ssh://", "ssh://box:0", "ssh://box:99999"]
-    + ["ssh://box:x", "ssh://[::1", "u:p@box", "-u@box", "box/path", "box\n", "ssh://user@box:22/path"],
+    [
+        *("", "@box", "user@", "box:2222", "a b", "-oProxyCommand=x", "u:p@box", "-u@box", "box/path", "box\n"),
+        *("ssh://", "ssh://box:0", "ssh://box:99999", "ssh://box:x", "ssh://[::1", "ssh://user@box:22/path"),
+    ],
 )
 def test_other_forms_are_config_errors(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -72,7 +74,7 @@ def test_without_configuration_the_defaults_hold(tmp_path: Path) -> None:
 
 
 def test_two_different_ports_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="2222 .*ssh_port=22"):
+    with pytest.raises(ConfigError, match=r"2222 .*ssh_port=22"):
         resolve_login(SshTarget("box", 2222), ssh_port=22, config_file=_config(tmp_path, ""))
 
 
