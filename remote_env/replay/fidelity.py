@@ -1,4 +1,4 @@
-"""How far a replay is from its capture: poses computed by the local model against captured poses.
+"""How far a replay is from its capture: poses computed by the local model against captured poses."""
 
 from __future__ import annotations
 
