@@ -131,6 +131,8 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._agent_offset, self._agent_scale = agent_scale()
         # Views of MuJoCo's own memory: reading the attribute at every step costs more than the copy.
         self._qpos, self._qvel, self._ctrl = self.data.qpos, self.data.qvel, self.data.ctrl
+        worst = mujoco.mjtWarning
+        self._bad_numbers = self.data.warning.number[worst.mjWARN_BADQPOS : worst.mjWARN_BADQACC + 1]
         self._started = False
         self._renderer: FrameRenderer | None = None
         self._frames: dict[str, NDArray[np.uint8]] = {}
@@ -266,14 +268,13 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def _simulate(self) -> None:
         """One control step; positions, velocities and contacts in `data` then belong to each other."""
         model, data = self.model, self.data
-        start_s = data.time
         mujoco.mj_step2(model, data)
         mujoco.mj_step(model, data, self._substeps - 1)
         mujoco.mj_step1(model, data)
         self._frames.clear()
-        if data.time <= start_s:  # MuJoCo starts over, silently, when numbers run away
+        if self._bad_numbers.any():  # MuJoCo has started the simulation over, from its model's own pose
             self._started = False
-            raise TaskError("the simulation became unstable and MuJoCo reset it; call reset() for a new episode")
+            raise TaskError("the simulation became unstable: numbers ran away; call reset() for a new episode")
 
     def _info(self, flags: int, *, success: bool) -> dict[str, Any]:
         return {"is_success": success, "touching": TOUCHING[flags & 3]}

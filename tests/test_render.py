@@ -1,0 +1,151 @@
+"""FrameRenderer on real OpenGL, in this process and in fresh ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import mujoco
+import numpy as np
+import pytest
+
+from remote_env.errors import ConfigError
+from remote_env.render import FrameRenderer, camera_names, gl_backend
+
+XML = """
+<mujoco>
+  <visual><quality shadowsize="1024" offsamples="4"/></visual>
+  <worldbody>
+    <light pos="1 1 3" dir="-1 -1 -3" castshadow="true"/>
+    <camera name="above" pos="0 0 2"/>
+    <camera name="side" pos="0 -2 0.5" euler="80 0 0"/>
+    <geom type="plane" size="2 2 0.1" rgba="0.2 0.2 0.2 1"/>
+    <body pos="0 0.4 0.3"><freejoint/><geom type="box" size="0.2 0.2 0.2" rgba="1 0 0 1"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[mujoco.MjModel, mujoco.MjData]:
+    model = mujoco.MjModel.from_xml_string(XML)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    return model, data
+
+
+def test_frames_are_upright_rgb_and_new(scene: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+    model, data = scene
+    with FrameRenderer(model, width=60, height=40) as renderer:
+        frame, again = renderer.render(data, "above"), renderer.render(data, "above")
+    assert frame.shape == (40, 60, 3)
+    assert frame.dtype == np.uint8
+    assert frame.flags.c_contiguous
+    np.testing.assert_array_equal(frame, again)
+    assert not np.shares_memory(frame, again)
+    red = frame[..., 0].astype(int) - frame[..., 1]
+    assert red[:20].sum() > red[20:].sum()  # the box lies at +y, which is up in this camera's view
+
+
+def test_cameras_by_name_by_index_and_free(scene: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+    model, data = scene
+    assert camera_names(model) == ("above", "side")
+    with FrameRenderer(model, width=60, height=40, quality="fast") as renderer:
+        np.testing.assert_array_equal(renderer.render(data, "side"), renderer.render(data, 1))
+        assert not np.array_equal(renderer.render(data, "side"), renderer.render(data))
+        for wrong in ("front", 2, -2):
+            with pytest.raises(ConfigError, match="above, side"):
+                renderer.render(data, wrong)
+
+
+def test_fast_drops_shadows_and_leaves_the_model_as_shipped(scene: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+    model, data = scene
+    frames = {}
+    for quality in ("full", "fast"):
+        with FrameRenderer(model, width=60, height=40, quality=quality) as renderer:
+            frames[quality] = renderer.render(data, "above").astype(int)
+    assert not np.array_equal(frames["full"], frames["fast"])
+    assert frames["fast"].sum() > frames["full"].sum()  # shadows are dark
+    assert (model.vis.quality.shadowsize, model.vis.quality.offsamples) == (1024, 4)
+    assert (model.vis.global_.offwidth, model.vis.global_.offheight) == (640, 480)
+
+
+def test_frames_may_be_larger_than_the_models_buffer(scene: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+    model, data = scene
+    with FrameRenderer(model, width=1000, height=700, quality="fast") as renderer:
+        assert renderer.render(data, "above").shape == (700, 1000, 3)
+
+
+def test_two_renderers_take_turns(scene: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+    model, data = scene
+    with FrameRenderer(model, width=60, height=40) as one, FrameRenderer(model, width=30, height=20) as two:
+        first = one.render(data, "above")
+        assert two.render(data, "side").shape == (20, 30, 3)
+        two.close()
+        np.testing.assert_array_equal(one.render(data, "above"), first)
+
+
+def test_a_closed_renderer_says_so(scene: tuple[mujoco.MjModel, mujoco.MjData]) -> None:
+    renderer = FrameRenderer(scene[0], width=60, height=40)
+    renderer.close()
+    renderer.close()
+    with pytest.raises(ConfigError, match="closed"):
+        renderer.render(scene[1], "above")
+
+
+@pytest.mark.parametrize("size", [(0, 10), (10, 8193), (True, 10), (10.0, 10)])
+def test_impossible_sizes_are_config_errors(scene: tuple[mujoco.MjModel, mujoco.MjData], size: tuple) -> None:
+    with pytest.raises(ConfigError, match="1 to 8192"):
+        FrameRenderer(scene[0], width=size[0], height=size[1])
+
+
+FRESH = """
+import mujoco, sys  # mujoco first: the renderer does not depend on the order of imports
+from remote_env.render import FrameRenderer, gl_backend
+model = mujoco.MjModel.from_xml_string({xml!r})
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = FrameRenderer(model, width=60, height=40)
+print(gl_backend(), renderer.render(data, "above").sum())
+"""
+
+
+def in_fresh_process(**environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY")
+    }
+    command = [sys.executable, "-W", "error", "-c", FRESH.format(xml=XML)]
+    return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("wanted", ["egl", "osmesa"])
+def test_each_backend_renders_and_leaves_quietly_without_close(wanted: str) -> None:
+    done = in_fresh_process(MUJOCO_GL=wanted)
+    assert done.returncode == 0, done.stderr
+    backend, total = done.stdout.split()
+    assert backend == wanted
+    assert int(total) > 0
+    assert done.stderr == ""
+
+
+def test_without_a_display_some_backend_is_found() -> None:
+    done = in_fresh_process()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] in ("egl", "osmesa")
+
+
+def test_switched_off_rendering_is_a_config_error() -> None:
+    done = in_fresh_process(MUJOCO_GL="disable")
+    assert "ConfigError: MUJOCO_GL=disable switches rendering off" in done.stderr
+
+
+def test_what_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("remote_env.render.sys.platform", "linux")
+    monkeypatch.setattr("remote_env.render._library", lambda *names: None)
+    with pytest.raises(ConfigError, match=r"apt-get install libosmesa6.*apt-get install libegl1 libopengl0"):
+        gl_backend()
