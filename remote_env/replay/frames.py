@@ -31,8 +31,9 @@ from remote_env.state import SceneState
 # Rough software-GL times per frame [s]; a job shorter than SERIAL_BELOW_S is not worth starting processes
 # for.
 _FRAME_S: dict[Quality, float] = {"fast": 0.016, "full": 0.15}
-SERIAL_BELOW_S = 2.0
+SERIAL_BELOW_S = 3.0
 MAX_PROCESSES = 8
+_PIPE_BYTES = 1 << 20  # Linux lets anyone have this much: a worker puts a whole frame down and goes on
 _HEAD = struct.Struct("<cQ")
 _FRAME, _END, _ERROR = b"f", b"e", b"x"
 _ROOT = str(Path(__file__).parents[2])
@@ -96,6 +97,7 @@ def _worker() -> Iterator[subprocess.Popen[bytes]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
+        pipesize=_PIPE_BYTES,
         start_new_session=True,  # Ctrl-C is ours to handle, not the worker's
     )
     try:
