@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class SshConnection:
         self._link: Link | None = None
         self._channels: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
         self._pid = os.getpid()
+        self._connecting = threading.Lock()
         self._has_run_a_command = False
 
     @property
@@ -107,16 +109,23 @@ class SshConnection:
         self.close()
 
     def connect(self, deadline: float) -> None:
-        """Log in; nothing when logged in already.
+        """Log in; nothing when logged in already. A login that has ended is replaced, also in a forked child.
 
         Raises:
             ConnectError: the host is unknown, refuses, does not answer in time, or is no SSH server.
             HostKeyError: the host's key is unknown or has changed.
             AuthError: the host refused every key; the message lists them.
         """
-        if self.is_open:
-            return
-        self.close()
+        if not self._connecting.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            raise ConnectError(f"another thread was still logging in to {self.description} at the deadline")
+        try:
+            if not self.is_open:
+                self.close()
+                self._log_in_patiently(deadline)
+        finally:
+            self._connecting.release()
+
+    def _log_in_patiently(self, deadline: float) -> None:
         for attempt in range(LOGIN_ATTEMPTS):
             try:
                 self._log_in(deadline)
@@ -284,13 +293,14 @@ class SshConnection:
 
     def _abandon(self) -> None:
         """In a forked child: free the descriptor, and let no finaliser write into the parent's connection."""
+        self._connecting = threading.Lock()  # here and below: another thread may have held it at the fork
         if self._link is not None:
             self._link.abandon()
         if self._transport is not None:
             self._transport.active = False
         for channel in list(self._channels):
             channel.closed = True
-            channel.lock = type(channel.lock)()  # another thread may have held it when we were forked
+            channel.lock = threading.Lock()
 
 
 class RunningCommand(ChannelTransport):

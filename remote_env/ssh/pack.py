@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import remote_env
 from remote_env.errors import ConfigError
 
 # The client's half: nothing on the far end imports it.
-CLIENT_ONLY = frozenset(
-    ("ssh", "env", "vector", "session", "record", "replay", "policy", "evaluate", "testing", "registration", "cli")
-)
+CLIENT_ONLY = frozenset(("ssh", "env", "vector", "session", "record", "replay", "policy", "evaluate", "testing", "cli"))
 DIGEST_CHARACTERS = 32
 
 
@@ -34,22 +31,34 @@ class Pack:
     digest: str
 
     def archive(self) -> bytes:
-        """A gzipped tar, with fixed times and owners."""
-        buffer = io.BytesIO()
+        """A gzipped tar, with fixed times and owners.
+
+        Raises:
+            ConfigError: a file has changed since the digest was taken.
+        """
+        buffer, digest = io.BytesIO(), hashlib.sha256()
         with (
             gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0) as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for name, path in self.files:
-                _add_file(tar, name, path)
+                content = path.read_bytes()
+                _digest_file(digest, name, content)
+                _add_file(tar, name, content, executable=bool(path.stat().st_mode & 0o100))
+        if digest.hexdigest()[:DIGEST_CHARACTERS] != self.digest:
+            raise ConfigError("files have changed since this process first read them; start it again")
         return buffer.getvalue()
 
 
-def _add_file(tar: tarfile.TarFile, name: str, path: Path) -> None:
-    content = path.read_bytes()
+def _digest_file(digest: hashlib._Hash, name: str, content: bytes) -> None:
+    digest.update(f"{len(name.encode())} {len(content)} {name}\n".encode())
+    digest.update(content)
+
+
+def _add_file(tar: tarfile.TarFile, name: str, content: bytes, *, executable: bool) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
-    entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+    entry.mode = 0o755 if executable else 0o644
     tar.addfile(entry, io.BytesIO(content))
 
 
@@ -59,7 +68,7 @@ def pack_far_end(source: Path | None = None) -> Pack:
     Args:
         source: the package folder; default the one that this module belongs to.
     """
-    return _pack_package(source or Path(remote_env.__path__[0]))
+    return _pack_package(source or Path(__file__).parents[1])
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,7 +115,5 @@ def _make_pack(files: list[tuple[str, Path]]) -> Pack:
     files = sorted(files)
     digest = hashlib.sha256()
     for name, path in files:
-        content = path.read_bytes()
-        digest.update(f"{len(name.encode())} {len(content)} {name}\n".encode())
-        digest.update(content)
+        _digest_file(digest, name, path.read_bytes())
     return Pack(tuple(files), digest.hexdigest()[:DIGEST_CHARACTERS])

@@ -109,7 +109,7 @@ while :; do
 done
 """
 
-# pid, start, folder, tenths (how long to wait for its end), group (yes: the process leads its group)
+# pid, start, folder, port, tenths (how long to wait for its end), group (yes: the process leads its group)
 STOP = r"""
 case "$folder" in "$cache"/sessions/?*) ;; *) fail "$folder is not a session folder" ;; esac
 case "$folder" in */../*|*/..) fail "$folder is not a session folder" ;; esac
@@ -131,6 +131,9 @@ for entry in $groups; do
   if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
 done
 why=$(rm -rf "$folder" 2>&1) || fail "$why"
+record="$cache/servers/$port.json"  # a killed server leaves it
+named=$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p' "$record" 2>/dev/null)
+[ "$outcome" != stopped ] && [ "$named" = "$pid" ] && rm -f "$record"
 say "$outcome"
 """
 

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class ServerHandle:
     pid: int
     start_time: str
     port: int
-    token: str
+    token: str = field(repr=False)  # it would end up in logs
     python: str = ""
 
     @classmethod
@@ -79,17 +79,25 @@ class ServerHandle:
             StartError: the folder could not be removed.
             DeadlineExceeded, ConnectionLost: as `SshConnection.run`; the server may run on.
         """
-        _stop(self.connection, self.pid, self.start_time, self.session_folder, deadline)
+        _stop(self.connection, self.pid, self.start_time, self.session_folder, deadline, port=self.port)
 
 
 def _stop(
-    connection: SshConnection, pid: int, start_time: str, folder: str, deadline: float, *, group: bool = False
+    connection: SshConnection,
+    pid: int,
+    start_time: str,
+    folder: str,
+    deadline: float,
+    *,
+    port: int = 0,
+    group: bool = False,
 ) -> None:
     grace_s = min(STOP_GRACE_S, max(deadline - time.monotonic() - 2.0, 0.0))
     variables = {
         "pid": pid,
         "start": start_time,
         "folder": folder,
+        "port": port,
         "tenths": round(grace_s * 10),
         "group": "yes" if group else "no",
     }
@@ -230,7 +238,7 @@ class _Starter:
         )
 
     def _end_started(self) -> None:
-        """Best effort: without the link the far end's own script ends what it started."""
+        """Best effort: the far end's own script ends what it started once its client is gone."""
         if self.started is None or not self.connection.is_open:
             return
         with contextlib.suppress(RemoteEnvError):

@@ -178,6 +178,9 @@ def _use_and_close(connection: SshConnection, answer: multiprocessing.connection
     except ConnectionLost as error:
         answer.send(error.message)
     connection.close()
+    connection.connect(soon())  # a login of the child's own
+    answer.send(connection.run("echo child", deadline=soon()).stdout)
+    connection.close()
 
 
 def test_a_forked_child_cannot_touch_the_parents_login(ssh_server: SshServer) -> None:
@@ -189,6 +192,7 @@ def test_a_forked_child_cannot_touch_the_parents_login(ssh_server: SshServer) ->
         child.join(20)
         assert child.exitcode == 0
         assert "parent process" in mine.recv()
+        assert mine.recv() == b"child\n"
         view = memoryview(bytearray(4))
         stream.recv_exactly_into(view, soon())
         assert bytes(view) == b"SSH-"  # the port that the channel leads to is sshd's own
@@ -243,3 +247,18 @@ def test_forbidden_forwarding_is_named() -> None:
         pytest.raises(ConnectError, match="AllowTcpForwarding"),
     ):
         connection.open_port(server.port, soon())
+
+
+def test_a_lost_login_can_be_made_again_by_several_threads_at_once() -> None:
+    with (
+        SshServer() as server,
+        ThreadPoolExecutor(4) as pool,
+        SshConnection(server.target, **server.login) as connection,
+    ):
+        for pid in server.connection_pids():
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ConnectionLost):
+            connection.run("true", deadline=soon())
+        list(pool.map(lambda _: connection.connect(soon()), range(4)))
+        assert connection.run("echo on", deadline=soon()).stdout == b"on\n"
+        assert server.log().count("Accepted publickey") == 2

@@ -175,11 +175,15 @@ def test_a_running_server_outlives_its_connection_and_is_found_again(server: Ssh
         assert find_server(connection, port, soon()) is None
 
 
-def test_the_record_of_a_dead_server_is_not_believed(connection: SshConnection, package: Path) -> None:
+def test_the_record_of_a_dead_server_is_not_believed(
+    server: SshServer, connection: SshConnection, package: Path
+) -> None:
     handle = start(connection, package)
     os.kill(handle.pid, signal.SIGKILL)
     wait_until(lambda: find_server(connection, handle.port, soon()) is None)
+    assert list(server.cache.glob("remote-env/servers/*")) != []
     handle.stop(soon())
+    assert list(server.cache.glob("remote-env/servers/*")) == []
 
 
 def test_a_server_that_ignores_the_request_to_end_is_killed_with_its_simulators(
@@ -359,3 +363,38 @@ def test_the_settings_arrive_as_given(connection: SshConnection, package: Path) 
     assert (written["token"], written["max_sessions"]) == ("ab" * 32, 3)
     assert handle.token == "ab" * 32
     handle.stop(soon())
+
+
+def test_the_real_far_end_starts_answers_and_stops(server: SshServer, connection: SshConnection) -> None:
+    settings = {"task": {"env": "CartPole-v1"}, "max_sessions": 1, "idle_timeout_s": 60.0, "env": {}}
+    settings |= {"cwd": None, "python_path": [], "leash_fd": None}
+    handle = start_server(connection, settings, python=sys.executable, deadline=soon(30))
+    try:
+        record = find_server(connection, handle.port, soon())
+        assert record is not None
+        assert (record["pid"], record["token"]) == (handle.pid, handle.token)
+        stream = connection.open_port(handle.port, soon())
+        stream.send_all([b"GET /healthz HTTP/1.1\r\nHost: box\r\n\r\n"], soon())
+        answer = bytearray(8)
+        stream.recv_exactly_into(memoryview(answer), soon())
+        assert answer == b"HTTP/1.1"
+        stream.close()
+    finally:
+        handle.stop(soon())
+    assert server.processes() == []
+    assert list(server.cache.glob("remote-env/servers/*")) == []
+
+
+def test_a_second_real_server_on_the_same_port_says_that_the_port_is_taken(
+    connection: SshConnection,
+) -> None:
+    settings = {"task": {"env": "CartPole-v1"}, "max_sessions": 1, "idle_timeout_s": 60.0, "env": {}}
+    settings |= {"cwd": None, "python_path": [], "leash_fd": None}
+    handle = start_server(connection, settings, python=sys.executable, deadline=soon(30))
+    try:
+        again = {**settings, "listen": {"tcp": ["127.0.0.1", handle.port]}}
+        with pytest.raises(StartError) as caught:
+            start_server(connection, again, python=sys.executable, deadline=soon(30))
+        assert vars(caught.value)["kind"] == "port-in-use"
+    finally:
+        handle.stop(soon())
