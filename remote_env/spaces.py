@@ -19,7 +19,7 @@ from remote_env.errors import ProtocolError, Unsupported
 
 Plain = dict[str, Any]
 
-MAX_BOX_BYTES = 256 << 20  # of all bounds of one space together; a 480×640×3 uint8 Box takes 1.8 MB
+MAX_BOX_BYTES = 1 << 30  # of all bounds of one space together; a 480×640×3 uint8 Box takes 3.7 MB
 MAX_DEPTH = 24  # spaces inside each other; each takes two levels of the codec's 64
 
 _INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -57,7 +57,7 @@ def space_from_plain(plain: Any) -> Space[Any]:
     """Return the space that `plain` describes: the exact opposite of `space_to_plain`.
 
     Raises:
-        ProtocolError: `plain` describes no space, or one whose bounds would take more than 256 MiB.
+        ProtocolError: `plain` describes no space, or one whose bounds would take more than 1 GiB.
         Unsupported: this end's Gymnasium lacks a space or an option that the other end's has.
     """
     return _Reader().read(plain, 1)
@@ -127,9 +127,7 @@ def _write_text(space: Any, path: str, _depth: int) -> Plain:
     # The order of the characters decides what a seed samples.
     characters = list(space.character_list)
     if any(len(character) != 1 for character in characters):
-        raise Unsupported(
-            f"{path} is a Text space whose charset holds more than single characters: {characters}"
-        )
+        raise Unsupported(f"{path} is a Text space whose charset holds more than single characters: {characters}")
     return {"max_length": space.max_length, "min_length": space.min_length, "charset": "".join(characters)}
 
 
@@ -198,7 +196,7 @@ class _Reader:
 
     def _box(self, plain: Plain, _depth: int) -> Space[Any]:
         dtype, shape = _dtype(plain["dtype"], _BOX_DTYPES), _shape(plain["shape"])
-        self._take(shape, dtype.itemsize)
+        self._take(shape, 2 * (dtype.itemsize + 1))  # low, high and whether they bound
         low, high = (_spread(plain[name], shape, dtype) for name in ("low", "high"))
         kind: Any = dtype
         space = spaces.Box(low, high, shape=shape, dtype=kind)
@@ -210,17 +208,12 @@ class _Reader:
     def _discrete(self, plain: Plain, _depth: int) -> Space[Any]:
         dtype, n, start = _dtype(plain["dtype"], _INTEGERS), _whole(plain["n"]), _whole(plain["start"])
         # Gymnasium adds n and start in this dtype without a look at overflows.
-        if (
-            not np.iinfo(dtype).min <= start <= start + n - 1 <= np.iinfo(dtype).max
-            or n > np.iinfo(dtype).max
-        ):
+        if not np.iinfo(dtype).min <= start <= start + n - 1 <= np.iinfo(dtype).max or n > np.iinfo(dtype).max:
             raise ValueError(f"{n} values from {start} on do not fit {dtype}")
         if dtype == np.int64:
             return spaces.Discrete(n, start=start)
         if "dtype" not in spaces.Discrete.__init__.__code__.co_varnames:
-            raise Unsupported(
-                f"this end's Gymnasium has no Discrete space of dtype {dtype}; install a newer one there"
-            )
+            raise Unsupported(f"this end's Gymnasium has no Discrete space of dtype {dtype}; install a newer one there")
         return spaces.Discrete(n, start=start, dtype=dtype.type)
 
     def _multi_discrete(self, plain: Plain, _depth: int) -> Space[Any]:
@@ -248,9 +241,7 @@ class _Reader:
 
     def _dict(self, plain: Plain, depth: int) -> Space[Any]:
         # An OrderedDict keeps its order in every Gymnasium; a dict would be sorted.
-        return spaces.Dict(
-            OrderedDict((key, self.read(part, depth)) for key, part in plain["spaces"].items())
-        )
+        return spaces.Dict(OrderedDict((key, self.read(part, depth)) for key, part in plain["spaces"].items()))
 
     def _tuple(self, plain: Plain, depth: int) -> Space[Any]:
         return spaces.Tuple([self.read(part, depth) for part in plain["spaces"]])
@@ -272,9 +263,7 @@ class _Reader:
             size *= length
         self._left_bytes -= size
         if self._left_bytes < 0:
-            raise ProtocolError(
-                f"a space whose bounds take more than {MAX_BOX_BYTES} bytes, at {_shown(shape)}"
-            )
+            raise ProtocolError(f"a space whose bounds take more than {MAX_BOX_BYTES} bytes, at {_shown(shape)}")
 
     _builders: Mapping[str, Callable[[_Reader, Plain, int], Space[Any]]] = {
         "Box": _box,

@@ -48,8 +48,10 @@ def scan(body: bytes, max_items: int, max_depth: int) -> None:
         left.append(children)
         if len(left) - 1 > max_depth:
             raise ProtocolError(f"a body nested deeper than {max_depth} levels")
-        if items > max_items or children > size:
-            raise ProtocolError(f"a body of {items} values or more; at most {max_items} fit, a byte each")
+        if items > size:
+            raise ProtocolError(f"a body of {size} bytes that claims to hold {items} values or more")
+        if items > max_items:
+            raise ProtocolError(f"a body of {items} values or more; at most {max_items} are allowed")
     if position != size:
         raise ProtocolError(f"a body of {size} bytes whose value needs {position}")
 

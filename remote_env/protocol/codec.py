@@ -44,6 +44,7 @@ _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _SCALAR_PREFIXES = {dtype.type: bytes([code]) for code, dtype in enumerate(DTYPES)}
 _ARRAY_HEADS = tuple(struct.Struct(f"<BB{count}I") for count in range(MAX_DIMENSIONS + 1))
 _COMPLEX = struct.Struct("<dd")
+_PLAIN_BASES: tuple[type[Any], ...] = (str, bytes, float, list, dict)  # their subclasses are normalised
 _ext_type = partial(tuple.__new__, ExtType)  # the constructor without its checks, at half the price
 
 
@@ -187,7 +188,7 @@ class _Encoder:
             return _ext_type((EXT_COMPLEX, _COMPLEX.pack(value.real, value.imag)))
         if isinstance(value, tuple):
             return [_GRAPH if is_graph_instance(value) else _TUPLE, *value]
-        for base in (str, bytes, float, list, dict):
+        for base in _PLAIN_BASES:
             if isinstance(value, base):
                 return base(value)
         raise TypeError(f"{type(value)} cannot cross")

@@ -88,9 +88,7 @@ def boxes(draw: st.DrawFn) -> spaces.Box:
     if bounds == "each":
         generator = np.random.default_rng(draw(st.integers(0, 99)))
         lows = generator.integers(low, 50, shape)
-        return spaces.Box(
-            np.array(lows, dtype), np.array(lows + generator.integers(0, 50, shape), dtype), shape, dtype
-        )
+        return spaces.Box(np.array(lows, dtype), np.array(lows + generator.integers(0, 50, shape), dtype), shape, dtype)
     return spaces.Box(low, high, shape, dtype)
 
 
@@ -103,9 +101,7 @@ def multi_discretes(draw: st.DrawFn) -> spaces.MultiDiscrete:
 
 
 discretes = st.builds(spaces.Discrete, st.integers(1, 2**40), start=st.integers(-(2**40), 2**40))
-multi_binaries = st.builds(
-    spaces.MultiBinary, st.integers(1, 9) | st.lists(st.integers(1, 3), min_size=1, max_size=3)
-)
+multi_binaries = st.builds(spaces.MultiBinary, st.integers(1, 9) | st.lists(st.integers(1, 3), min_size=1, max_size=3))
 text_spaces = st.builds(
     lambda shortest, more, charset: spaces.Text(shortest + more, min_length=shortest, charset=charset),
     st.integers(0, 3),
