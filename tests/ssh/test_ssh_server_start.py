@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from remote_env.ssh import (
     upload_folder,
 )
 from remote_env.ssh.pack import pack_far_end
+from remote_env.ssh.scripts import UPLOAD, run_script
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -398,3 +400,28 @@ def test_a_second_real_server_on_the_same_port_says_that_the_port_is_taken(
         assert vars(caught.value)["kind"] == "port-in-use"
     finally:
         handle.stop(soon())
+
+
+def test_a_truncated_upload_leaves_nothing(server: SshServer, connection: SshConnection, package: Path) -> None:
+    pack = pack_far_end(package)
+    variables = {"kind": "farend", "digest": pack.digest, "upload": "yes"}
+    with pytest.raises(StartError, match="unexpected end of file"):
+        run_script(connection, UPLOAD, variables, data=pack.archive()[:-500], deadline=soon())
+    assert list((server.cache / "remote-env/farend").iterdir()) == []
+
+
+def test_two_clients_that_upload_at_once_are_harmless(server: SshServer, package: Path) -> None:
+    with ThreadPoolExecutor(4) as pool, SshConnection(server.target, **server.login) as connection:
+        folders = list(pool.map(lambda _: ship_far_end(connection, soon(), source=package), range(4)))
+    assert len(set(folders)) == 1
+    assert [str(path) for path in (server.cache / "remote-env/farend").iterdir()] == folders[:1]
+    assert sorted(path.name for path in Path(folders[0]).iterdir()) == ["remote_env", "vendor"]
+
+
+def test_a_host_that_runs_no_commands_is_named(package: Path) -> None:
+    with (
+        SshServer(extra_config="ForceCommand echo only sftp here >&2; exit 1") as server,
+        SshConnection(server.target, **server.login) as connection,
+        pytest.raises(StartError, match=r"exit status 1\): only sftp here"),
+    ):
+        start(connection, package)
