@@ -4,6 +4,7 @@ See `remote_env.record.hdf5` for the file's layout and `remote_env.record.part` 
 behind.
 """
 
+from remote_env.record.aloha import observe_aloha
 from remote_env.record.episode import Episode, EpisodeInfo
 from remote_env.record.recorder import Observe, Recorder, Seen, observe
 from remote_env.record.recovery import read_episode, recover_part, repair_part
@@ -15,6 +16,7 @@ __all__ = [
     "Recorder",
     "Seen",
     "observe",
+    "observe_aloha",
     "read_episode",
     "recover_part",
     "repair_part",

@@ -221,9 +221,7 @@ def read_hdf5(path: Path, *, images: bool) -> Episode:
 def _read_file(file: h5py.File, *, images: bool) -> Episode:
     schema, version = file.attrs.get("schema"), file.attrs.get("schema_version")
     if schema != SCHEMA or version != SCHEMA_VERSION:
-        raise ValueError(
-            f"its schema is {schema!r} version {version}; this reads {SCHEMA!r} version {SCHEMA_VERSION}"
-        )
+        raise ValueError(f"its schema is {schema!r} version {version}; this reads {SCHEMA!r} version {SCHEMA_VERSION}")
     layout = None
     if "scene" in file:
         layout = SceneLayout.from_plain(json.loads(file["scene"].attrs["layout"]))

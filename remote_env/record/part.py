@@ -86,13 +86,16 @@ class PartWriter:
         try:
             while view:
                 view = view[os.write(self._fd, view) :]
+            self._size += len(data)
         except OSError as error:
             os.ftruncate(self._fd, self._size)
             raise CaptureError(
                 f"{self.path} cannot grow by the {len(data)} bytes of this record ({error.strerror}); what "
                 "was recorded before is whole: make room and record again, or finish()"
             ) from error
-        self._size += len(data)
+        except BaseException:  # Ctrl-C in between: a torn record would hide every later one
+            os.ftruncate(self._fd, self._size)
+            raise
 
 
 def encode(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -219,16 +219,16 @@ class Recorder:
 
         Raises:
             InputError: no episode is open, or it has no step yet; it stays open.
-            CaptureError: the disk is full; the `.part` is kept, and `repair_part` can try again.
+            CaptureError: the disk is full; the `.part` is kept: make room and call this again, or `repair_part`.
         """
         part = self._opened()
         if not self.steps:
             raise InputError(f"{part.path.name} has no step yet; record() one or abandon() it")
-        self._part = None
-        part.close()
         final = part.path.with_suffix(".hdf5")
         write_episode(assemble(part.path), final)
+        part.close()
         part.path.unlink()
+        self._part = None
         return final
 
     def abandon(self) -> None:
@@ -257,9 +257,7 @@ class Recorder:
         return self._part
 
     def _open_part(self) -> PartWriter:
-        numbers = [
-            int(found[1]) for path in self.directory.iterdir() if (found := _NAME.fullmatch(path.name))
-        ]
+        numbers = [int(found[1]) for path in self.directory.iterdir() if (found := _NAME.fullmatch(path.name))]
         number = max(numbers, default=-1) + 1
         while True:
             try:
@@ -283,9 +281,7 @@ class Recorder:
     def _scene(self, state: SceneState | None) -> dict[str, Array]:
         layout = state.layout if state is not None else None
         if layout is not self._layout and layout != self._layout:
-            raise InputError(
-                "the scene state's layout changed within the episode; give one with every step or none"
-            )
+            raise InputError("the scene state's layout changed within the episode; give one with every step or none")
         if state is None:
             return {}
         native = {} if state.native is None else {"native": np.frombuffer(state.native, np.uint8)}

@@ -66,9 +66,7 @@ def assemble(path: Path) -> Episode:
     """As `recover_part`, with each observation a list of views of the mapped file: no memory of its own."""
     records, dropped = read_part(path)
     if not records:
-        raise CaptureError(
-            f"{path} holds no whole record, not even the episode's start; nothing can be recovered"
-        )
+        raise CaptureError(f"{path} holds no whole record, not even the episode's start; nothing can be recovered")
     first, steps = records[0], records[1:]
     fields = first.fields
     keys = [name for name in first.arrays if name.startswith("observation/")]

@@ -1,0 +1,29 @@
+"""What a capture of the ALOHA tasks holds: the 14 numbers per arm pair that ACT's own recordings have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from remote_env.record.recorder import Seen, observe
+from remote_env.state import SceneState
+from remote_env.tasks.aloha_model import AGENT_QPOS_INDEX, agent_scale
+
+ARMS = ("vx300s_left", "vx300s_right")
+_SCALE = agent_scale()[1]
+
+
+def observe_aloha(observation: Any, state: SceneState | None) -> Seen:
+    """As `observe`, with (14,) qpos and qvel in the meaning of an ALOHA action: radians, and grippers 0 to 1.
+
+    qpos is the observation's `agent_pos`, also where the observation is only that (`obs_type="agent_pos"`) or
+    begins with it (`obs_type="state"`). qvel comes from the scene state [rad/s, 1/s].
+    """
+    seen = observe(observation, None)
+    qpos = seen.qpos if isinstance(observation, Mapping) else np.asarray(observation, np.float64)[:14]
+    if state is None:
+        return Seen(qpos, None, seen.images)
+    velocities = np.concatenate([state[arm].joint_velocities for arm in ARMS])
+    return Seen(qpos, velocities[AGENT_QPOS_INDEX] / _SCALE, seen.images)
