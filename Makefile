@@ -1,0 +1,42 @@
+# Every target gets what it needs by itself (scripts/prepare.sh) and may be run first. PYTHON= names the interpreter.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs test-ecosystem clean
+
+export PYTHON
+PREPARE := scripts/prepare.sh
+BIN := .venv/bin
+TESTS ?= tests
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
+
+demo:  ## run the ALOHA expert on an embedded server, replay it locally: outputs/remote_replay
+	@$(PREPARE) demo
+	$(BIN)/python examples/remote_replay.py --episodes 5
+
+test:  ## run the tests (TESTS=tests/ssh for some of them)
+	@$(PREPARE) test
+	REMOTE_ENV_TEST_PYTHON=$(CURDIR)/.venv-far/bin/python $(BIN)/python -m pytest $(TESTS)
+
+check:  ## lint, format, types, layers
+	@$(PREPARE) check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+bench:  ## step rates beside raw TCP and a pickle server; says which machine
+	@$(PREPARE) bench
+	$(BIN)/python benchmarks/bench_step.py
+
+docs:  ## build the documentation into site/
+	@$(PREPARE) docs
+	.venv-docs/bin/mkdocs build --strict
+
+test-ecosystem:  ## stable-baselines3 against RemoteEnv, in an environment of its own
+	@$(PREPARE) ecosystem
+	.venv-ecosystem/bin/python -m pytest tests/ecosystem
+
+clean:  ## remove environments, caches and everything built
+	rm -rf .venv .venv-* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site outputs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Get this checkout ready for one job, and do nothing when it is ready already.
+#
+#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem
+#
+# Creates .venv (test: .venv-far too; docs: .venv-docs; ecosystem: .venv-ecosystem) and installs what the job needs.
+# Missing Debian packages are installed when we are root; otherwise the command to install them is printed, and that is all.
+# PYTHON=<interpreter> chooses the Python (3.10 or later) that the environments are made with.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '== %s\n' "$*" >&2; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+# The interpreter that PYTHON names, or the first that is recent enough.
+find_python() {
+    if [[ -n "${PYTHON:-}" ]]; then
+        is_recent "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 or later"
+        command -v "$PYTHON"
+        return
+    fi
+    local name
+    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+        if is_recent "$name"; then
+            command -v "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+# For the tests' far end: another interpreter than ours if there is one, else ours in an environment of its own.
+find_other_python() {
+    local version candidate
+    for version in 3.12 3.10 3.13; do
+        for candidate in "$HOME"/.pyenv/versions/"$version"*/bin/python3 "$(command -v "python$version" || true)"; do
+            if [[ -x "$candidate" ]] && is_recent "$candidate" && "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+                echo "$candidate"
+                return
+            fi
+        done
+    done
+    find_python
+}
+
+is_installed() { [[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
+
+# install_debian PACKAGE...: those that are missing; nothing on other systems.
+install_debian() {
+    command -v apt-get >/dev/null || return 0
+    local package missing=()
+    for package in "$@"; do
+        is_installed "$package" || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    if ((EUID != 0)); then
+        printf 'These Debian packages are missing; install them, then run this again:\n\n' >&2
+        printf '    sudo apt-get install --no-install-recommends %s\n\n' "${missing[*]}" >&2
+        exit 1
+    fi
+    say "installing Debian packages: ${missing[*]}"
+    local install=(apt-get install -y -qq --no-install-recommends "${missing[@]}")
+    export DEBIAN_FRONTEND=noninteractive
+    "${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
+}
+
+# make_environment FOLDER PYTHON REQUIREMENT...: created, or made anew when its interpreter no longer runs, and filled;
+# done already when neither pyproject.toml nor the list has changed since.
+make_environment() {
+    local folder=$1 python=$2 stamp wanted
+    shift 2
+    stamp="$folder/.prepared"
+    wanted="$(cksum <pyproject.toml) $*"
+    if "$folder/bin/python" -c '' 2>/dev/null; then
+        grep -qxF -- "$wanted" "$stamp" 2>/dev/null && return
+    else
+        say "creating $folder with $("$python" --version)"
+        rm -rf "$folder"
+        "$python" -m venv "$folder"
+    fi
+    say "installing into $folder: $*"
+    "$folder/bin/python" -m pip install -q --disable-pip-version-check "$@"
+    echo "$wanted" >>"$stamp"
+}
+
+prepare_python() {
+    if ! command -v python3 >/dev/null && [[ -z "${PYTHON:-}" ]]; then
+        install_debian python3 python3-venv
+    fi
+    python="$(find_python)" || fail "no Python 3.10 or later on the PATH; install one, or name it: PYTHON=/path/to/python3"
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        install_debian python3-venv
+        "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python cannot create environments: its venv or ensurepip is missing"
+    fi
+}
+
+# One of the two software renderers is enough to make videos.
+prepare_rendering() {
+    is_installed libosmesa6 || install_debian libegl1 libopengl0 libgl1-mesa-dri
+}
+
+job="${1:-}"
+case "$job" in
+    demo)
+        prepare_python
+        prepare_rendering
+        make_environment .venv "$python" -e '.[all]'
+        ;;
+    check)
+        prepare_python
+        make_environment .venv "$python" -e '.[dev]'
+        ;;
+    test | bench)
+        install_debian libegl1 libopengl0 libgl1-mesa-dri libosmesa6 openssh-server openssh-client
+        prepare_python
+        make_environment .venv "$python" -e '.[dev]'
+        make_environment .venv-far "$(find_other_python)" numpy gymnasium 'mujoco<3.9'
+        ;;
+    docs)
+        prepare_python
+        make_environment .venv-docs "$python" -e '.[docs]'
+        ;;
+    ecosystem)
+        prepare_python
+        # torch is pinned: any other version drags in gigabytes of GPU libraries.
+        make_environment .venv-ecosystem "$python" 'torch==2.13.0' 'stable-baselines3>=2.4' 'matplotlib>=3.8' \
+            pytest pytest-timeout -e '.[replay]'
+        ;;
+    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem" ;;
+esac
