@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,12 @@ def record_episodes(options: argparse.Namespace, task: Task) -> Recording:
     ):
         status.stop()
         policy = make_policy(options, task, env)
+        longest = min(options.max_steps, env.remote_spec["max_episode_steps"] or options.max_steps)
         with make_recorder(options, task, env) as recorder, _progress() as bars:
             for number in range(options.episodes):
-                bar = bars.add_task(f"episode {number + 1} of {options.episodes}", total=options.max_steps)
+                bar = bars.add_task(f"episode {number + 1} of {options.episodes}", total=longest)
                 seed = options.seed + number
-                record_episode(env, policy, recorder, recording, seed, options.max_steps, lambda: bars.advance(bar))  # noqa: B023
+                record_episode(env, policy, recorder, recording, seed, options.max_steps, partial(bars.advance, bar))
                 bars.update(bar, total=recorder.steps)
     return recording
 
