@@ -32,7 +32,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PrintMotd no
-SetEnv XDG_CACHE_HOME={cache}
+SetEnv XDG_CACHE_HOME={cache} HOME={root}/home
 {extra}
 """
 
@@ -41,6 +41,7 @@ class SshServer:
     """An sshd with everything a client needs to log in; a context manager.
 
     Everything that runs inside its logins has `XDG_CACHE_HOME` set to `cache`; `processes()` finds it by that.
+    `HOME` is an empty folder there, so that nobody's start-up files take part.
 
     Args:
         extra_config: lines added to sshd's configuration.
@@ -70,6 +71,7 @@ class SshServer:
         self._write_files(extra_config, ecdsa_host_key=ecdsa_host_key)
 
     def _write_files(self, extra_config: str, *, ecdsa_host_key: bool) -> None:
+        (self.root / "home").mkdir()
         make_key(self.root / "host_ed25519", "ed25519")
         more = ""
         if ecdsa_host_key:

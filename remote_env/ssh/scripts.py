@@ -15,12 +15,14 @@ from remote_env.errors import StartError
 from remote_env.ssh.connection import RunningCommand, SshConnection
 
 MARK = "@remote-env"
+FAILURES = ("failed", "refusal")
 
 _PRELUDE = r"""
 mask=$(umask)
 umask 077
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/remote-env"
 say() { printf '\n@remote-env %s\n' "$1"; }
+refuse() { say "refusal $1"; exit 64; }
 fail() { say "failed $(printf %s "$1" | tr '\n' ' ')$(free_space)"; exit 73; }
 free_space() { df -Pk "$cache" 2>/dev/null | { read -r _; read -r _ _ _ free _ && printf ', %s KiB free' "$free"; }; }
 # The start time (field 22 of /proc/<pid>/stat) of a live process; nothing for a dead one or a zombie.
@@ -58,14 +60,14 @@ say "present $final"
 START = r"""
 far="$cache/farend/$digest"
 [ -d "$far" ] || { say absent; exit 0; }
-command -v setsid >/dev/null || fail "setsid was not found; install util-linux"
+command -v setsid >/dev/null || refuse "setsid was not found; install util-linux"
 shell=sh
 command -v bash >/dev/null && shell=bash
 folder="$cache/sessions/$session"
 why=$(mkdir -p "$cache/sessions" 2>&1 && mkdir "$folder" 2>&1) || fail "$why"
 drop() { cd / && rm -rf "$folder"; }
 why=$(cat 2>&1 > "$folder/settings.json") || { drop; fail "$why"; }
-[ "$(wc -c < "$folder/settings.json")" -eq "$size" ] || { drop; fail "the settings did not arrive whole"; }
+[ "$(wc -c < "$folder/settings.json")" -eq "$size" ] || { drop; refuse "the settings did not arrive whole"; }
 : > "$folder/log"
 exec 3< "$folder/log"  # readable even when the far end has removed its folder
 setsid "$shell" -c 'umask "$1"; command=$2; shift 2; eval "$command \"\$@\""' remote-env \
@@ -111,8 +113,8 @@ done
 
 # pid, start, folder, port, tenths (how long to wait for its end), group (yes: the process leads its group)
 STOP = r"""
-case "$folder" in "$cache"/sessions/?*) ;; *) fail "$folder is not a session folder" ;; esac
-case "$folder" in */../*|*/..) fail "$folder is not a session folder" ;; esac
+case "$folder" in "$cache"/sessions/?*) ;; *) refuse "$folder is not a session folder" ;; esac
+case "$folder" in */../*|*/..) refuse "$folder is not a session folder" ;; esac
 groups=
 note_group() { is_alive "$1" "$2" && groups="$groups $1:$2"; }
 if [ -f "$folder/simulators" ]; then
@@ -130,7 +132,7 @@ for entry in $groups; do
   now=$(start_of "${entry%:*}")
   if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
 done
-why=$(rm -rf "$folder" 2>&1) || fail "$why"
+why=$(rm -rf "$folder" 2>&1) || refuse "$folder cannot be removed: $why"
 record="$cache/servers/$port.json"  # a killed server leaves it
 named=$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p' "$record" 2>/dev/null)
 [ "$outcome" != stopped ] && [ "$named" = "$pid" ] && rm -f "$record"
@@ -199,8 +201,8 @@ def run_script(
         raise no_answer(connection, done.returncode, done.stderr)
     line, _, following = answer.partition("\n")
     word, _, rest = line.partition(" ")
-    if word == "failed":
-        raise cannot_write(connection, rest)
+    if word in FAILURES:
+        raise failure(connection, word, rest)
     return Answer(word, rest, following)
 
 
@@ -226,9 +228,12 @@ def no_answer(connection: SshConnection, returncode: int, stderr: bytes) -> Star
     )
 
 
-def cannot_write(connection: SshConnection, why: str) -> StartError:
-    """The error for a cache folder that takes no files."""
+def failure(connection: SshConnection, word: str, why: str) -> StartError:
+    """The error for one of the answers in `FAILURES`."""
+    host = connection.login.host
+    if word == "refusal":
+        return StartError(f"{host}: {why}")
     return StartError(
-        f"{connection.login.host} cannot take the far end's files: {why.strip() or 'no reason given'}. "
-        "They go to ${XDG_CACHE_HOME:-~/.cache}/remote-env there: free space or make that folder writable"
+        f"{host} cannot take the far end's files: {why.strip() or 'no reason given'}. They go to "
+        "${XDG_CACHE_HOME:-~/.cache}/remote-env there: free space or make that folder writable"
     )

@@ -17,18 +17,19 @@ from remote_env.ssh.connection import RunningCommand, SshConnection
 from remote_env.ssh.far_end import ship_far_end
 from remote_env.ssh.pack import pack_far_end
 from remote_env.ssh.scripts import (
+    FAILURES,
     FIND,
     LOG_TAIL,
     START,
     STOP,
     answers,
-    cannot_write,
+    failure,
     no_answer,
     run_script,
     start_script,
 )
 
-STOP_GRACE_S = 5.0  # how long a server may take to end its simulators before it is killed
+STOP_GRACE_S = 8.0  # how long a server may take to end its simulators before it is killed
 CLEAN_UP_S = 8.0  # how long we try to end a server whose start was given up
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # a POSIX shell's exit statuses
 
@@ -183,8 +184,8 @@ class _Starter:
             word, _, rest = line.partition(" ")
             if word == "absent":
                 return None
-            if word == "failed":
-                raise cannot_write(self.connection, rest)
+            if word in FAILURES:
+                raise failure(self.connection, word, rest)
             if word == "started":
                 pid, start_time, folder = rest.split(" ", 2)
                 self.started = int(pid), start_time, folder
@@ -218,7 +219,8 @@ class _Starter:
         host = self.connection.login.host
         if word == "refused":
             failed = json.loads(detail)
-            hint = "; pass python=…" if failed["kind"] == "python-too-old" else ""
+            is_told = "pass python=" in failed["message"]
+            hint = "; pass python=…" if failed["kind"] == "python-too-old" and not is_told else ""
             return StartError(
                 f"the task server on {host} did not start: {failed['message']}{hint}",
                 log_tail=log,

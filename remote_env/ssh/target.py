@@ -14,6 +14,7 @@ import paramiko
 from remote_env.errors import ConfigError, Unsupported
 
 DEFAULT_PORT = 22
+DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts"
 DEFAULT_IDENTITY_FILES = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 _USER = re.compile(r"[^\s@:/-][^\s@:/]*")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -106,7 +107,10 @@ class Login:
     def ssh_command(self) -> str:
         """The OpenSSH command line that makes the same login and runs `true`."""
         port = "" if self.port == DEFAULT_PORT else f"-p {self.port} "
-        return f"ssh {port}{self.user}@{self.address} true"
+        files = self.known_hosts_files
+        usual = not files or files[0] == Path(DEFAULT_KNOWN_HOSTS).expanduser()
+        place = "" if usual else f"-o UserKnownHostsFile={files[0]} "
+        return f"ssh {port}{place}{self.user}@{self.address} true"
 
 
 def resolve_login(
@@ -165,7 +169,7 @@ def _refuse_proxies(host: str, options: dict[str, Any]) -> None:
 
 
 def _known_hosts_files(explicit: str | None, options: dict[str, Any]) -> tuple[Path, ...]:
-    user_files = explicit or options.get("userknownhostsfile", "~/.ssh/known_hosts")
+    user_files = explicit or options.get("userknownhostsfile", DEFAULT_KNOWN_HOSTS)
     names = [explicit] if explicit else user_files.split()
     names += ["/etc/ssh/ssh_known_hosts"]
     return tuple(Path(name).expanduser() for name in names if name.lower() != "none")

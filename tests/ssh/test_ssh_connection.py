@@ -72,7 +72,8 @@ def test_an_unknown_host_key_is_shown_with_the_command_to_accept_it(ssh_server: 
     with pytest.raises(HostKeyError) as caught:
         SshConnection(ssh_server.target, **login).connect(soon())
     assert "SHA256:" in caught.value.message
-    assert f"ssh -p {ssh_server.port} {ssh_server.user}@127.0.0.1 true" in caught.value.message
+    place = f"-o UserKnownHostsFile={tmp_path}/known_hosts {ssh_server.user}@127.0.0.1"
+    assert f"ssh -p {ssh_server.port} {place} true" in caught.value.message
     assert not (tmp_path / "known_hosts").exists()
 
 
