@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,11 +60,8 @@ def _as_array(action: Any, path: str) -> Any:
 
 
 def _is_finite(array: Any) -> bool:
-    # One dot product tells in a third of the time; it overflows for huge values, so only its good news is final.
-    if array.dtype.kind != "f":
-        return True
-    flat = array.ravel()
-    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+    # Searching the bytes takes a third of the time of `.all()`.
+    return array.dtype.kind != "f" or 0 not in np.isfinite(array).tobytes()
 
 
 def _check_integer(action: Any, space: Any, path: str) -> None:

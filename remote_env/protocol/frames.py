@@ -15,7 +15,8 @@ MAGIC = b"RENV"
 HEADER = struct.Struct("<4sIBBHIQQII")
 HEADER_SIZE = HEADER.size
 _CRC = struct.Struct("<I")
-_CRC_AT, CRC_FROM = 4, 8  # where the CRC32 lies, and from where on it covers header and body
+_CRC_AT = 4  # it covers header and body, with zeros in its own place
+_NO_CRC = bytes(_CRC.size)
 
 # Link messages: JSON bodies, read and written by the supervisor, which has the standard library alone.
 HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
@@ -47,7 +48,7 @@ class Header(NamedTuple):
     """A frame's header, checked.
 
     Attributes:
-        crc: CRC32 of everything after it in header and body.
+        crc: CRC32 of header and body, taken with zeros in this field.
         version: of the protocol.
         type: one of this module's message types.
         flags: bits of FIXED, STATE, TAIL, WANT_STATE.
@@ -102,8 +103,7 @@ def finish_frame(
             f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}; ask for less per call"
         )
     HEADER.pack_into(frame, 0, MAGIC, 0, VERSION, kind, flags, epoch, sequence, acknowledged, body_size, payload_size)
-    with memoryview(frame) as view, view[CRC_FROM:] as covered:
-        _CRC.pack_into(frame, _CRC_AT, zlib.crc32(covered))
+    _CRC.pack_into(frame, _CRC_AT, zlib.crc32(frame))
 
 
 def parse_header(buffer: Buffer, offset: int = 0) -> Header:
@@ -114,25 +114,32 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
         VersionMismatch: a frame of another version.
         MessageTooBig: it announces more than the protocol allows; nothing was allocated.
     """
-    header = Header._make(HEADER.unpack_from(buffer, offset))
-    if header.magic != MAGIC:
-        raise ProtocolError(f"not a remote-env frame: it starts with {header.magic!r}, not {MAGIC!r}")
-    if header.version != VERSION:
+    header = tuple.__new__(Header, HEADER.unpack_from(buffer, offset))
+    magic, _, version, _, _, _, _, _, body_size, payload_size = header
+    if magic == MAGIC and version == VERSION and body_size <= MAX_BODY_SIZE and payload_size <= MAX_PAYLOAD_SIZE:
+        return header
+    if magic != MAGIC:
+        raise ProtocolError(f"not a remote-env frame: it starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
         raise VersionMismatch(
-            f"the peer speaks protocol version {header.version}, this end version {VERSION}; "
+            f"the peer speaks protocol version {version}, this end version {VERSION}; "
             "install the same remote-env release on both"
         )
-    if header.body_size > MAX_BODY_SIZE or header.payload_size > MAX_PAYLOAD_SIZE:
-        raise MessageTooBig(
-            f"the peer announces a frame of {header.body_size} + {header.payload_size} bytes; the limit is "
-            f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}"
-        )
-    return header
+    raise MessageTooBig(
+        f"the peer announces a frame of {body_size} + {payload_size} bytes; the limit is "
+        f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}"
+    )
 
 
-def check_crc(header: Header, covered: Buffer) -> None:
-    """ProtocolError when `covered`, the header's bytes from 8 on and the body, do not match its CRC32."""
-    if zlib.crc32(covered) != header.crc:
+def check_crc(frame: bytearray, start: int, end: int, view: memoryview) -> None:
+    """Check the CRC32 of the header and body at `frame[start:end]`, which `view` shows; its field is zeroed.
+
+    Raises:
+        ProtocolError: they arrived damaged.
+    """
+    (crc,) = _CRC.unpack_from(frame, start + _CRC_AT)
+    frame[start + _CRC_AT : start + _CRC_AT + 4] = _NO_CRC
+    if zlib.crc32(view[start:end]) != crc:
         raise ProtocolError("a frame arrived damaged: its CRC32 does not match")
 
 
@@ -181,25 +188,25 @@ class FrameStream:
         """
         if self._start == self._end:
             self._start = self._end = 0
-        self._receive(HEADER_SIZE, deadline)
+        if self._end - self._start < HEADER_SIZE:
+            self._receive(HEADER_SIZE, deadline)
         header = parse_header(self.body, self._start)
         size = HEADER_SIZE + header[8]
-        self._receive(size, deadline)
+        if self._end - self._start < size:
+            self._receive(size, deadline)
         start = self._start
-        with self._view[start + CRC_FROM : start + size] as covered:
-            check_crc(header, covered)
+        end = start + size
+        check_crc(self.body, start, end, self._view)
         self.body_start = start + HEADER_SIZE
-        self.body_end = self._start = start + size
+        self.body_end = self._start = end
         return header
 
     def _receive(self, count: int, deadline: float) -> None:
         """Have at least `count` unconsumed bytes in the buffer."""
-        if self._end - self._start >= count:
-            return
         self._make_room(count)
         while self._end - self._start < count:
-            with self._view[self._end :] as space:
-                self._end += self._stream.recv_some_into(space, deadline)
+            space = self._view[self._end :] if self._end else self._view
+            self._end += self._stream.recv_some_into(space, deadline)
 
     def _make_room(self, count: int) -> None:
         if self._start + count <= len(self.body):

@@ -8,6 +8,7 @@ shape, keys); otherwise the caller sends it as a msgpack value, so that what arr
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,15 @@ class _ArrayLeaf:
         self.is_large = self.bytes >= LARGE_ARRAY_SIZE
         self.size = 0 if self.is_large else self.bytes
 
+    def fits(self, value: Any) -> bool:
+        return (
+            type(value) is np.ndarray
+            and (value.dtype is self.dtype or value.dtype == self.dtype)
+            and value.shape == self.shape
+        )
+
     def write(self, value: Any, body: bytearray, offset: int, payload: list[memoryview]) -> bool:
-        if type(value) is not np.ndarray or value.dtype != self.dtype or value.shape != self.shape:
+        if not self.fits(value):
             return False
         if self.is_large:
             payload.append(byte_view(value))
@@ -42,7 +50,10 @@ class _ArrayLeaf:
             array: Any = np.empty(self.shape, self.dtype)
             payload.append(byte_view(array))
             return array
-        return np.ndarray(self.shape, self.dtype, body, offset).copy()
+        if not self.bytes:
+            return np.empty(self.shape, self.dtype)  # NumPy makes no array from an empty buffer
+        # The slice is a copy, writable and its own.
+        return np.frombuffer(body[offset : offset + self.bytes], self.dtype).reshape(self.shape)
 
 
 class _IntLeaf:
@@ -122,12 +133,12 @@ class ValueLayout:
         self._root = root
         self.size: int = root.size
 
-    def write(self, value: Any, body: bytearray, offset: int) -> list[memoryview] | None:
+    def write(self, value: Any, body: bytearray, offset: int) -> Sequence[memoryview] | None:
         """Pack `value` at `offset`; the large arrays' bytes in order, or None when it does not fit exactly."""
         payload: list[memoryview] = []
         return payload if self._root.write(value, body, offset, payload) else None
 
-    def read(self, body: bytearray, offset: int, end: int) -> tuple[Any, list[memoryview]]:
+    def read(self, body: bytearray, offset: int, end: int) -> tuple[Any, Sequence[memoryview]]:
         """The value packed at `offset`, and the views of its large arrays, which the payload is to fill.
 
         Raises:
@@ -139,10 +150,32 @@ class ValueLayout:
         return self._root.read(body, offset, payload), payload
 
 
+class _OneArrayLayout(ValueLayout):
+    """The commonest layout, one small vector, without the walk."""
+
+    _root: _ArrayLeaf
+
+    def write(self, value: Any, body: bytearray, offset: int) -> Sequence[memoryview] | None:
+        leaf = self._root
+        if not leaf.fits(value):
+            return None
+        body[offset : offset + leaf.bytes] = value.tobytes()
+        return ()
+
+    def read(self, body: bytearray, offset: int, end: int) -> tuple[Any, Sequence[memoryview]]:
+        after = offset + self.size
+        if after > end:
+            raise ProtocolError(f"a body of {end - offset} bytes is too short for a layout of {self.size}")
+        return np.frombuffer(body[offset:after], self._root.dtype), ()
+
+
 def compile_layout(space: Any) -> ValueLayout | None:
     """The layout of `space`'s values, or None when their size is not known from it."""
     root = _compile(space)
-    return ValueLayout(root) if root is not None else None
+    if root is None:
+        return None
+    is_small_vector = isinstance(root, _ArrayLeaf) and len(root.shape) == 1 and root.size > 0
+    return _OneArrayLayout(root) if is_small_vector else ValueLayout(root)
 
 
 def _compile(space: Any) -> Any:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-_NOW = struct.Struct("<IIdQQ")  # call, whether it is running, since [s, monotonic], steps, resets
+_NOW = struct.Struct("<QdQQ")  # call (0: it waits for work), when it began [s, monotonic], steps, resets
 CALLS = ("nothing", "import", "make", "reset", "step", "get_state", "set_state", "render", "call", "close")
 CALL_NUMBERS = {name: number for number, name in enumerate(CALLS)}
 
@@ -22,7 +22,7 @@ class BoardReading(NamedTuple):
 
     Attributes:
         call: the name of the call that runs, or "nothing".
-        since_s: for how long [s].
+        since_s: how long ago it, or the last one, began [s].
         steps: how many steps it has run in all.
         resets: how many resets it has run in all.
     """
@@ -54,15 +54,15 @@ class Board:
 
     def begin(self, call: int) -> None:
         """Say that the call of this number of CALLS begins now."""
-        _NOW.pack_into(self._memory, 0, call, 1, time.monotonic(), self.steps, self.resets)
+        _NOW.pack_into(self._memory, 0, call, time.monotonic(), self.steps, self.resets)
 
     def end(self) -> None:
         """Say that the simulator waits for work."""
-        _NOW.pack_into(self._memory, 0, 0, 0, time.monotonic(), self.steps, self.resets)
+        self._memory[0] = 0
 
     def read(self) -> BoardReading:
         """What stands there now."""
-        call, _, since, steps, resets = _NOW.unpack_from(self._memory, 0)
+        call, since, steps, resets = _NOW.unpack_from(self._memory, 0)
         # The clock is the machine's, so that both processes read the same one.
         return BoardReading(CALLS[call % len(CALLS)], max(0.0, time.monotonic() - since), steps, resets)
 

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -141,11 +142,12 @@ class SimulatorLoop:
         self._fill(views, header.payload_size)
         return value
 
-    def _fill(self, views: list[memoryview], payload_size: int) -> None:
+    def _fill(self, views: Sequence[memoryview], payload_size: int) -> None:
+        if not views and not payload_size:
+            return
         if sum(map(len, views)) != payload_size:
             raise ProtocolError(f"a payload of {payload_size} bytes where {sum(map(len, views))} are due")
-        if views:
-            self._stream.fill(views, time.monotonic() + SEND_TIMEOUT_S)
+        self._stream.fill(views, time.monotonic() + SEND_TIMEOUT_S)
 
     def _step(self, flags: int, action: Any) -> None:
         if self._fresh:
@@ -208,14 +210,14 @@ class SimulatorLoop:
     def _send_result(
         self,
         frame: bytearray | None,
-        payload: list[memoryview] | None,
+        payload: Sequence[memoryview] | None,
         rest: dict[str, Any],
         info: dict[str, Any],
         asked: int,
     ) -> None:
         """Send a transition: its fixed part if it has one, the state's vector if asked for, the rest as a value."""
         if frame is None or payload is None:
-            frame, payload, flags = bytearray(frames.HEADER_SIZE), [], 0
+            frame, payload, flags = bytearray(frames.HEADER_SIZE), (), 0
         else:
             flags = frames.FIXED
         if asked & frames.WANT_STATE:
@@ -229,7 +231,7 @@ class SimulatorLoop:
             flags |= frames.TAIL
             tail, arrays = codec.encode(rest, where="result")
             frame += tail
-            payload += arrays
+            payload = [*payload, *arrays]
         self._send(frame, frames.RESULT, self._sequence, flags, payload)
 
     _announce: dict[str, Any] | None = None  # a layout that the client has not been told yet
@@ -255,9 +257,9 @@ class SimulatorLoop:
     ) -> None:
         body, arrays = codec.encode(value, where=where)
         frame = bytearray(frames.HEADER_SIZE) + start + body
-        self._send(frame, kind, sequence, flags | frames.TAIL, list(arrays))
+        self._send(frame, kind, sequence, flags | frames.TAIL, arrays)
 
-    def _send(self, frame: bytearray, kind: int, sequence: int, flags: int, payload: list[memoryview]) -> None:
+    def _send(self, frame: bytearray, kind: int, sequence: int, flags: int, payload: Sequence[memoryview]) -> None:
         size = sum(map(len, payload)) if payload else 0
         frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
         self._stream.send(frame, time.monotonic() + SEND_TIMEOUT_S, payload)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from remote_env.errors import (
@@ -189,10 +189,10 @@ class Session:
 
     def _ask(self, kind: int, request: Any, deadline: float, flags: int = 0, where: str = "request") -> frames.Header:
         body, arrays = codec.encode(request, where=where)
-        return self._exchange(kind, flags, bytearray(frames.HEADER_SIZE) + body, list(arrays), deadline)
+        return self._exchange(kind, flags, bytearray(frames.HEADER_SIZE) + body, arrays, deadline)
 
     def _exchange(
-        self, kind: int, flags: int, frame: bytearray, payload: list[memoryview], deadline: float
+        self, kind: int, flags: int, frame: bytearray, payload: Sequence[memoryview], deadline: float
     ) -> frames.Header:
         """Send one request; the header of its reply, whose body and payload are still to be read."""
         if self.is_lost is not None:
@@ -255,7 +255,7 @@ class Session:
         terminated: Any = False
         truncated: Any = False
         state: SceneState | None = None
-        views: list[memoryview] = []
+        views: Sequence[memoryview] = ()
         info: dict[str, Any] = {}
         if flags & frames.FIXED:
             if fixed is None:
@@ -274,12 +274,13 @@ class Session:
                 truncated = tail.get("truncated", truncated)
                 info = tail.get("info", info)
             state = self._state(numbered, tail)
-            views += more
-        self._fill(views, header[9], deadline)
+            views = [*views, *more]
+        if views or header[9]:
+            self._fill(views, header[9], deadline)
         return Transition(observation, reward, terminated, truncated, info, state)
 
     def _read_rest(
-        self, header: frames.Header, at: int, end: int, views: list[memoryview]
+        self, header: frames.Header, at: int, end: int, views: Sequence[memoryview]
     ) -> tuple[tuple[int, Any] | None, Any, list[memoryview]]:
         """The state's layout number and vector if there is one, the msgpack value if there is one, and its views."""
         stream, numbered, tail = self._stream, None, None
@@ -318,7 +319,7 @@ class Session:
         self._fill(views, header.payload_size, deadline)
         return value
 
-    def _fill(self, views: list[memoryview], size: int, deadline: float) -> None:
+    def _fill(self, views: Sequence[memoryview], size: int, deadline: float) -> None:
         if sum(map(len, views)) != size:
             raise self._break(ProtocolError(f"a payload of {size} bytes where {sum(map(len, views))} are due"))
         if not views:
