@@ -14,7 +14,7 @@ from pathlib import Path
 import paramiko
 
 from remote_env.errors import HostKeyError
-from remote_env.ssh.target import DEFAULT_PORT, Login
+from remote_env.ssh.target import DEFAULT_PORT, GLOBAL_KNOWN_HOSTS, Login
 
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")  # RFC 8332: what an ssh-rsa key signs with
 
@@ -126,7 +126,8 @@ def check_host_key(login: Login, key: paramiko.PKey, known: KnownKeys, *, accept
         return  # as OpenSSH does: the host's own key, on a port of its own
     if not accept_new:
         raise _unknown(login, key)
-    _append_key(login.known_hosts_files[0], f"{name} {key.get_name()} {key.get_base64()}\n")
+    if login.known_hosts_files[0] != Path(GLOBAL_KNOWN_HOSTS):  # UserKnownHostsFile none: remember nothing
+        _append_key(login.known_hosts_files[0], f"{name} {key.get_name()} {key.get_base64()}\n")
 
 
 def _unknown(login: Login, key: paramiko.PKey) -> HostKeyError:

@@ -14,6 +14,7 @@ import paramiko
 from remote_env.errors import ConfigError, Unsupported
 
 DEFAULT_PORT = 22
+GLOBAL_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts"
 DEFAULT_IDENTITY_FILES = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 _USER = re.compile(r"[^\s@:/-][^\s@:/]*")
@@ -171,5 +172,5 @@ def _refuse_proxies(host: str, options: dict[str, Any]) -> None:
 def _known_hosts_files(explicit: str | None, options: dict[str, Any]) -> tuple[Path, ...]:
     user_files = explicit or options.get("userknownhostsfile", DEFAULT_KNOWN_HOSTS)
     names = [explicit] if explicit else user_files.split()
-    names += ["/etc/ssh/ssh_known_hosts"]
+    names.append(GLOBAL_KNOWN_HOSTS)
     return tuple(Path(name).expanduser() for name in names if name.lower() != "none")
