@@ -5,20 +5,35 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import imageio_ffmpeg  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from remote_env.errors import CaptureError, InputError
+from remote_env.errors import CaptureError, InputError, RemoteEnvError
 
 Frame = NDArray[np.uint8]
 # Visually lossless for rendered scenes, and at a speed that rendering does not wait for.
-_X264 = ("-preset", "veryfast", "-crf", "18", "-movflags", "+faststart")
+_X264 = (
+    "-an",
+    "-c:v",
+    "libx264",
+    "-pix_fmt",
+    "yuv420p",
+    "-preset",
+    "veryfast",
+    "-crf",
+    "18",
+    "-movflags",
+    "+faststart",
+)
 _LABEL_HEIGHT = 24  # [pixels]
 _GAP = 4  # [pixels]
 
@@ -26,11 +41,15 @@ _GAP = 4  # [pixels]
 @contextlib.contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` to write under; renamed to `path` when all went well, removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+    except RemoteEnvError:
+        raise
+    except OSError as error:
+        raise CaptureError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,39 +74,50 @@ def save_video(path: str | os.PathLike[str], frames: Iterable[Frame], rate_hz: f
     first = next(frames, None)
     if first is None:
         raise InputError(f"no frames to write to {path}")
-    with _whole_file(path) as temporary, contextlib.closing(_encoder(temporary, first, rate_hz)) as encoder:
-        count = _encode(encoder, first, frames, path)
-        encoder.close()  # before the rename: this waits for ffmpeg
-        if not temporary.exists() or not temporary.stat().st_size:
-            raise CaptureError(f"ffmpeg wrote nothing for {path}; is the disk full?")
-    return count
+    with _whole_file(path) as temporary, _encoder(temporary, path, first, rate_hz) as pipe:
+        return _encode(pipe, first, frames)
 
 
-def _encoder(temporary: Path, first: Frame, rate_hz: float) -> Generator[None, Any, None]:
+@contextlib.contextmanager
+def _encoder(temporary: Path, path: Path, first: Frame, rate_hz: float) -> Iterator[IO[bytes]]:
+    """An ffmpeg that takes raw frames; on leaving, it has written all or CaptureError says why not."""
     height, width = _even(first).shape[:2]
-    encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
-        str(temporary),
-        (width, height),
-        fps=rate_hz,
-        codec="libx264",
-        quality=None,
-        macro_block_size=2,
-        output_params=[*_X264, "-y"],
-        ffmpeg_log_level="error",
-    )
-    encoder.send(None)
-    return encoder
+    rate = str(Fraction(rate_hz).limit_denominator(1_000_000))
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *_X264, str(temporary)]
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(  # noqa: S603  # the ffmpeg of the imageio-ffmpeg package
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            start_new_session=True,  # Ctrl-C is ours to handle
+        )
+        finished = False
+        pipe: IO[bytes] = process.stdin  # type: ignore[assignment]  # it is a pipe
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it stopped by itself: its status and messages say why
+                yield pipe
+                pipe.close()
+                finished = True
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        if status or not finished:
+            messages.seek(0)
+            said = messages.read()[-500:].decode(errors="replace").strip()
+            raise CaptureError(f"ffmpeg could not write {path} (status {status}): {said or 'is the disk full?'}")
 
 
-def _encode(encoder: Generator[None, Any, None], first: Frame, rest: Iterator[Frame], path: Path) -> int:
+def _encode(pipe: IO[bytes], first: Frame, rest: Iterator[Frame]) -> int:
     count = 0
     for frame in _chain(first, rest):
         if frame.shape != first.shape or frame.dtype != np.uint8:
             raise InputError(f"frame {count} is {frame.dtype} {frame.shape}; the video began with uint8 {first.shape}")
-        try:
-            encoder.send(np.ascontiguousarray(_even(frame)))
-        except OSError as error:
-            raise CaptureError(f"ffmpeg stopped while writing {path}: {error}") from error
+        pipe.write(np.ascontiguousarray(_even(frame)).data)
         count += 1
     return count
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -408,6 +409,26 @@ def test_a_video_that_breaks_off_leaves_what_was_there(tmp_path):
         save_video(path, frames(), 10)
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
     assert path.read_bytes() == b"an older one"
+    assert children() == []
+
+
+@pytest.fixture
+def file_size_limit():
+    """Limits how far this process and its children may grow a file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 20000])
+def test_a_full_disk_leaves_no_half_video_or_still(tmp_path, file_size_limit, limit):
+    noise = np.random.default_rng(0).integers(0, 255, (20, 128, 128, 3), np.uint8)
+    file_size_limit(limit)
+    with pytest.raises(CaptureError, match=r"a\.mp4"):
+        save_video(tmp_path / "a.mp4", noise, 10)
+    with pytest.raises(CaptureError, match=r"a\.png"):
+        save_still(tmp_path / "a.png", noise[0])
+    assert list(tmp_path.iterdir()) == []
     assert children() == []
 
 
