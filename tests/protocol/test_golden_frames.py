@@ -1,0 +1,57 @@
+"""The frames that docs/protocol.md shows, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+
+import pytest
+from golden_conversation import GOLDEN, ROOT, record_conversation
+
+from remote_env.protocol import frames
+
+GOLDEN_FRAMES = json.loads(GOLDEN.read_text())
+
+
+def test_a_conversation_is_byte_for_byte_as_recorded():
+    def by_link(conversation):
+        return {link: [frame for frame in conversation if frame["link"] == link] for link in ("control", "data")}
+
+    # Each link has an order; between the two there is none.
+    assert by_link(record_conversation()) == by_link(GOLDEN_FRAMES)
+
+
+@pytest.mark.parametrize("golden", GOLDEN_FRAMES, ids=lambda golden: f"{golden['from']}-{golden['message']}")
+def test_headers_are_as_documented(golden):
+    data = bytes.fromhex(golden["hex"])
+    magic, crc, version, kind, flags, epoch, sequence, acknowledged, body, payload = struct.unpack_from(
+        "<4sIBBHIQQII", data
+    )
+    assert (magic, version, frames.NAMES[kind]) == (b"RENV", 1, golden["message"])
+    assert len(data) == 40 + body + payload
+    assert crc == zlib.crc32(data[:4] + bytes(4) + data[8 : 40 + body])
+    if golden["link"] == "control" or kind < 32:
+        assert (flags, epoch, acknowledged, payload) == (0, 0, 0, 0)
+        json.loads(data[40:])
+    else:
+        assert epoch == 1
+        assert acknowledged in (sequence, sequence - 1, 0)
+
+
+def test_the_documents_frames_are_among_them():
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    blocks = re.findall(r"```hex\n(.*?)```", text, re.DOTALL)
+    shown = ["".join(re.sub(r"#.*", "", block).split()) for block in blocks]
+    assert shown
+    assert set(shown) <= {golden["hex"] for golden in GOLDEN_FRAMES}
+
+
+def test_the_document_lists_every_message():
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    listed = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| `([A-Z_]+)`", text, re.MULTILINE)}
+    kinds = {name: value for value, name in frames.NAMES.items() if not name.startswith("MAX_")}
+    for other in ("FIXED", "STATE", "TAIL", "WANT_STATE", "CRC_FROM"):
+        kinds.pop(other, None)
+    assert listed == kinds
