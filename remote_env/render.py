@@ -34,6 +34,8 @@ _FONT_SCALE = 150
 _EGL_PLATFORM_DEVICE = 0x313F  # EGL_EXT_platform_device
 _PACKAGES = {"egl": "libegl1 libopengl0 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 
+_process_ids: set[int] = set()  # this process, once it used OpenGL; a forked child finds its parent here
+_inherited: list[tuple[Any, Any]] = []
 _open_renderers: weakref.WeakSet[FrameRenderer] = weakref.WeakSet()
 
 
@@ -99,8 +101,12 @@ class FrameRenderer:
         context, self._context = self._context, None
         gl, self._gl = self._gl, None
         _open_renderers.discard(self)
-        # A forked child shares the parent's context and must not free it.
-        if context is None or self._process_id != os.getpid():
+        if context is None:
+            return
+        if self._process_id != os.getpid():
+            # A forked child has its parent's context without the driver's threads: freeing it, even when it is
+            # garbage-collected, waits for them for ever.
+            _inherited.append((gl, context))
             return
         gl.make_current()
         context.free()
@@ -210,6 +216,12 @@ def _headless_backend() -> str:
 
 
 def _make_gl_context(width: int, height: int) -> Any:
+    if _process_ids and os.getpid() not in _process_ids:
+        raise ConfigError(
+            "OpenGL was already used when this process was forked, and would wait here for ever for threads that "
+            "a fork does not copy; start such workers with the 'spawn' method, or before anything is rendered"
+        )
+    _process_ids.add(os.getpid())
     backend = gl_backend()
     try:
         # PyOpenGL fails in many ways when a library is missing: ImportError, AttributeError, its own errors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from ctypes.util import find_library
 
 import mujoco
 import numpy as np
@@ -100,6 +101,11 @@ def test_impossible_sizes_are_config_errors(scene: tuple[mujoco.MjModel, mujoco.
         FrameRenderer(scene[0], width=size[0], height=size[1])
 
 
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(not find_library(library), reason=f"lib{library} is not installed"))
+    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa"))
+]
+
 FRESH = """
 import mujoco, sys  # mujoco first: the renderer does not depend on the order of imports
 from remote_env.render import FrameRenderer, gl_backend
@@ -111,17 +117,18 @@ print(gl_backend(), renderer.render(data, "above").sum())
 """
 
 
-def in_fresh_process(**environment: str) -> subprocess.CompletedProcess[str]:
+def in_fresh_process(more: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {
         name: value
         for name, value in os.environ.items()
         if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY")
     }
-    command = [sys.executable, "-W", "error", "-c", FRESH.format(xml=XML)]
+    command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c"]
+    command.append(FRESH.format(xml=XML) + more)
     return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("wanted", ["egl", "osmesa"])
+@pytest.mark.parametrize("wanted", BACKENDS)
 def test_each_backend_renders_and_leaves_quietly_without_close(wanted: str) -> None:
     done = in_fresh_process(MUJOCO_GL=wanted)
     assert done.returncode == 0, done.stderr
@@ -135,6 +142,32 @@ def test_without_a_display_some_backend_is_found() -> None:
     done = in_fresh_process()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] in ("egl", "osmesa")
+
+
+FORKED = """
+import multiprocessing
+renderer.render(data, "above")
+
+def work():
+    renderer.close()
+    try:
+        FrameRenderer(model, width=60, height=40)
+    except ValueError as error:
+        print("refused:", error, flush=True)
+
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+worker.join(20)
+print("exit code", worker.exitcode, renderer.render(data, "above").shape)
+worker.kill()
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forked_child_closes_quietly_and_is_told_to_spawn_instead(backend: str) -> None:
+    done = in_fresh_process(FORKED, MUJOCO_GL=backend)
+    assert "refused: OpenGL was already used when this process was forked" in done.stdout, done.stderr
+    assert "exit code 0 (40, 60, 3)" in done.stdout
 
 
 def test_switched_off_rendering_is_a_config_error() -> None:

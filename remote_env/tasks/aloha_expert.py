@@ -12,6 +12,10 @@ task, so it may run anywhere: over a network the whole plan needs one scene stat
 The shape of the solution is ACT's (Zhao et al. 2023, scripted policies): the right gripper picks the cube from
 above and lifts it to a meeting place, where the left gripper takes it; or the left gripper lifts the socket,
 the right one the peg, and both move together.
+
+Measured with `benchmarks/measure_experts.py` (MuJoCo 3.8.1, seeds 0–199): transfer 200 of 200, each by step 207 and
+each with the full hand-over right, both, left; insertion 200 of 200, each by step 267 (95 % intervals: 98.1–100 %).
+A plan takes some 0.1 s.
 """
 
 from __future__ import annotations

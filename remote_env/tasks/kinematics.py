@@ -1,4 +1,8 @@
-"""Inverse kinematics of one arm: damped least squares on MuJoCo's own Jacobians."""
+"""Inverse kinematics of one arm: damped least squares on MuJoCo's own Jacobians.
+
+The linear algebra is MuJoCo's too: numpy's differs in the last bit between the BLAS libraries that it may use, and
+then so would the plans of two machines.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +46,8 @@ class ArmKinematics:
         """The tool's position (3,) [m] and orientation (4,) wxyz in the world frame, for (J,) joint angles."""
         self._data.qpos[self.joint_qpos] = joints
         mujoco.mj_kinematics(self.model, self._data)
-        rotation = self._data.xmat[self._body].reshape(3, 3)
-        position: Floats = self._data.xpos[self._body] + rotation @ self._offset
-        return position, np.array(self._data.xquat[self._body])
+        orientation = np.array(self._data.xquat[self._body])
+        return self._data.xpos[self._body] + _rotated(self._offset, orientation), orientation
 
     def solve(
         self, position: Floats, orientation: Floats, start: Floats, *, tol: float = 1e-4, iterations: int = 100
@@ -74,14 +77,25 @@ class ArmKinematics:
         at, facing = self.tool_pose(joints)
         rotation = np.empty(3)
         mujoco.mju_subQuat(rotation, orientation, facing)  # in the tool's own frame
-        return np.concatenate([position - at, self._data.xmat[self._body].reshape(3, 3) @ rotation])
+        return np.concatenate([position - at, _rotated(rotation, facing)])
 
     def _step(self, error: Floats) -> Floats:
         data, body = self._data, self._body
         mujoco.mj_comPos(self.model, data)  # what mj_jac reads
-        point = data.xpos[body] + data.xmat[body].reshape(3, 3) @ self._offset
+        point = data.xpos[body] + _rotated(self._offset, data.xquat[body])
         mujoco.mj_jac(self.model, data, self._jacobian[:3], self._jacobian[3:], point, body)
-        jacobian = self._jacobian[:, self._dofs]
-        damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
-        step: Floats = jacobian.T @ np.linalg.solve(damped, error)
+        jacobian = np.ascontiguousarray(self._jacobian[:, self._dofs])
+        damped, step = np.empty((6, 6)), np.empty(len(self._dofs))
+        mujoco.mju_mulMatMatT(damped, jacobian, jacobian)
+        damped += _DAMPING**2 * np.eye(6)
+        mujoco.mju_cholFactor(damped, 0.0)
+        mujoco.mju_cholSolve(error, damped, error)
+        mujoco.mju_mulMatTVec(step, jacobian, error)
         return step * min(1.0, _LARGEST_STEP / max(float(np.abs(step).max()), 1e-12))
+
+
+def _rotated(vector: Floats, orientation: Floats) -> Floats:
+    """(3,) `vector` of a frame with this `orientation` (4,) wxyz, in the world frame."""
+    result = np.empty(3)
+    mujoco.mju_rotVecQuat(result, vector, orientation)
+    return result
