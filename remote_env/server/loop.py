@@ -17,8 +17,10 @@ from remote_env.errors import (
     ConnectionLost,
     DeadlineExceeded,
     InputError,
+    MessageTooBig,
     ProtocolError,
     RemoteEnvError,
+    TaskError,
     Unsupported,
 )
 from remote_env.protocol import codec, frames, layout
@@ -30,6 +32,7 @@ from remote_env.transport import SocketTransport
 
 NEVER = float("inf")
 SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply for so long is gone
+MAX_ERROR_TEXT = 64 << 10
 _STEP = CALL_NUMBERS["step"]
 _STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
 
@@ -59,6 +62,7 @@ class SimulatorLoop:
         self._board = board
         self._facts = facts
         self._allowed = backend.callable_names | allow_calls
+        self._description = self._describe()  # now, so that spaces that cannot cross fail the start
         self._action_layout = layout.compile_layout(backend.action_space)
         self._observation_layout = layout.compile_layout(backend.observation_space)
         self._handlers = {
@@ -78,7 +82,7 @@ class SimulatorLoop:
         self._fresh = True  # a session's first request must be RESET
         self._layouts: list[SceneLayout] = []
         try:
-            self._send_value(frames.READY, 0, self._describe())
+            self._send_value(frames.READY, 0, self._description)
             while self._serve_one():
                 pass
         except (ConnectionLost, DeadlineExceeded) as error:
@@ -87,6 +91,10 @@ class SimulatorLoop:
             print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
         finally:
             self._transport.close()
+
+    def _expect_episode(self, call: str) -> None:
+        if self._fresh:
+            raise InputError(f"this session has no episode yet; call reset() before {call}()")
 
     def _describe(self) -> dict[str, Any]:
         backend = self.backend
@@ -151,7 +159,7 @@ class SimulatorLoop:
 
     def _step(self, flags: int, action: Any) -> None:
         if self._fresh:
-            raise InputError("this session has no episode yet; call reset() before step()")
+            self._expect_episode("step")
         self._board.steps += 1
         observation, reward, terminated, truncated, info = self.backend.step(action)
         fixed, frame, payload = self._observation_layout, None, None
@@ -181,6 +189,7 @@ class SimulatorLoop:
         self._send_result(frame, payload, {} if payload is not None else {"observation": observation}, info, flags)
 
     def _get_state(self, _flags: int, request: Any) -> None:
+        self._expect_episode("get_state")  # what is there may be another session's
         state = self.backend.state(native=bool(request))
         start = self._pack_state(state)
         rest: dict[str, Any] = {"native": state.native}
@@ -190,10 +199,12 @@ class SimulatorLoop:
 
     def _set_state(self, _flags: int, request: Any) -> None:
         plain, values, native = _parts(request, 3)
+        self._expect_episode("set_state")
         self.backend.restore(SceneState(SceneLayout.from_plain(plain), values, native))
         self._send_value(frames.RESULT, self._sequence, None)
 
     def _render(self, _flags: int, _request: Any) -> None:
+        self._expect_episode("render")
         self._send_value(frames.RESULT, self._sequence, self.backend.render(), where="frame")
 
     def _call(self, _flags: int, request: Any) -> None:
@@ -229,7 +240,7 @@ class SimulatorLoop:
             rest["info"] = info
         if rest:
             flags |= frames.TAIL
-            tail, arrays = codec.encode(rest, where="result")
+            tail, arrays = _encode(rest, where="result")
             frame += tail
             payload = [*payload, *arrays]
         self._send(frame, frames.RESULT, self._sequence, flags, payload)
@@ -255,13 +266,16 @@ class SimulatorLoop:
         flags: int = 0,
         start: bytes = b"",
     ) -> None:
-        body, arrays = codec.encode(value, where=where)
+        body, arrays = _encode(value, where=where)
         frame = bytearray(frames.HEADER_SIZE) + start + body
         self._send(frame, kind, sequence, flags | frames.TAIL, arrays)
 
     def _send(self, frame: bytearray, kind: int, sequence: int, flags: int, payload: Sequence[memoryview]) -> None:
         size = sum(map(len, payload)) if payload else 0
-        frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
+        try:
+            frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
+        except MessageTooBig as error:
+            raise TaskError(f"it ran, but its result is too large to send: {error}") from error
         self._stream.send(frame, time.monotonic() + SEND_TIMEOUT_S, payload)
 
     def _send_error(self, error: Exception) -> None:
@@ -272,12 +286,35 @@ class SimulatorLoop:
         value = {
             "kind": named.__name__ if named else "TaskError",
             "type": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exc(),
+            "message": _sendable(_text(error)),
+            "traceback": _sendable(traceback.format_exc()),
             "during": self._board.read().call,
         }
         self._announce = None
         self._send_value(frames.ERROR, self._sequence, value)
+
+
+def _encode(value: Any, *, where: str) -> tuple[bytes, list[memoryview]]:
+    """A reply's body and arrays; TaskError when it cannot cross: that is the task's fault, not the caller's."""
+    try:
+        return codec.encode(value, where=where)
+    except InputError as error:
+        raise TaskError(f"it ran, but {error}") from error
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as unprintable:  # noqa: BLE001  a foreign __str__ may raise anything
+        return f"(its text cannot be had: {type(unprintable).__name__})"
+
+
+def _sendable(text: str) -> str:
+    """`text` as it can cross: of bounded length, and with lone surrogates (of undecodable file names, say) escaped."""
+    if len(text) > MAX_ERROR_TEXT:
+        half = MAX_ERROR_TEXT // 2
+        text = f"{text[:half]}\n… {len(text) - 2 * half} characters …\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _parts(request: Any, count: int) -> Any:
