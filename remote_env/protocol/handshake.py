@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from typing import Any
 
@@ -46,7 +47,7 @@ def proof(token: str, side: str, role: str, client_nonce: str, server_nonce: str
 def is_proof(given: object, token: str, side: str, role: str, client_nonce: str, server_nonce: str) -> bool:
     """Whether `given` is that side's proof, compared in constant time."""
     expected = proof(token, side, role, client_nonce, server_nonce)
-    return isinstance(given, str) and hmac.compare_digest(given.encode(), expected.encode())
+    return isinstance(given, str) and given.isascii() and hmac.compare_digest(given, expected)
 
 
 def pack_link(kind: int, message: dict[str, Any], *, sequence: int = 0) -> bytearray:
@@ -144,7 +145,7 @@ class ServerHandshake:
     def _challenge(self, kind: int, message: dict[str, Any]) -> bytearray:
         _expect(frames.HELLO, kind, message)
         role, nonce = message.get("role"), message.get("nonce")
-        if role not in ROLES or not isinstance(nonce, str) or len(nonce) != 2 * NONCE_BYTES:
+        if role not in ROLES or not isinstance(nonce, str) or not re.fullmatch(f"[0-9a-f]{{{2 * NONCE_BYTES}}}", nonce):
             raise ProtocolError(f"HELLO needs a role of {ROLES} and a nonce of {2 * NONCE_BYTES} hex digits")
         self._hello = message
         mine = proof(self._token, "server", role, nonce, self._nonce)

@@ -135,10 +135,14 @@ class SimulatorProcess:
         self.ready = False
         return True
 
-    def end(self) -> None:
-        """Have it close its task and exit; by force when it does not."""
+    def ask_to_end(self) -> None:
+        """Have it close its task and exit, when its call in progress is over."""
         self.hang_up()
         self.channel.close()
+
+    def end(self) -> None:
+        """Have it end; by force when it does not."""
+        self.ask_to_end()
         for wait_s, then in ((CLOSE_TIMEOUT_S, signal.SIGTERM), (TERMINATE_TIMEOUT_S, signal.SIGKILL)):
             if self._wait(wait_s):
                 break

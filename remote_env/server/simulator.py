@@ -30,7 +30,7 @@ def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_desc
     settings = json.loads((Path(folder) / "settings.json").read_text())
     try:
         loop = _make_loop(settings, channel, board)
-    except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a task may raise anything; the client is told what
         traceback.print_exc()
         channel.say(event="failed", **_describe_failure(error))
         return 1
@@ -103,7 +103,8 @@ def _unpickle(task: Any) -> Any:
     if task.pickled_by != here:
         raise ConfigError(
             f"env=<callable {task.env}> was pickled by Python {task.pickled_by}, and {sys.executable} is "
-            f"Python {here}; bytecode does not cross minor versions: pass python= with the same version, or env='module:function'"
+            f"Python {here}; bytecode does not cross minor versions: pass python= with the same version, or "
+            "env='module:function'"
         )
     try:
         return pickle.loads(task.pickled)  # noqa: S301  the settings file is its sender's own
@@ -113,7 +114,7 @@ def _unpickle(task: Any) -> Any:
         ) from error
 
 
-def _describe_failure(error: Exception) -> dict[str, Any]:
+def _describe_failure(error: BaseException) -> dict[str, Any]:
     kind = type(error).__name__
     message = str(error)
     if isinstance(error, ModuleNotFoundError):

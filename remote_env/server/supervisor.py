@@ -16,6 +16,7 @@ import socket
 import stat
 import sys
 import time
+import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -159,16 +160,21 @@ class Supervisor:
         return str(self.settings["task"]["env"])
 
     def _say(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        shown = f"{time.strftime('%H:%M:%S')} {text}".encode("ascii", "backslashreplace").decode()
+        with contextlib.suppress(OSError):  # a full disk or a closed terminal must not end the server
+            print(shown, flush=True)
 
     def _end(self) -> None:
         """Stop every simulator, then remove every file, then let the clients see that we are gone."""
+        # The record goes before the port is free: the next server there writes one of its own.
+        if self._registry is not None:
+            self._registry.unlink(missing_ok=True)
         self._selector.unregister(self._listener)
         self._listener.close()
         for simulator in self.simulators:
+            simulator.ask_to_end()
+        for simulator in self.simulators:
             simulator.end()
-        if self._registry is not None:
-            self._registry.unlink(missing_ok=True)
         remove_folder(self.folder)
         for peer in list(self._peers):
             peer.close()
@@ -188,6 +194,8 @@ class Supervisor:
         return simulator
 
     def _hear(self, simulator: SimulatorProcess) -> None:
+        if simulator not in self.simulators:
+            return  # its end and its last words were one turn's events, and its end came first
         for message in simulator.hear():
             if message["event"] == "failed" and not self._had_client and self.settings.get("stop_on_failure"):
                 self.stop(f"failed: {message['kind']}: {message['message']}")
@@ -207,7 +215,7 @@ class Supervisor:
 
     def _tell(self, simulator: SimulatorProcess) -> None:
         """Tell the session that holds `simulator` how it fares."""
-        for session in self.sessions.values():
+        for session in list(self.sessions.values()):  # one that cannot be told is dropped
             if session.simulator is simulator:
                 self._send(session.control, frames.EVENT, self._status(simulator))
 
@@ -255,6 +263,9 @@ class Supervisor:
         except AuthError as error:
             self._refuse(peer, "auth", error)
         except (ProtocolError, OSError) as error:
+            self._refuse(peer, "protocol", error)
+        except Exception as error:  # noqa: BLE001  no message, whatever is in it, may end the server for the others
+            traceback.print_exc()
             self._refuse(peer, "protocol", error)
 
     def _handle(self, peer: Peer, kind: int, sequence: int, message: dict[str, Any]) -> None:
