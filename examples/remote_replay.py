@@ -23,6 +23,8 @@ import argparse
 import importlib
 import itertools
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+_interrupts: list[int] = []
+
+
+def _leave(*_: object) -> None:
+    print("interrupted; nothing was started", file=sys.stderr)
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _leave)  # while the imports run
 
 # A checkout that was not installed works too, and so does --policy module:function from the current folder.
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path.cwd())]
@@ -47,7 +61,6 @@ from remote_env.state import SceneState  # noqa: E402
 DEFAULT_MAX_STEPS = 1000
 DEFAULT_RATE_HZ = 30.0
 HELD_STEPS = 5  # shorter contacts are flicker
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 console = Console(stderr=True)
 Policy = Callable[[Any, int], Any]  # observation, step -> action
@@ -374,18 +387,24 @@ def _progress() -> Progress:
     return Progress(*columns, console=console)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    _interrupts.append(number)
+    signal.default_int_handler(number, frame)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record, replay, report; returns the program's exit status."""
     options = parse(arguments)
     task = TASKS.get(options.task, Task(options.task))
     try:
+        signal.signal(signal.SIGINT, _interrupt)
         recording = record_episodes(options, task)
         replays = replay_captures(options, task, recording.captures)
         show(write_report(options, task, recording, replays), options.output_dir)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; what was finished is whole in {options.output_dir}")
-        return INTERRUPTED
-    except RemoteEnvError as error:
+    except (KeyboardInterrupt, RemoteEnvError) as error:
+        if _interrupts:  # Ctrl-C inside a call into C can come out as that library's own error
+            console.print(f"interrupted; what was finished is whole in {options.output_dir}")
+            return INTERRUPTED
         console.print(f"[bold red]error:[/] {error}", highlight=False)
         return 1
     return 0

@@ -10,9 +10,11 @@ carries a checksum (Fletcher-32) that reading verifies.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,8 +41,10 @@ def write_episode(episode: Episode, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w+b", buffering=0) as raw:
-            disk = _Disk(raw)
-            _write_file(episode, disk, path)
+            # In a thread of its own, because Ctrl-C reaches only the main one: an exception inside HDF5's calls
+            # to our file object would crash the process. Leaving the pool waits for the thread.
+            with ThreadPoolExecutor(1, "hdf5") as pool:
+                pool.submit(_write_file, episode, _Disk(raw), path).result()
             os.fsync(raw.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -67,61 +71,56 @@ def _write_file(episode: Episode, disk: _Disk, path: Path) -> None:
 class _Disk:
     """The file that h5py writes to; it keeps the first disk error to itself.
 
-    HDF5 that meets a full disk cannot close its file and takes the process's state with it. So writes after
-    the first failure are counted and dropped, and the caller looks at `error` when HDF5 has closed.
+    HDF5 that meets a full disk cannot close its file and takes the process's state with it, and it reads back
+    some of what it wrote. So from the first failure on the file goes on in memory, and the caller looks at
+    `error` when HDF5 has closed.
     """
 
     def __init__(self, raw: Any) -> None:
-        self._raw = raw
-        self._position = 0
+        self._file = raw
         self.error: OSError | None = None
         self.needed_bytes = 0
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        size, done = len(view), 0
-        self.needed_bytes = max(self.needed_bytes, self._position + size)
+        start, done = int(self._file.tell()), 0
+        self.needed_bytes = max(self.needed_bytes, start + len(view))
         try:
-            while self.error is None and done < size:
-                done += self._raw.write(view[done:])
+            while done < len(view):
+                done += self._file.write(view[done:])
         except OSError as error:
-            self.error = error
-        self._position += size
+            self._go_on_in_memory(error)
+            self._file.seek(start)
+            self._file.write(view)
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        self.needed_bytes = max(self.needed_bytes, size)
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            self._go_on_in_memory(error)
         return size
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.needed_bytes}[whence]
-        self._position = base + offset
-        if self.error is None:
-            self._raw.seek(self._position)
-        return self._position
+        return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        return self._position
+        return int(self._file.tell())
 
     def read(self, size: int = -1) -> bytes:
-        """For completeness: h5py knows a file object by this method, and calls `readinto`."""
-        data = b"" if self.error is not None else bytes(self._raw.read(size))
-        self._position += len(data)
-        return data
+        return bytes(self._file.read(size))
 
     def readinto(self, buffer: Any) -> int:
-        count = 0 if self.error is not None else int(self._raw.readinto(buffer))
-        self._position += count
-        return count
-
-    def truncate(self, size: int | None = None) -> int:
-        size = self._position if size is None else size
-        self.needed_bytes = max(self.needed_bytes, size)
-        try:
-            if self.error is None:
-                self._raw.truncate(size)
-        except OSError as error:
-            self.error = error
-        return size
+        return int(self._file.readinto(buffer))
 
     def flush(self) -> None:
         """Nothing is buffered here; the caller syncs once at the end."""
+
+    def _go_on_in_memory(self, error: OSError) -> None:
+        self.error = error
+        self._file.seek(0)
+        self._file = io.BytesIO(self._file.read())
 
 
 def _fill_file(file: h5py.File, episode: Episode) -> None:

@@ -14,7 +14,7 @@ import pickle
 import struct
 import subprocess
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,7 @@ import numpy as np
 from remote_env.errors import RemoteEnvError, ReplayError
 from remote_env.render import Quality
 from remote_env.replay.fidelity import Fidelity
+from remote_env.replay.processes import running
 from remote_env.replay.replayer import Frame, Replayer
 from remote_env.state import SceneState
 
@@ -87,27 +88,16 @@ def render_in_processes(
         return Fidelity.merge(pickle.loads(_receive(worker)) for worker in workers)  # noqa: S301
 
 
-@contextlib.contextmanager
-def _worker() -> Iterator[subprocess.Popen[bytes]]:
+def _worker() -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     path = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Mesa's software renderer starts a thread per CPU; several processes that do so only wait for each other.
-    environment = {"LP_NUM_THREADS": "0"} | os.environ | {"PYTHONPATH": path}
-    process = subprocess.Popen(  # our own interpreter and module
+    return running(
         [sys.executable, "-m", "remote_env.replay.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment,
         pipesize=_PIPE_BYTES,
-        start_new_session=True,  # Ctrl-C is ours to handle, not the worker's
+        # Mesa's software renderer starts a thread per CPU; several processes that do so only wait for each other.
+        env={"LP_NUM_THREADS": "0"} | os.environ | {"PYTHONPATH": path},
     )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]  # both are pipes
 
 
 def _send_job(

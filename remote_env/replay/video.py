@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from remote_env.errors import CaptureError, InputError, RemoteEnvError
+from remote_env.replay.processes import running
 
 Frame = NDArray[np.uint8]
 # Visually lossless for rendered scenes, and at a speed that rendering does not wait for.
@@ -86,26 +87,15 @@ def _encoder(temporary: Path, path: Path, first: Frame, rate_hz: float) -> Itera
     source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *_X264, str(temporary)]
     with tempfile.TemporaryFile() as messages:
-        process = subprocess.Popen(  # noqa: S603  # the ffmpeg of the imageio-ffmpeg package
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=messages,
-            start_new_session=True,  # Ctrl-C is ours to handle
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": messages}
         finished = False
-        pipe: IO[bytes] = process.stdin  # type: ignore[assignment]  # it is a pipe
-        try:
+        with running(command, **pipes) as process:
+            pipe: IO[bytes] = process.stdin  # type: ignore[assignment]  # it is a pipe
             with contextlib.suppress(BrokenPipeError):  # it stopped by itself: its status and messages say why
                 yield pipe
                 pipe.close()
                 finished = True
             status = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
         if status or not finished:
             messages.seek(0)
             said = messages.read()[-500:].decode(errors="replace").strip()

@@ -269,9 +269,7 @@ def test_repair_after_a_crash_between_rename_and_removal_only_removes(tmp_path):
     assert names(tmp_path) == ["episode_000.hdf5"]
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"garbage" * 10, b"remote-env part 1\n", b"remote-env part 1\n\x05\0\0\0"]
-)
+@pytest.mark.parametrize("data", [b"", b"garbage" * 10, b"remote-env part 1\n", b"remote-env part 1\n\x05\0\0\0"])
 def test_what_is_no_part_says_so(tmp_path, data):
     path = tmp_path / "episode_000.part"
     path.write_bytes(data)
