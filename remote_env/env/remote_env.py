@@ -20,12 +20,11 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from remote_env.env.actions import compile_action_check
 from remote_env.env.places import STOP_TIMEOUT_S, Place, PlaceOptions, Server, open_place
 from remote_env.env.task import LocalFolder, TaskChoice
 from remote_env.errors import ConfigError, InputError, RemoteEnvError, StartError, Unsupported
 from remote_env.protocol.handshake import new_token
-from remote_env.session import Session, Transition
+from remote_env.session import Session
 from remote_env.state import SceneState
 
 log = logging.getLogger("remote_env")
@@ -117,7 +116,6 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         self._session: Session | None = None
         self._server: Server | None = None
         self._place: Place | None = None
-        self._state: SceneState | None = None
         self._spec: EnvSpec | None = None
         self._is_closed = False
         self._step_timeout_s, self._reset_timeout_s = step_timeout_s, reset_timeout_s
@@ -217,7 +215,6 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         except BaseException:
             self._stop_all()
             raise
-        self._check_action = compile_action_check(self._session.action_space)
         self._compare_versions(self._session.ready["facts"])
         self.render_mode = self._session.ready["render_mode"]
         return self
@@ -298,8 +295,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             self._stop_all()
         session = self._running()
         transition = session.reset(seed, options, self._reset_timeout_s, want_state=self._capture_state)
-        self._state = transition.state
-        return transition.observation, transition.info
+        return transition[0], transition[4]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Send one action and return the task's next transition.
@@ -319,11 +315,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         session = self._session
         if session is None:
             session = self._running()
-        self._check_action(action)
-        self._state = None
-        transition = session.step(action, self._step_timeout_s, want_state=self._capture_state)
-        self._state = transition.state
-        return transition[:5]
+        return session.step(action, self._step_timeout_s, want_state=self._capture_state)
 
     def render(self) -> Any:
         """What the task renders in its render mode; one round trip."""
@@ -357,9 +349,10 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         Raises:
             Unsupported: the task has no scene state.
         """
-        if self._state is not None and not native:
-            return self._state
-        return self._running().get_state(self._step_timeout_s, native=native)
+        session = self._running()
+        if session.state is not None and not native:
+            return session.state
+        return session.get_state(self._step_timeout_s, native=native)
 
     def set_state(self, state: SceneState) -> None:
         """Put the task's scene into `state`.
@@ -368,16 +361,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             Unsupported: the task cannot.
             TaskError: the state does not fit the task's scene.
         """
-        self._state = None
         self._running().set_state(state, self._step_timeout_s)
 
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
-        transition: Transition | None = self._running().resume(self._step_timeout_s)
-        if transition is None:
-            return None
-        self._state = transition.state
-        return transition[:5]
+        return self._running().resume(self._step_timeout_s)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.
@@ -449,7 +437,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def _stop_all(self) -> None:
         session, server = self._session, self._server
-        self._session = self._server = self._state = None
+        self._session = self._server = None
         _open_environments.discard(self)
         try:
             deadline = time.monotonic() + STOP_TIMEOUT_S

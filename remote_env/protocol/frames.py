@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 from remote_env.errors import MessageTooBig, ProtocolError, VersionMismatch
 
 VERSION = 1
 MAGIC = b"RENV"
-# magic, crc32, version, type, flags, epoch, sequence, acknowledged, body size, payload size
-HEADER = struct.Struct("<4sIBBHIQQII")
+# magic, version, type, flags, epoch, crc32, sequence, acknowledged, body size, payload size
+HEADER = struct.Struct("<4sBBHIIQQII")
 HEADER_SIZE = HEADER.size
+_OURS = (MAGIC, VERSION)
 _CRC = struct.Struct("<I")
-_CRC_AT = 4  # it covers header and body, with zeros in its own place
+_CRC_AT = 12  # it covers header and body, with zeros in its own place
+_DAMAGED = "a frame arrived damaged: its CRC32 does not match"
 _NO_CRC = bytes(_CRC.size)
+_TURN = struct.Struct("<IQQ")  # crc32, sequence, acknowledged: all that differs between two steps' headers
 
 # Link messages: JSON bodies, read and written by the supervisor, which has the standard library alone.
 HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
@@ -48,11 +51,12 @@ class Header(NamedTuple):
     """A frame's header, checked.
 
     Attributes:
-        crc: CRC32 of header and body, taken with zeros in this field.
+        magic: b"RENV".
         version: of the protocol.
         type: one of this module's message types.
         flags: bits of FIXED, STATE, TAIL, WANT_STATE.
         epoch: which session of this simulator the frame belongs to; 0 in link messages.
+        crc: CRC32 of header and body, taken with zeros in this field.
         sequence: of the request; a reply repeats its request's.
         acknowledged: the last reply's sequence that the sender has received.
         body_size: in bytes.
@@ -60,11 +64,11 @@ class Header(NamedTuple):
     """
 
     magic: bytes
-    crc: int
     version: int
     type: int
     flags: int
     epoch: int
+    crc: int
     sequence: int
     acknowledged: int
     body_size: int
@@ -102,8 +106,14 @@ def finish_frame(
             f"a {NAMES.get(kind, kind)} of {body_size} + {payload_size} bytes is above the limit of "
             f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}; ask for less per call"
         )
-    HEADER.pack_into(frame, 0, MAGIC, 0, VERSION, kind, flags, epoch, sequence, acknowledged, body_size, payload_size)
-    _CRC.pack_into(frame, _CRC_AT, zlib.crc32(frame))
+    HEADER.pack_into(frame, 0, MAGIC, VERSION, kind, flags, epoch, 0, sequence, acknowledged, body_size, payload_size)
+    _CRC.pack_into(frame, _CRC_AT, crc32(frame))
+
+
+def renumber_frame(frame: bytearray, sequence: int, acknowledged: int) -> None:
+    """Give a finished frame new numbers, and seal its new body, which must be as long as the old one."""
+    _TURN.pack_into(frame, _CRC_AT, 0, sequence, acknowledged)
+    _CRC.pack_into(frame, _CRC_AT, crc32(frame))
 
 
 def parse_header(buffer: Buffer, offset: int = 0) -> Header:
@@ -115,9 +125,9 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
         MessageTooBig: it announces more than the protocol allows; nothing was allocated.
     """
     header = tuple.__new__(Header, HEADER.unpack_from(buffer, offset))
-    magic, _, version, _, _, _, _, _, body_size, payload_size = header
-    if magic == MAGIC and version == VERSION and body_size <= MAX_BODY_SIZE and payload_size <= MAX_PAYLOAD_SIZE:
+    if header[:2] == _OURS and header[8] <= MAX_BODY_SIZE and header[9] <= MAX_PAYLOAD_SIZE:
         return header
+    magic, version, _, _, _, _, _, _, body_size, payload_size = header
     if magic != MAGIC:
         raise ProtocolError(f"not a remote-env frame: it starts with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
@@ -131,16 +141,16 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
     )
 
 
-def check_crc(frame: bytearray, start: int, end: int, view: memoryview) -> None:
-    """Check the CRC32 of the header and body at `frame[start:end]`, which `view` shows; its field is zeroed.
+def check_crc(header: Header, frame: bytearray, start: int, view: memoryview) -> None:
+    """Check the CRC32 of the header and body that start at `frame[start]`, which `view` shows; its field is zeroed.
 
     Raises:
         ProtocolError: they arrived damaged.
     """
-    (crc,) = _CRC.unpack_from(frame, start + _CRC_AT)
-    frame[start + _CRC_AT : start + _CRC_AT + 4] = _NO_CRC
-    if zlib.crc32(view[start:end]) != crc:
-        raise ProtocolError("a frame arrived damaged: its CRC32 does not match")
+    at = start + _CRC_AT
+    frame[at : at + 4] = _NO_CRC
+    if crc32(view[start : start + HEADER_SIZE + header[8]]) != header[5]:
+        raise ProtocolError(_DAMAGED)
 
 
 class ByteStream(Protocol):
@@ -186,27 +196,34 @@ class FrameStream:
             ConnectionLost: the stream ended.
             ProtocolError: what arrived is not a frame of ours (also VersionMismatch, MessageTooBig).
         """
-        if self._start == self._end:
-            self._start = self._end = 0
-        if self._end - self._start < HEADER_SIZE:
-            self._receive(HEADER_SIZE, deadline)
-        header = parse_header(self.body, self._start)
+        start, end = self._start, self._end
+        if start == end:
+            self._start = start = self._end = 0
+            self._end = end = self._stream.recv_some_into(self._view, deadline)
+        if end - start < HEADER_SIZE:
+            start = self._receive(HEADER_SIZE, deadline)
+        header = parse_header(self.body, start)
         size = HEADER_SIZE + header[8]
-        if self._end - self._start < size:
-            self._receive(size, deadline)
-        start = self._start
+        if self._end - start < size:
+            start = self._receive(size, deadline)
+        body = self.body
+        # As check_crc does; a call less on the path of every step.
+        at = start + _CRC_AT
+        body[at : at + 4] = _NO_CRC
         end = start + size
-        check_crc(self.body, start, end, self._view)
+        if crc32(self._view[start:end]) != header[5]:
+            raise ProtocolError(_DAMAGED)
         self.body_start = start + HEADER_SIZE
         self.body_end = self._start = end
         return header
 
-    def _receive(self, count: int, deadline: float) -> None:
-        """Have at least `count` unconsumed bytes in the buffer."""
+    def _receive(self, count: int, deadline: float) -> int:
+        """Have at least `count` unconsumed bytes in the buffer; where they start."""
         self._make_room(count)
         while self._end - self._start < count:
             space = self._view[self._end :] if self._end else self._view
             self._end += self._stream.recv_some_into(space, deadline)
+        return self._start
 
     def _make_room(self, count: int) -> None:
         if self._start + count <= len(self.body):

@@ -8,8 +8,7 @@ shape, keys); otherwise the caller sends it as a msgpack value, so that what arr
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,12 +132,20 @@ class ValueLayout:
         self._root = root
         self.size: int = root.size
 
-    def write(self, value: Any, body: bytearray, offset: int) -> Sequence[memoryview] | None:
+    @property
+    def vector(self) -> Vector | None:
+        """What the values are when they are one small vector; else None."""
+        root = self._root
+        if isinstance(root, _ArrayLeaf) and len(root.shape) == 1 and root.size > 0:
+            return Vector(root.dtype, root.shape[0])
+        return None
+
+    def write(self, value: Any, body: bytearray, offset: int) -> list[memoryview] | None:
         """Pack `value` at `offset`; the large arrays' bytes in order, or None when it does not fit exactly."""
         payload: list[memoryview] = []
         return payload if self._root.write(value, body, offset, payload) else None
 
-    def read(self, body: bytearray, offset: int, end: int) -> tuple[Any, Sequence[memoryview]]:
+    def read(self, body: bytearray, offset: int, end: int) -> tuple[Any, list[memoryview]]:
         """The value packed at `offset`, and the views of its large arrays, which the payload is to fill.
 
         Raises:
@@ -150,39 +157,29 @@ class ValueLayout:
         return self._root.read(body, offset, payload), payload
 
 
-class _OneArrayLayout(ValueLayout):
-    """The commonest layout, one small vector, without the walk."""
+class Vector(NamedTuple):
+    """One small vector: what a `VectorStep` takes.
 
-    _root: _ArrayLeaf
+    Attributes:
+        dtype: of its elements.
+        length: how many they are, at least one.
+    """
 
-    def write(self, value: Any, body: bytearray, offset: int) -> Sequence[memoryview] | None:
-        leaf = self._root
-        if not leaf.fits(value):
-            return None
-        body[offset : offset + leaf.bytes] = value.tobytes()
-        return ()
-
-    def read(self, body: bytearray, offset: int, end: int) -> tuple[Any, Sequence[memoryview]]:
-        after = offset + self.size
-        if after > end:
-            raise ProtocolError(f"a body of {end - offset} bytes is too short for a layout of {self.size}")
-        return np.frombuffer(body[offset:after], self._root.dtype), ()
+    dtype: np.dtype[Any]
+    length: int
 
 
 def compile_layout(space: Any) -> ValueLayout | None:
     """The layout of `space`'s values, or None when their size is not known from it."""
     root = _compile(space)
-    if root is None:
-        return None
-    is_small_vector = isinstance(root, _ArrayLeaf) and len(root.shape) == 1 and root.size > 0
-    return _OneArrayLayout(root) if is_small_vector else ValueLayout(root)
+    return None if root is None else ValueLayout(root)
 
 
 def _compile(space: Any) -> Any:
     # By name, so that this module needs no gymnasium and takes the same class from any version of it.
     kind = type(space).__name__
     if kind in ("Box", "MultiBinary", "MultiDiscrete"):
-        return _ArrayLeaf(np.dtype(space.dtype).newbyteorder("="), tuple(space.shape))
+        return _ArrayLeaf(np.dtype(np.dtype(space.dtype).newbyteorder("<").str), tuple(space.shape))
     if kind == "Discrete":
         return _IntLeaf()
     if kind == "Dict":
@@ -199,8 +196,8 @@ def byte_view(array: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-_REWARD = struct.Struct("<dBB")  # reward, its kind, flags
-TRANSITION_SIZE = _REWARD.size
+_TRANSITION = struct.Struct("<dBB")  # reward, its kind, flags
+TRANSITION_SIZE = _TRANSITION.size
 _KINDS: list[type] = [float, np.float64, np.float32, int, np.int64]
 _KIND_OF = {kind: code for code, kind in enumerate(_KINDS)}
 _TERMINATED, _TRUNCATED, _TERMINATED_NUMPY, _TRUNCATED_NUMPY = 1, 2, 4, 8
@@ -209,6 +206,9 @@ _EXACT_INT = 1 << 53  # float64 holds every integer up to here
 
 def write_transition(body: bytearray, offset: int, reward: Any, terminated: Any, truncated: Any) -> bool:
     """Pack reward and flags with their exact types; False when one is of another type than a layout knows."""
+    if terminated is False and truncated is False and type(reward) is float:
+        _TRANSITION.pack_into(body, offset, reward, 0, 0)  # the common case
+        return True
     kind = _KIND_OF.get(type(reward))
     if kind is None or (kind >= 3 and not -_EXACT_INT <= reward <= _EXACT_INT):
         return False
@@ -227,13 +227,15 @@ def write_transition(body: bytearray, offset: int, reward: Any, terminated: Any,
             flags |= _TRUNCATED_NUMPY | (bool(truncated) << 1)
         else:
             return False
-    _REWARD.pack_into(body, offset, reward, kind, flags)
+    _TRANSITION.pack_into(body, offset, reward, kind, flags)
     return True
 
 
 def read_transition(body: bytearray, offset: int) -> tuple[Any, Any, Any]:
     """Reward, terminated and truncated, each of the type that was written."""
-    reward, kind, flags = _REWARD.unpack_from(body, offset)
+    reward, kind, flags = _TRANSITION.unpack_from(body, offset)
+    if not kind and not flags:
+        return reward, False, False
     if kind:
         if kind >= len(_KINDS):
             raise ProtocolError(f"reward of unknown kind {kind}")

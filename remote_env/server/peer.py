@@ -68,7 +68,7 @@ class Peer:
     def _take_message(self) -> tuple[int, int, dict[str, Any]]:
         message, self._received = self._received, bytearray()
         header = frames.parse_header(message)
-        frames.check_crc(message, 0, len(message), memoryview(message))
+        frames.check_crc(header, message, 0, memoryview(message))
         return header.type, header.sequence, parse_link(bytes(message[frames.HEADER_SIZE :]))
 
     def _looks_like_http(self) -> bool:

@@ -307,7 +307,8 @@ class Supervisor:
     def _hand_over(self, peer: Peer) -> None:
         hello = peer.handshake.hello
         session = self.sessions.get(str(hello.get("session")))
-        if session is None or not secrets.compare_digest(str(hello.get("secret")).encode(), session.secret.encode()):
+        given = str(hello.get("secret")).encode("utf-8", "replace")
+        if session is None or not secrets.compare_digest(given, session.secret.encode()):
             raise AuthError("no such session here; open a control connection first")
         if not session.simulator.ready:
             raise ProtocolError("the simulator is not ready; wait for its event")

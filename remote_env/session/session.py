@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from remote_env.errors import (
     ConfigError,
@@ -19,6 +19,8 @@ from remote_env.errors import (
     Unsupported,
 )
 from remote_env.protocol import codec, frames, layout
+from remote_env.protocol.vector_step import VectorStep
+from remote_env.session.actions import compile_action_check
 from remote_env.session.control import ControlLink, Dial, shake_hands
 from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout, SceneState
@@ -32,15 +34,8 @@ _KINDS: dict[str, type[RemoteEnvError]] = {
 }
 
 
-class Transition(NamedTuple):
-    """What a step or a reset brought; a reset has reward 0.0 and no flags."""
-
-    observation: Any
-    reward: Any
-    terminated: Any
-    truncated: Any
-    info: dict[str, Any]
-    state: SceneState | None
+# observation, reward, terminated, truncated, info; a reset has reward 0.0 and no flags
+Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
 
 
 class Session:
@@ -51,6 +46,7 @@ class Session:
         action_space: the task's.
         ready: what the far end said of the task: metadata, render_mode, spec, facts, callable_names.
         control: the link to the supervisor.
+        state: the scene after the last reset or step, when that was asked to bring it.
         is_lost: why the session cannot go on, or None.
     """
 
@@ -87,6 +83,7 @@ class Session:
             dial, token, "data", deadline, session=welcome["session"], secret=welcome["secret"]
         )
         self.is_lost: RemoteEnvError | None = None
+        self.state: SceneState | None = None
         self._sequence = self._acknowledged = 0
         self._unsettled: int | None = None  # the request whose reply was not waited for
         self._layouts: list[SceneLayout] = []
@@ -101,8 +98,12 @@ class Session:
         except BaseException:
             self._transport.close()
             raise
-        self._action_layout = layout.compile_layout(self.action_space)
-        self._observation_layout = layout.compile_layout(self.observation_space)
+        self._check_action = compile_action_check(self.action_space)
+        self._action_layout = action = layout.compile_layout(self.action_space)
+        self._observation_layout = observation = layout.compile_layout(self.observation_space)
+        self._vector_step: VectorStep | None = None
+        if action and action.vector and observation and observation.vector:
+            self._vector_step = VectorStep(action.vector, observation.vector, self._epoch)
 
     # Requests
 
@@ -110,12 +111,20 @@ class Session:
         """Run one step.
 
         Raises:
-            InputError: the action cannot cross, or an earlier call is unsettled; nothing was sent.
+            InputError: the action's shape or kind is not the task's, it is not finite or cannot cross, or an earlier
+                call is unsettled; nothing was sent.
             TaskError: the task raised.
             DeadlineExceeded: no reply in time; the step may still run: `resume` settles it.
             SessionLost: the simulator is gone.
         """
         deadline = time.monotonic() + timeout_s
+        self.state = None
+        vector = self._vector_step
+        if vector is not None and not want_state and self._unsettled is None and self.is_lost is None:
+            ready = vector.pack_step(action, self._sequence + 1, self._acknowledged)
+            if ready is not None:
+                return self._step_vector(vector, ready, deadline)
+        self._check_action(action)
         flags = frames.WANT_STATE if want_state else 0
         fixed = self._action_layout
         if fixed is not None:
@@ -127,11 +136,19 @@ class Session:
         header = self._ask(frames.STEP, action, deadline, flags, "action")
         return self._read_transition(header, deadline, is_step=True)
 
+    def _step_vector(self, vector: VectorStep, frame: bytearray, deadline: float) -> Transition:
+        self._sequence += 1
+        self._send(frame, (), deadline)
+        header = self._await(self._sequence, frames.STEP, deadline)
+        stream = self._stream
+        transition = vector.read_result(header, stream.body, stream.body_start)
+        return self._read_transition(header, deadline, is_step=True) if transition is None else transition
+
     def reset(
         self, seed: int | None, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
     ) -> Transition:
         """Start an episode; also abandons a call that is unsettled."""
-        self._unsettled = None
+        self._unsettled = self.state = None
         deadline = time.monotonic() + timeout_s
         flags = frames.WANT_STATE if want_state else 0
         header = self._ask(frames.RESET, (seed, options), deadline, flags, "options")
@@ -159,6 +176,7 @@ class Session:
     def set_state(self, state: SceneState, timeout_s: float) -> None:
         """Put the scene into `state`."""
         request = (state.layout.to_plain(), state.values, state.native)
+        self.state = None
         self._value(frames.SET_STATE, request, timeout_s)
 
     def render(self, timeout_s: float) -> Any:
@@ -205,21 +223,24 @@ class Session:
         self._sequence += 1
         size = sum(map(len, payload)) if payload else 0
         frames.finish_frame(frame, kind, flags, self._epoch, self._sequence, self._acknowledged, size)
+        self._send(frame, payload, deadline)
+        return self._await(self._sequence, kind, deadline)
+
+    def _send(self, frame: bytearray, payload: Sequence[memoryview], deadline: float) -> None:
         try:
-            self._stream.send(frame, deadline, payload)
+            self._transport.send_all((frame, *payload), deadline)
         except ConnectionLost as error:
             raise self._lose(error) from error
         except BaseException as error:
             # Part of a frame may be out: the link cannot be used again.
-            self._break(ConnectionLost(f"a request was cut short ({error!r}); reset() to start again"))
+            self._break(ConnectionLost(f"a request was cut short ({error!r})"))
             raise
-        return self._await(self._sequence, kind, deadline)
 
     def _await(self, sequence: int, kind: int, deadline: float) -> frames.Header:
         try:
             header = self._stream.recv(deadline)
-            while header[6] < sequence:  # the reply to a call that was abandoned
-                self._skip(header, deadline)
+            while header[6] != sequence:
+                self._skip(header, sequence, deadline)
                 header = self._stream.recv(deadline)
         except DeadlineExceeded as error:
             self._unsettled, self._unsettled_kind = sequence, kind
@@ -232,29 +253,30 @@ class Session:
         except BaseException:
             self._unsettled, self._unsettled_kind = sequence, kind
             raise
-        if header[6] != sequence or header[5] != self._epoch:
-            raise self._break(ProtocolError(f"a reply to request {header[6]} where {sequence} is due"))
         self._acknowledged = sequence
-        if header[3] == frames.ERROR:
+        if header[2] == frames.RESULT and header[4] == self._epoch:
+            return header
+        if header.epoch == self._epoch and header.type == frames.ERROR:
             raise self._error(self._read_value(header, deadline))
-        if header[3] != frames.RESULT:
-            raise self._break(ProtocolError(f"expected RESULT, got {frames.NAMES.get(header[3], header[3])}"))
-        return header
+        what = frames.NAMES.get(header.type, header.type)
+        raise self._break(ProtocolError(f"expected RESULT of session {self._epoch}, got {what} of {header.epoch}"))
 
-    def _skip(self, header: frames.Header, deadline: float) -> None:
+    def _skip(self, header: frames.Header, sequence: int, deadline: float) -> None:
+        """Pass over the reply to a call that was abandoned."""
+        if header.sequence > sequence:
+            raise ProtocolError(f"a reply to request {header.sequence} where {sequence} is due")
         if header.payload_size:
             self._fill([memoryview(bytearray(header.payload_size))], header.payload_size, deadline)
 
     # Replies
 
     def _read_transition(self, header: frames.Header, deadline: float, *, is_step: bool) -> Transition:
-        stream, flags, fixed = self._stream, header[4], self._observation_layout
+        stream, flags, fixed = self._stream, header.flags, self._observation_layout
         body, at, end = stream.body, stream.body_start, stream.body_end
         observation: Any = None
         reward: Any = 0.0
         terminated: Any = False
         truncated: Any = False
-        state: SceneState | None = None
         views: Sequence[memoryview] = ()
         info: dict[str, Any] = {}
         if flags & frames.FIXED:
@@ -273,11 +295,11 @@ class Session:
                 terminated = tail.get("terminated", terminated)
                 truncated = tail.get("truncated", truncated)
                 info = tail.get("info", info)
-            state = self._state(numbered, tail)
+            self.state = self._state(numbered, tail)
             views = [*views, *more]
-        if views or header[9]:
-            self._fill(views, header[9], deadline)
-        return Transition(observation, reward, terminated, truncated, info, state)
+        if views or header.payload_size:
+            self._fill(views, header.payload_size, deadline)
+        return observation, reward, terminated, truncated, info
 
     def _read_rest(
         self, header: frames.Header, at: int, end: int, views: Sequence[memoryview]
@@ -329,7 +351,7 @@ class Session:
         except ConnectionLost as error:
             raise self._lose(error) from error
         except BaseException as error:
-            self._break(ConnectionLost(f"a reply was cut short ({error!r}); reset() to start again"))
+            self._break(ConnectionLost(f"a reply was cut short ({error!r})"))
             raise
 
     # What went wrong
