@@ -297,7 +297,8 @@ class Supervisor:
             return
         taken = {id(session.simulator) for session in self.sessions.values()}
         free = [simulator for simulator in self.simulators if simulator.usable and id(simulator) not in taken]
-        session = Session(peer, free[0] if free else self._spawn(), str(hello.get("client", "a client"))[:200])
+        holder = "".join(filter(str.isprintable, str(hello.get("client", "a client"))))[:200]
+        session = Session(peer, free[0] if free else self._spawn(), holder)
         self.sessions[session.id] = session
         self._had_client = True
         self._send(peer, frames.WELCOME, {**facts, "session": session.id, "secret": session.secret})
