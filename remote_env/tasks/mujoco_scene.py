@@ -51,9 +51,7 @@ class MujocoScene:
     def __init__(self, model: mujoco.MjModel) -> None:
         self.model = model
         self._parts = _entity_parts(model)
-        self.layout = SceneLayout(
-            tuple(part.layout for part in self._parts), source=f"mujoco {mujoco.__version__}"
-        )
+        self.layout = SceneLayout(tuple(part.layout for part in self._parts), source=f"mujoco {mujoco.__version__}")
         self._gather = _gather_index(model, self._parts)
         self._spins = [
             (self.layout.offsets[part.layout.name] + POSE_SIZE + 3, part.dof_address + 3, part.bodies[0])
@@ -67,9 +65,7 @@ class MujocoScene:
         self._native_header = _native_header(model, self._state_vector.size)
         self._last_plan: _WritePlan | None = None
 
-    def read(
-        self, data: mujoco.MjData, *, native: bool = False, kinematics_current: bool = False
-    ) -> SceneState:
+    def read(self, data: mujoco.MjData, *, native: bool = False, kinematics_current: bool = False) -> SceneState:
         """The scene as `data` holds it; `data` is not changed and the result shares no memory with it.
 
         Args:
