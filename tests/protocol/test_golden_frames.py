@@ -26,12 +26,12 @@ def test_a_conversation_is_byte_for_byte_as_recorded():
 @pytest.mark.parametrize("golden", GOLDEN_FRAMES, ids=lambda golden: f"{golden['from']}-{golden['message']}")
 def test_headers_are_as_documented(golden):
     data = bytes.fromhex(golden["hex"])
-    magic, crc, version, kind, flags, epoch, sequence, acknowledged, body, payload = struct.unpack_from(
-        "<4sIBBHIQQII", data
+    magic, version, kind, flags, epoch, crc, sequence, acknowledged, body, payload = struct.unpack_from(
+        "<4sBBHIIQQII", data
     )
     assert (magic, version, frames.NAMES[kind]) == (b"RENV", 1, golden["message"])
     assert len(data) == 40 + body + payload
-    assert crc == zlib.crc32(data[:4] + bytes(4) + data[8 : 40 + body])
+    assert crc == zlib.crc32(data[:12] + bytes(4) + data[16 : 40 + body])
     if golden["link"] == "control" or kind < 32:
         assert (flags, epoch, acknowledged, payload) == (0, 0, 0, 0)
         json.loads(data[40:])
@@ -52,6 +52,6 @@ def test_the_document_lists_every_message():
     text = (ROOT / "docs" / "protocol.md").read_text()
     listed = {name: int(number) for number, name in re.findall(r"^\| (\d+) \| `([A-Z_]+)`", text, re.MULTILINE)}
     kinds = {name: value for value, name in frames.NAMES.items() if not name.startswith("MAX_")}
-    for other in ("FIXED", "STATE", "TAIL", "WANT_STATE", "CRC_FROM"):
+    for other in ("FIXED", "STATE", "TAIL", "WANT_STATE"):
         kinds.pop(other, None)
     assert listed == kinds
