@@ -8,8 +8,8 @@ On a machine that you can log in to with `ssh user@box` (its Python needs numpy,
 
     python examples/train_ppo.py --host user@box --python /opt/sim/bin/python --env CartPole-v1
 
-It leaves `checkpoint.zip` (for `PPO.load`), `learning_curve.csv` and `learning_curve.png` in the output directory; Ctrl-C
-saves what was learnt so far. Needs stable-baselines3 and matplotlib: pip install stable-baselines3 matplotlib.
+It leaves `checkpoint.zip` (for `PPO.load`), `learning_curve.csv` and `learning_curve.png` in the output directory;
+Ctrl-C saves what was learnt so far. Needs stable-baselines3 and matplotlib: pip install stable-baselines3 matplotlib.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 # A checkout that was not installed works too.
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path.cwd())]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -88,8 +88,10 @@ class LearningCurve:
 
 def make_model(env: Any, seed: int) -> Any:
     """PPO with its published defaults, on the CPU, where its small networks run fastest."""
+    import torch
     from stable_baselines3 import PPO
 
+    torch.set_num_threads(1)  # these networks are too small to share, and the simulator wants the other cores
     return PPO("MlpPolicy", env, seed=seed, device="cpu")
 
 
