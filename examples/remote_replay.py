@@ -220,6 +220,7 @@ def record_episode(
         if "is_success" in info:
             success = bool(success or info["is_success"])
         advance()
+        stop_if_interrupted()
         if terminated or truncated:
             break
     recording.seconds += time.perf_counter() - started
@@ -297,6 +298,7 @@ def replay_captures(options: argparse.Namespace, task: Task, captures: Sequence[
     model = local_model(task)
     reports = []
     for capture in captures:
+        stop_if_interrupted()
         episode = read_episode(capture, images=False)
         reports.append(
             replay_episode(
@@ -390,6 +392,12 @@ def _progress() -> Progress:
 def _interrupt(number: int, frame: Any) -> None:
     _interrupts.append(number)
     signal.default_int_handler(number, frame)
+
+
+def stop_if_interrupted() -> None:
+    """Raise the Ctrl-C that Python lost: one that lands in a weak reference's callback is only printed."""
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
