@@ -50,7 +50,7 @@ is_installed() { [[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)"
 # install_debian PACKAGE...: those that are missing; nothing on other systems.
 install_debian() {
     command -v apt-get >/dev/null || return 0
-    local package missing=()
+    local package missing=() install
     for package in "$@"; do
         is_installed "$package" || missing+=("$package")
     done
@@ -61,7 +61,7 @@ install_debian() {
         exit 1
     fi
     say "installing Debian packages: ${missing[*]}"
-    local install=(apt-get install -y -qq --no-install-recommends "${missing[@]}")
+    install=(apt-get install -y -qq --no-install-recommends "${missing[@]}")
     export DEBIAN_FRONTEND=noninteractive
     "${install[@]}" >/dev/null 2>&1 || { apt-get update -qq && "${install[@]}" >/dev/null; }
 }
@@ -85,48 +85,53 @@ make_environment() {
     echo "$wanted" >>"$stamp"
 }
 
-prepare_python() {
-    if ! command -v python3 >/dev/null && [[ -z "${PYTHON:-}" ]]; then
-        install_debian python3 python3-venv
-    fi
-    python="$(find_python)" || fail "no Python 3.10 or later on the PATH; install one, or name it: PYTHON=/path/to/python3"
-    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        install_debian python3-venv
-        "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python cannot create environments: its venv or ensurepip is missing"
+# The interpreter to make environments with, in $python; what Debian calls it goes to the missing packages.
+choose_python() {
+    if ! python="$(find_python)"; then
+        command -v apt-get >/dev/null || fail "no Python 3.10 or later on the PATH; install one, or name it: PYTHON=/path/to/python3"
+        packages+=(python3 python3-venv)
+    elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        packages+=(python3-venv)
     fi
 }
 
-# One of the two software renderers is enough to make videos.
-prepare_rendering() {
-    is_installed libosmesa6 || install_debian libegl1 libopengl0 libgl1-mesa-dri
+# install_all: what was collected in $packages, at once; then the interpreter must be whole.
+install_all() {
+    install_debian "${packages[@]}"
+    python="$(find_python)" || fail "no Python 3.10 or later on the PATH; name one: PYTHON=/path/to/python3"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python cannot create environments: its venv or ensurepip is missing"
 }
 
+readonly EGL=(libegl1 libopengl0 libgl1-mesa-dri)
+packages=()
 job="${1:-}"
+choose_python
 case "$job" in
     demo)
-        prepare_python
-        prepare_rendering
+        is_installed libosmesa6 || packages+=("${EGL[@]}") # one of the two software renderers is enough
+        install_all
         make_environment .venv "$python" -e '.[all]'
         ;;
     check)
-        prepare_python
+        install_all
         make_environment .venv "$python" -e '.[dev]'
         ;;
     test | bench)
-        install_debian libegl1 libopengl0 libgl1-mesa-dri libosmesa6 openssh-server openssh-client
-        prepare_python
+        packages+=("${EGL[@]}" libosmesa6 openssh-server openssh-client)
+        install_all
         make_environment .venv "$python" -e '.[dev]'
         make_environment .venv-far "$(find_other_python)" numpy gymnasium 'mujoco<3.9'
         ;;
     docs)
-        prepare_python
+        install_all
         make_environment .venv-docs "$python" -e '.[docs]'
         ;;
     ecosystem)
-        prepare_python
+        install_all
         # torch is pinned: any other version drags in gigabytes of GPU libraries.
         make_environment .venv-ecosystem "$python" 'torch==2.13.0' 'stable-baselines3>=2.4' 'matplotlib>=3.8' \
-            pytest pytest-timeout -e '.[replay]'
+            pytest pytest-timeout -e .
         ;;
     *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem" ;;
 esac
