@@ -31,7 +31,7 @@ bench:  ## step rates beside raw TCP and a pickle server; says which machine
 
 docs:  ## build the documentation into site/
 	@$(PREPARE) docs
-	.venv-docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 test-ecosystem:  ## stable-baselines3 against RemoteEnv, in an environment of its own
 	@$(PREPARE) ecosystem

@@ -16,13 +16,8 @@ is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/
 
 # The interpreter that PYTHON names, or the first that is recent enough.
 find_python() {
-    if [[ -n "${PYTHON:-}" ]]; then
-        is_recent "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 or later"
-        command -v "$PYTHON"
-        return
-    fi
     local name
-    for name in python3 python3.13 python3.12 python3.11 python3.10; do
+    for name in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
         if is_recent "$name"; then
             command -v "$name"
             return
@@ -104,6 +99,7 @@ install_all() {
 }
 
 readonly EGL=(libegl1 libopengl0 libgl1-mesa-dri)
+[[ -z "${PYTHON:-}" ]] || is_recent "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10 or later"
 packages=()
 job="${1:-}"
 choose_python
