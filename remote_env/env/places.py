@@ -59,7 +59,7 @@ class Place(Protocol):
         """Start a server with these settings; StartError when it does not come up."""
 
     def send_folder(self, folder: Path, deadline: float) -> str:
-        """Make a local folder or file available there; its path there."""
+        """Make a local folder or file available there, under its own name; its path there."""
 
     def close(self) -> None:
         """Free the connection to the place; servers that run there go on."""
@@ -233,13 +233,10 @@ class SshPlace:
         self._connection = connection
         self._python = python or "python3"
         self._token = token
-        self._is_connected = False
         self.name = connection.description
 
     def _connect(self, deadline: float) -> Any:
-        if not self._is_connected:
-            self._connection.connect(deadline)
-            self._is_connected = True
+        self._connection.connect(deadline)  # nothing when logged in already
         return self._connection
 
     def find(self, port: int, deadline: float) -> Server | None:
@@ -255,7 +252,7 @@ class SshPlace:
 
     def _dial(self, port: int) -> Dial:
         def dial(deadline: float) -> Transport:
-            transport: Transport = self._connection.open_port(port, deadline)
+            transport: Transport = self._connect(deadline).open_port(port, deadline)
             return transport
 
         return dial

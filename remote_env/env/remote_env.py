@@ -13,7 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import gymnasium
@@ -59,7 +59,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
             round trip.
         python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.
-        upload: local modules or folders that the far end is to find on its `sys.path`.
+        upload: local modules, packages or folders of them that the far end is to be able to import.
         server_env: environment variables for the server.
         cwd: the server's working folder.
         allow_calls: names of the task that `call` may reach besides those that it opens itself.
@@ -246,7 +246,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def _settings(self, place: Place) -> dict[str, Any]:
         arguments = self._arguments
         task = self._task.specify(place, self._deadline, allow_calls=arguments["allow_calls"])
-        uploaded = [place.send_folder(Path(item), self._deadline) for item in arguments["upload"]]
+        uploaded = [self._upload_importable(place, LocalFolder(item).resolved()) for item in arguments["upload"]]
         local = place.name == "local"
         port = arguments["port"]
         return {
@@ -261,6 +261,12 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             # A local server is to find what this process finds, so that a task beside the script works.
             "python_path": [*uploaded, *([str(Path(item).absolute()) for item in sys.path] if local else [])],
         }
+
+    def _upload_importable(self, place: Place, path: Path) -> str:
+        """Send a module, a package or a folder of them; what the far end needs on its `sys.path` to import them."""
+        sent = place.send_folder(path, self._deadline)
+        is_module = path.is_file() or (path / "__init__.py").exists()
+        return str(PurePosixPath(sent).parent) if is_module else sent
 
     def _progress(self, text: str) -> None:
         log.info("%s", text)

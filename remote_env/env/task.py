@@ -78,9 +78,7 @@ class TaskChoice:
 
     def _name(self, place: Place, deadline: float) -> tuple[str, bytes | None]:
         if isinstance(self.env, LocalFolder):
-            script = self.env.resolved()
-            sent = Path(place.send_folder(script, deadline))
-            return f"{sent if sent.suffix == '.py' else sent / script.name}:make_env", None
+            return f"{place.send_folder(self.env.resolved(), deadline)}:make_env", None
         if callable(self.env):
             return self.label, _pickle(self.env)
         return str(self.env), None

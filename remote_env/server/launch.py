@@ -38,18 +38,22 @@ def main():
     if sys.version_info < OLDEST:
         _refuse_old_interpreter(sys.argv[1])
     _set_path()
+    _enter_package()
     if len(sys.argv) > 2 and sys.argv[2] == "--simulator":
         from remote_env.server import simulator
 
         sys.exit(simulator.main(sys.argv[1], *(int(number) for number in sys.argv[3:])))
-    import types
-
-    package = types.ModuleType("remote_env")
-    package.__path__ = [PACKAGE]
-    sys.modules["remote_env"] = package
     from remote_env.server import supervisor
 
     sys.exit(supervisor.main(sys.argv[1]))
+
+
+def _enter_package():
+    # Its modules can be imported from now on; `__init__`, which needs gymnasium, is the simulator's to run.
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("remote_env", os.path.join(PACKAGE, "__init__.py"))
+    sys.modules["remote_env"] = importlib.util.module_from_spec(spec)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ on the board, where the supervisor reads it without asking.
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import pickle
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.server.board import CALL_NUMBERS, Board
+
+REQUIRED = ("numpy", "gymnasium")
 
 
 def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_descriptor: int) -> int:
@@ -81,6 +84,7 @@ class Channel:
 
 def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     channel.say(event="phase", phase="importing")
+    _import_package()
     from remote_env.protocol.task import TaskSpec
     from remote_env.server.backend import load_backend
     from remote_env.server.loop import SimulatorLoop, server_facts
@@ -93,6 +97,20 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     backend.make(env, task.kwargs)
     board.end()
     return SimulatorLoop(backend, board, server_facts(), frozenset(task.allow_calls))
+
+
+def _import_package() -> None:
+    """Run the package's `__init__`, which the launcher has left out.
+
+    Raises:
+        ModuleNotFoundError: this interpreter lacks what every task needs; it names all of it.
+    """
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"no module named {missing}", name=" and ".join(missing))
+    package = sys.modules["remote_env"]
+    if package.__spec__ is not None and package.__spec__.loader is not None:
+        package.__spec__.loader.exec_module(package)
 
 
 def _unpickle(task: Any) -> Any:
@@ -118,5 +136,5 @@ def _describe_failure(error: BaseException) -> dict[str, Any]:
     kind = type(error).__name__
     message = str(error)
     if isinstance(error, ModuleNotFoundError):
-        kind, message = "ModuleNotFoundError", f"{error.name} is not installed in {sys.executable}"
+        kind, message = "ModuleNotFoundError", f"not installed in {sys.executable}: {error.name}"
     return {"kind": kind, "message": message, "traceback": traceback.format_exc()}

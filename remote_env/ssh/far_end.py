@@ -24,14 +24,15 @@ def ship_far_end(connection: SshConnection, deadline: float, *, source: Path | N
     return _upload_once(connection, "farend", pack_far_end(source), deadline)
 
 
-def upload_folder(connection: SshConnection, local_folder: str | Path, deadline: float) -> str:
-    """The remote copy of `local_folder`, uploaded when that content is not there yet.
+def upload_folder(connection: SshConnection, local_path: str | Path, deadline: float) -> str:
+    """The remote copy of a folder or file, under its own name, uploaded when that content is not there yet.
 
     Raises:
-        ConfigError: `local_folder` is no folder or is empty.
+        ConfigError: `local_path` does not exist, or is an empty folder.
         StartError, DeadlineExceeded, ConnectionLost: as `ship_far_end`.
     """
-    return _upload_once(connection, "assets", pack_folder(local_folder), deadline)
+    path = Path(local_path).expanduser().absolute()
+    return f"{_upload_once(connection, 'assets', pack_folder(path), deadline)}/{path.name}"
 
 
 def _upload_once(connection: SshConnection, kind: str, pack: Pack, deadline: float) -> str:

@@ -92,17 +92,18 @@ def _msgpack_files() -> Iterator[tuple[str, Path]]:
         yield f"vendor/msgpack/{path.name}", path
 
 
-def pack_folder(folder: str | Path) -> Pack:
-    """All files of `folder`, links followed, caches of Python left out.
+def pack_folder(root: Path) -> Pack:
+    """The file `root`, or all files of the folder `root` (links followed, caches of Python left out), under its name.
 
     Raises:
-        ConfigError: it is no folder, or holds no file.
+        ConfigError: nothing is there, or the folder holds no file.
     """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise ConfigError(f"{root} is not a folder; name the local folder to upload")
+    if not root.exists():
+        raise ConfigError(f"there is no {root} here to upload; name a local file or folder")
+    if root.is_file():
+        return _make_pack([(root.name, root)])
     files = [
-        (path.relative_to(root).as_posix(), path)
+        (path.relative_to(root.parent).as_posix(), path)
         for path in root.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     ]

@@ -127,8 +127,14 @@ def test_a_folder_is_uploaded_once_and_again_when_it_changes(connection: SshConn
     assert Path(upload_folder(connection, tmp_path, soon())) != first
 
 
+def test_a_single_file_keeps_its_name(connection: SshConnection, tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text("x = 1")
+    sent = Path(upload_folder(connection, tmp_path / "task.py", soon()))
+    assert (sent.name, sent.read_text()) == ("task.py", "x = 1")
+
+
 def test_no_folder_and_an_empty_folder_are_config_errors(connection: SshConnection, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="there is no .*nothing here to upload"):
         upload_folder(connection, tmp_path / "nothing", soon())
     with pytest.raises(ConfigError, match="holds no files"):
         upload_folder(connection, tmp_path, soon())
