@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from remote_env.transport import Transport, connect_tcp, connect_unix
 
 LAUNCHER = Path(__file__).parents[1] / "server" / "launch.py"
 POLL_S = 0.002
+MAX_UNIX_PATH = 100  # bytes; the kernels' own limits are 107 on Linux and 103 on macOS
 STOP_TIMEOUT_S = 10.0
 Progress = Callable[[str], None]
 
@@ -37,6 +39,7 @@ class Server:
         where: its address, to show.
         stop: ends it, by force if need be, and removes what starting it made. Only if `started`.
         log_tail: the last lines of its log, for when it can no longer be asked.
+        let_go: in a forked child, frees what would keep it running when its starter dies.
     """
 
     dial: Dial
@@ -45,6 +48,7 @@ class Server:
     where: str
     stop: Callable[[float], None] = lambda _deadline: None
     log_tail: Callable[[int], str] = lambda _lines: ""
+    let_go: Callable[[], None] = lambda: None
 
 
 class Place(Protocol):
@@ -107,7 +111,8 @@ class LocalPlace:
             where = str(listen["unix"])
         else:
             dial, where = self._dial_tcp(listen["tcp"][1], listen["tcp"][0]), "{}:{}".format(*listen["tcp"])
-        return Server(dial, settings["token"], True, where, stop=embedded.stop, log_tail=embedded.log_tail)
+        stop, log_tail, let_go = embedded.stop, embedded.log_tail, embedded.let_go
+        return Server(dial, settings["token"], True, where, stop=stop, log_tail=log_tail, let_go=let_go)
 
     def send_folder(self, folder: Path, deadline: float) -> str:  # noqa: ARG002  nothing to wait for
         """See `Place.send_folder`; here it is where it is."""
@@ -149,14 +154,17 @@ class EmbeddedServer:
                     start_new_session=True,  # Ctrl-C in our terminal is ours to handle
                     pass_fds=(leash,) if posix else (),
                 )
-        except FileNotFoundError as error:
-            raise StartError(f"no interpreter {python!r} on this machine; pass python= with one that exists") from error
+        except OSError as error:
+            raise StartError(
+                f"python={python!r} cannot be run on this machine ({error}); pass python= with an interpreter that can"
+            ) from error
         finally:
             os.close(leash)
 
     def _default_address(self) -> dict[str, Any]:
-        if hasattr(socket, "AF_UNIX"):
-            return {"unix": str(self._folder / "socket")}
+        path = str(self._folder / "socket")
+        if hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) <= MAX_UNIX_PATH:
+            return {"unix": path}
         return {"tcp": ["127.0.0.1", 0]}
 
     def wait_ready(self, deadline: float) -> dict[str, Any]:
@@ -190,16 +198,22 @@ class EmbeddedServer:
         except FileNotFoundError:
             return ""
 
-    def stop(self, deadline: float) -> None:
-        """End it: by its leash, and by force at the deadline; then remove its folder."""
+    def let_go(self) -> None:
+        """Close our end of its leash: it ends when no process holds one."""
         if self._leash >= 0:
             os.close(self._leash)
             self._leash = -1
+
+    def stop(self, deadline: float) -> None:
+        """End it: by its leash, and by force at the deadline; then remove its folder."""
+        self.let_go()
         if self._process is not None:
             try:
                 self._process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
-                self._process.kill()  # its simulators die with it: each is on its leash
+                # All of its process group, for `python` may be a wrapper; the simulators die by their leashes.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL) if os.name == "posix" else self._process.kill()
                 self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -358,4 +372,7 @@ def split_command(python: str) -> list[str]:
     """A local interpreter as an argument list: a path that exists is one word, anything else is a command line."""
     import shlex
 
-    return [python] if Path(python).exists() else shlex.split(python)
+    if Path(python).expanduser().exists():
+        return [str(Path(python).expanduser())]
+    words = shlex.split(python)
+    return [str(Path(words[0]).expanduser()), *words[1:]] if words else [python]

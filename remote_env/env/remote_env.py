@@ -112,6 +112,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self._arguments["token"] = None if token is None else _Secret(token)
         self._pid = os.getpid()
         self._session: Session | None = None
         self._server: Server | None = None
@@ -149,8 +150,9 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             DeadlineExceeded: not ready within `start_timeout_s`.
         """
         if self._session is None:
+            self._check_usable()
             self.start_remote_server()
-            self.connect()
+            self._open_session()
         return self
 
     def start_remote_server(
@@ -170,8 +172,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         """
         if self._server is not None:
             return self
-        if self._is_closed:
-            raise ConfigError("this environment is closed; make a new one")
+        self._check_usable()
         if num_envs != 1:
             raise Unsupported(f"num_envs={num_envs}: a RemoteEnv holds one environment")
         if server_script is not None:
@@ -189,6 +190,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def setup_tunnel(self) -> Place:
         """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
         if self._place is None:
+            self._check_usable()
             names = PlaceOptions.__dataclass_fields__
             options = {name: value for name, value in self._arguments.items() if name in names}
             self._place = open_place(self._arguments["host"], PlaceOptions(**options))
@@ -199,7 +201,18 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         if self._session is not None:
             return self
         if self._server is None:
-            self.start_remote_server()
+            return self.start()
+        self._check_usable()
+        self._deadline = time.monotonic() + self._arguments["start_timeout_s"]  # the server may have run for long
+        return self._open_session()
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise ConfigError("this environment is closed; make a new one")
+        if self._pid != os.getpid():
+            raise ConfigError("this environment was made in another process; make it in the one that uses it")
+
+    def _open_session(self) -> RemoteEnv:
         server = self._server
         assert server is not None  # noqa: S101  start_remote_server set it
         try:
@@ -371,7 +384,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
-        return self._running().resume(self._step_timeout_s)
+        return None if self._session is None else self._session.resume(self._step_timeout_s)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.
@@ -421,12 +434,17 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def spec(self) -> EnvSpec:
         """What `gymnasium.make` needs to make this *remote* environment again; the far one's is `remote_spec`."""
         if self._spec is None:
-            return EnvSpec("Remote-v0", entry_point="remote_env.env:RemoteEnv", kwargs=self._given_arguments())
+            kwargs = self._given_arguments()
+            entry_point = "remote_env.env:RemoteEnv"
+            # As registration.py does: the far end checks the order of calls.
+            return EnvSpec("Remote-v0", entry_point, disable_env_checker=True, order_enforce=False, kwargs=kwargs)
         return self._spec
 
     @spec.setter
     def spec(self, spec: EnvSpec) -> None:
         self._spec = spec
+        if spec.kwargs.get("token") is not None:
+            spec.kwargs["token"] = _Secret(spec.kwargs["token"])
 
     # Life
 
@@ -435,8 +453,6 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def _running(self) -> Session:
         if self._session is None:
-            if self._pid != os.getpid():
-                raise ConfigError("this environment was made in another process; make it in the one that uses it")
             self.start()
         assert self._session is not None  # noqa: S101  start set it
         return self._session
@@ -457,6 +473,14 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         finally:
             self._forget_place()
 
+    def _let_go(self) -> None:
+        """In a forked child: the parent's session and server are not ours to use, end or keep open."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.let_go()
+        if self._server is not None:
+            self._server.let_go()
+
     def _forget_place(self) -> None:
         place, self._place = self._place, None
         if place is not None:
@@ -470,7 +494,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         return self.start()
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._session is not None:
+        if self._session is not None or self._server is not None:
             raise ConfigError(
                 "a RemoteEnv that runs cannot be pickled; pickle it before its first use, or make another"
             )
@@ -498,6 +522,24 @@ _open_environments: weakref.WeakSet[RemoteEnv] = weakref.WeakSet()
 def _close_all() -> None:
     for env in list(_open_environments):
         env.close()
+
+
+def _let_go_of_all() -> None:
+    for env in list(_open_environments):
+        env._let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_all)
+
+
+class _Secret(str):
+    """A token that does not show itself where arguments are printed, as in `EnvSpec`'s repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'<token>'"
 
 
 def _describe_client() -> str:

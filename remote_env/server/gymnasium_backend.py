@@ -138,7 +138,7 @@ def _make_registered(env: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, 
         load_object(f"{module}:__name__", f"env={env!r}")
     try:
         return gymnasium.make(env, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DependencyNotInstalled) as error:
+    except gymnasium.error.Error as error:  # unknown, of another version, or something that it needs is missing
         raise ConfigError(f"the far end cannot make env={env!r}: {error}") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from remote_env.errors import (
     ConfigError,
+    ConnectError,
     ConnectionLost,
     DeadlineExceeded,
     ProtocolError,
@@ -134,10 +135,17 @@ def shake_hands(
     handshake = ClientHandshake(token, role, **fields)
     transport = dial(deadline)
     stream = frames.FrameStream(transport)
+    # A supervisor answers at once, whatever its simulator does; a simulator may take all the time there is.
+    until = min(deadline, time.monotonic() + CONTROL_TIMEOUT_S)
     try:
-        stream.send(handshake.hello(), deadline)
-        stream.send(handshake.answer(*_recv_link(stream, deadline)), deadline)
-        return transport, stream, handshake.finish(*_recv_link(stream, deadline))
+        stream.send(handshake.hello(), until)
+        stream.send(handshake.answer(*_recv_link(stream, until)), until)
+        return transport, stream, handshake.finish(*_recv_link(stream, until))
+    except (DeadlineExceeded, ConnectionLost) as error:
+        transport.close()
+        raise ConnectError(
+            f"what listens there does not answer as a task server does ({error}); is it one, and is it alive?"
+        ) from error
     except BaseException:
         transport.close()
         raise

@@ -15,6 +15,7 @@ from remote_env.errors import (
     ProtocolError,
     RemoteEnvError,
     SessionLost,
+    StartError,
     TaskError,
     Unsupported,
 )
@@ -95,6 +96,10 @@ class Session:
             self.ready = self._read_value(header, deadline)
             self.observation_space = space_from_plain(self.ready["observation_space"])
             self.action_space = space_from_plain(self.ready["action_space"])
+        except ConnectionLost as error:
+            self._transport.close()
+            tail = self.control.why_ended().get("log_tail", "")
+            raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
         except BaseException:
             self._transport.close()
             raise
@@ -148,10 +153,12 @@ class Session:
         self, seed: int | None, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
     ) -> Transition:
         """Start an episode; also abandons a call that is unsettled."""
-        self._unsettled = self.state = None
         deadline = time.monotonic() + timeout_s
         flags = frames.WANT_STATE if want_state else 0
-        header = self._ask(frames.RESET, (seed, options), deadline, flags, "options")
+        body, arrays = codec.encode((seed, options), where="(seed, options)")  # before anything is abandoned
+        self._unsettled = self.state = None
+        frame = bytearray(frames.HEADER_SIZE) + body
+        header = self._exchange(frames.RESET, flags, frame, arrays, deadline)
         return self._read_transition(header, deadline, is_step=False)
 
     def resume(self, timeout_s: float) -> Transition | None:
@@ -196,6 +203,11 @@ class Session:
                 self._stream.send(frame, time.monotonic() + 1.0)
             except RemoteEnvError as error:
                 log.debug("the data connection was gone at close: %s", error)
+        self._transport.close()
+        self.control.close()
+
+    def let_go(self) -> None:
+        """In a forked child: free its copies of both links' descriptors; the links live on in the parent."""
         self._transport.close()
         self.control.close()
 

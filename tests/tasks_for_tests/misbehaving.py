@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -156,7 +156,7 @@ class OddTypes(gymnasium.Env[Any, Any]):
 class Nested(gymnasium.Env[Any, Any]):
     """Dict, Tuple, Text, Discrete, MultiBinary, MultiDiscrete and a large image in one observation."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 7}
 
     def __init__(self, render_mode: str | None = None, with_text: bool = True, size: int = 40) -> None:
         parts: dict[str, Any] = {
