@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,34 +115,39 @@ class SimulatorLoop:
         }
 
     def _serve_one(self) -> bool:
-        header = self._stream.recv(NEVER)
-        kind, self._sequence = header[2], header[6]
-        if header[4] != self._epoch:
-            raise ProtocolError(f"a frame of session {header.epoch} in session {self._epoch}")
-        if kind == frames.STEP and self._vector_step is not None and not self._fresh:
-            action = self._vector_step.read_step(header, self._stream.body, self._stream.body_start)
-            if action is not None:
-                self._step_vector(self._vector_step, action)
+        stream, vector = self._stream, self._vector_step
+        if vector is not None and not self._fresh:
+            sequence = stream.recv_shaped(vector.step_shape, NEVER)
+            if sequence:
+                self._sequence = sequence
+                self._step_vector(vector, vector.read_step(stream.body))
                 return True
+        header = stream.recv(NEVER)
+        kind, self._sequence = header.type, header.sequence
+        if header.epoch != self._epoch:
+            raise ProtocolError(f"a frame of session {header.epoch} in session {self._epoch}")
         if kind == frames.CLOSE:
             return False
         known = self._handlers.get(kind)
         if known is None:
             raise ProtocolError(f"unknown request {frames.NAMES.get(kind, kind)}")
         call, handler = known
-        board = self._board
+        # What the request holds is read before anything runs: a bad frame ends the link, not the task.
+        request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
+        self._board.begin(call)
+        self._answer(handler, header.flags, request)
+        return True
+
+    def _answer(self, handler: Callable[..., None], *arguments: Any) -> None:
+        """Run what sends a reply; when it fails for a reason of the task's, the reply says so."""
         try:
-            # What the request holds is read before anything runs: a bad frame ends the link, not the task.
-            request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
-            board.begin(call)
-            handler(header.flags, request)
+            handler(*arguments)
         except (ConnectionLost, DeadlineExceeded, ProtocolError):
             raise
         except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
             self._send_error(error)
         finally:
-            board.end()
-        return True
+            self._board.end()
 
     # Requests
 
@@ -162,7 +167,8 @@ class SimulatorLoop:
         if not info:
             frame = vector.pack_result(observation, reward, terminated, truncated, self._sequence)
         if frame is None:
-            self._send_transition((observation, reward, terminated, truncated, info), 0)
+            board.begin(_STEP)
+            self._answer(self._send_transition, (observation, reward, terminated, truncated, info), 0)
         else:
             self._transport.send_all((frame,), time.monotonic() + SEND_TIMEOUT_S)
 

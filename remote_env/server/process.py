@@ -143,7 +143,8 @@ class SimulatorProcess:
     def end(self) -> None:
         """Have it end; by force when it does not."""
         self.ask_to_end()
-        for wait_s, then in ((CLOSE_TIMEOUT_S, signal.SIGTERM), (TERMINATE_TIMEOUT_S, signal.SIGKILL)):
+        close_timeout_s = CLOSE_TIMEOUT_S if self.ready else 0.0  # a task that is being made has nothing to close
+        for wait_s, then in ((close_timeout_s, signal.SIGTERM), (TERMINATE_TIMEOUT_S, signal.SIGKILL)):
             if self._wait(wait_s):
                 break
             self._signal(then)

@@ -56,17 +56,15 @@ class ControlLink:
             try:
                 status = self.next_event(min(deadline, time.monotonic() + EVENT_TICK_S))
             except DeadlineExceeded:
-                if time.monotonic() >= deadline:
-                    raise DeadlineExceeded(_still_starting(self.last_status)) from None
-                if on_status is not None and self.last_status:
-                    on_status(self.last_status)
-                continue
+                status = self.status()
             if on_status is not None:
                 on_status(status)
             if status["state"] in ("ready", "busy"):
                 return
             if status["state"] in ("failed", "dead"):
                 raise _start_error(status)
+            if time.monotonic() >= deadline:
+                raise DeadlineExceeded(_still_starting(status))
 
     def next_event(self, deadline: float) -> dict[str, Any]:
         """The next status that the supervisor sends unasked."""
