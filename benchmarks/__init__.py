@@ -1,0 +1,1 @@
+"""Measurements, run by hand from the root: `python -m benchmarks.NAME`."""

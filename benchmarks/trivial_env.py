@@ -1,4 +1,4 @@
-"""The environment that bench_step serves through every rival: it does nothing, so that only the way there is measured."""
+"""The environment that bench_step serves through every rival: it does nothing, so that only the way is measured."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ class TrivialEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start again."""
         super().reset(seed=seed)
+        self._steps = 0
         return self._observation, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Count."""
-        self._observation.flat[0] += 1
+        self._steps += 1
+        self._observation.flat[0] = self._steps & 0xFF
         return self._observation, 0.0, False, False, {}

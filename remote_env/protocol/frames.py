@@ -16,6 +16,7 @@ HEADER = struct.Struct("<4sBBHIIQQII")
 HEADER_SIZE = HEADER.size
 _OURS = (MAGIC, VERSION)
 _CRC = struct.Struct("<I")
+_SIZES_AT = 32
 _CRC_AT = 12  # it covers header and body, with zeros in its own place
 _DAMAGED = "a frame arrived damaged: its CRC32 does not match"
 _NO_CRC = bytes(_CRC.size)
@@ -153,6 +154,27 @@ def check_crc(header: Header, frame: bytearray, start: int, view: memoryview) ->
         raise ProtocolError(_DAMAGED)
 
 
+class Shape(NamedTuple):
+    """All of a frame's header that is known before it comes: everything but its numbers and its CRC.
+
+    Attributes:
+        head: the bytes before the CRC.
+        sizes: the bytes behind the numbers.
+        size: of header and body.
+        header: one with other numbers.
+    """
+
+    head: bytes
+    sizes: bytes
+    size: int
+    header: Header
+
+    @classmethod
+    def of(cls, frame: bytearray) -> Shape:
+        """The shape of every frame that differs from `frame` in numbers and body alone."""
+        return cls(bytes(frame[:_CRC_AT]), bytes(frame[_SIZES_AT:HEADER_SIZE]), len(frame), parse_header(frame))
+
+
 class ByteStream(Protocol):
     """What a frame stream needs of a transport; see `remote_env.transport.Transport`."""
 
@@ -216,6 +238,26 @@ class FrameStream:
         self.body_start = start + HEADER_SIZE
         self.body_end = self._start = end
         return header
+
+    def recv_shaped(self, shape: Shape, deadline: float) -> int:
+        """The sequence number of the next frame if it is just of this shape, and its body at `body` from 40 on.
+
+        0 when anything else came, which is left for `recv`. Errors as `recv`. For the path of every step: comparing
+        bytes is cheaper than taking a header apart.
+        """
+        if self._start != self._end:
+            return 0
+        self._start = self._end = 0
+        self._end = end = self._stream.recv_some_into(self._view, deadline)
+        body = self.body
+        if end != shape.size or body[:_CRC_AT] != shape.head or body[_SIZES_AT:HEADER_SIZE] != shape.sizes:
+            return 0
+        crc, sequence, _ = _TURN.unpack_from(body, _CRC_AT)
+        body[_CRC_AT : _CRC_AT + 4] = _NO_CRC
+        if crc32(self._view[:end]) != crc:
+            raise ProtocolError(_DAMAGED)
+        self._start = end
+        return int(sequence)
 
     def _receive(self, count: int, deadline: float) -> int:
         """Have at least `count` unconsumed bytes in the buffer; where they start."""

@@ -53,7 +53,7 @@ def _enter_package():
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("remote_env", os.path.join(PACKAGE, "__init__.py"))
-    sys.modules["remote_env"] = importlib.util.module_from_spec(spec)
+    sys.modules["remote_env"] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

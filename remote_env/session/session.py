@@ -126,9 +126,15 @@ class Session:
         self.state = None
         vector = self._vector_step
         if vector is not None and not want_state and self._unsettled is None and self.is_lost is None:
-            ready = vector.pack_step(action, self._sequence + 1, self._acknowledged)
+            sequence = self._sequence + 1
+            ready = vector.pack_step(action, sequence, self._acknowledged)
             if ready is not None:
-                return self._step_vector(vector, ready, deadline)
+                self._sequence = sequence
+                self._send((ready,), deadline)
+                header = self._await(sequence, frames.STEP, deadline, vector.result_shape)
+                if header is vector.result_shape.header:
+                    return vector.read_result(self._stream.body)
+                return self._read_transition(header, deadline, is_step=True)
         self._check_action(action)
         flags = frames.WANT_STATE if want_state else 0
         fixed = self._action_layout
@@ -140,14 +146,6 @@ class Session:
                 return self._read_transition(header, deadline, is_step=True)
         header = self._ask(frames.STEP, action, deadline, flags, "action")
         return self._read_transition(header, deadline, is_step=True)
-
-    def _step_vector(self, vector: VectorStep, frame: bytearray, deadline: float) -> Transition:
-        self._sequence += 1
-        self._send(frame, (), deadline)
-        header = self._await(self._sequence, frames.STEP, deadline)
-        stream = self._stream
-        transition = vector.read_result(header, stream.body, stream.body_start)
-        return self._read_transition(header, deadline, is_step=True) if transition is None else transition
 
     def reset(
         self, seed: int | None, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
@@ -235,12 +233,12 @@ class Session:
         self._sequence += 1
         size = sum(map(len, payload)) if payload else 0
         frames.finish_frame(frame, kind, flags, self._epoch, self._sequence, self._acknowledged, size)
-        self._send(frame, payload, deadline)
+        self._send((frame, *payload), deadline)
         return self._await(self._sequence, kind, deadline)
 
-    def _send(self, frame: bytearray, payload: Sequence[memoryview], deadline: float) -> None:
+    def _send(self, buffers: Sequence[bytearray | memoryview], deadline: float) -> None:
         try:
-            self._transport.send_all((frame, *payload), deadline)
+            self._transport.send_all(buffers, deadline)
         except ConnectionLost as error:
             raise self._lose(error) from error
         except BaseException as error:
@@ -248,12 +246,21 @@ class Session:
             self._break(ConnectionLost(f"a request was cut short ({error!r})"))
             raise
 
-    def _await(self, sequence: int, kind: int, deadline: float) -> frames.Header:
+    def _await(self, sequence: int, kind: int, deadline: float, shape: frames.Shape | None = None) -> frames.Header:
+        """The header of the reply to a request; the one of `shape` when the reply is just of that, and all there."""
+        stream = self._stream
         try:
-            header = self._stream.recv(deadline)
-            while header[6] != sequence:
+            if shape is not None:
+                got = stream.recv_shaped(shape, deadline)
+                if got == sequence:
+                    self._acknowledged = sequence
+                    return shape.header
+                if got > sequence:
+                    raise ProtocolError(f"a reply to request {got} where {sequence} is due")
+            header = stream.recv(deadline)
+            while header.sequence != sequence:
                 self._skip(header, sequence, deadline)
-                header = self._stream.recv(deadline)
+                header = stream.recv(deadline)
         except DeadlineExceeded as error:
             self._unsettled, self._unsettled_kind = sequence, kind
             raise DeadlineExceeded(self._explain_delay(kind)) from error
@@ -266,7 +273,7 @@ class Session:
             self._unsettled, self._unsettled_kind = sequence, kind
             raise
         self._acknowledged = sequence
-        if header[2] == frames.RESULT and header[4] == self._epoch:
+        if header.type == frames.RESULT and header.epoch == self._epoch:
             return header
         if header.epoch == self._epoch and header.type == frames.ERROR:
             raise self._error(self._read_value(header, deadline))
