@@ -50,6 +50,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Serve until Ctrl-C."""
     options = parse_arguments()
+    token = os.environ.pop("REMOTE_ENV_TOKEN", None) or new_token()
+    if len(token) < 32:
+        print("REMOTE_ENV_TOKEN is shorter than 32 characters; make one: openssl rand -hex 32", file=sys.stderr)
+        return 1
     task = TaskSpec(
         env=options.env or f"{Path(__file__).resolve()}:make_env",
         kwargs=options.kwargs,
@@ -58,7 +62,7 @@ def main() -> int:
     )
     folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
     settings = {
-        "token": os.environ.pop("REMOTE_ENV_TOKEN", None) or new_token(),
+        "token": token,
         "listen": {"tcp": [options.host, options.port]},
         "insecure": options.insecure,
         "task": task.to_plain(),

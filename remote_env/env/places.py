@@ -23,6 +23,7 @@ from remote_env.transport import Transport, connect_tcp, connect_unix
 
 LAUNCHER = Path(__file__).parents[1] / "server" / "launch.py"
 POLL_S = 0.002
+RECORD_WAIT_S = 0.5  # a server listens a moment before its record is there
 MAX_UNIX_PATH = 100  # bytes; the kernels' own limits are 107 on Linux and 103 on macOS
 STOP_TIMEOUT_S = 10.0
 Progress = Callable[[str], None]
@@ -310,7 +311,7 @@ def open_place(host: str | None, options: PlaceOptions) -> Place:
         return LocalPlace(python=options.python, busy_poll_s=options.busy_poll_s, token=options.token)
     if host.startswith("tcp://"):
         name, _, port = host.removeprefix("tcp://").rpartition(":")
-        if not name or not port.isdigit():
+        if not name or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(f"host={host!r} is no TCP address; write tcp://127.0.0.1:8888")
         return AddressPlace(name.strip("[]"), int(port), busy_poll_s=options.busy_poll_s, token=options.token)
     from remote_env.ssh import SshConnection
@@ -359,6 +360,9 @@ def read_registered_token(port: int) -> str:
         return from_environment
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     path = base / "remote-env" / "servers" / f"{port}.json"
+    until = time.monotonic() + RECORD_WAIT_S
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(POLL_S)
     try:
         return str(json.loads(path.read_text())["token"])
     except (OSError, ValueError, KeyError) as error:

@@ -39,7 +39,8 @@ class TaskSpec:
         Raises:
             InputError: a keyword argument cannot cross; the message names it.
         """
-        body, arrays = codec.encode(dict(self.kwargs), where="env_kwargs")
+        # Sorted, so that the order in which arguments were written makes no other task of it.
+        body, arrays = codec.encode(dict(sorted(self.kwargs.items())), where="env_kwargs")
         return {
             "env": self.env,
             "simulator": self.simulator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ def _load_from_file(path: Path, function: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"no task file {path} on the far end")
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(module.__name__, module)  # dataclasses and pickle look their module up there
     spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
         raise ConfigError(f"{path} has no function {function!r} that makes the environment")
