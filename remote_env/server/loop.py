@@ -120,7 +120,9 @@ class SimulatorLoop:
             sequence = stream.recv_shaped(vector.step_shape, NEVER)
             if sequence:
                 self._sequence = sequence
-                self._step_vector(vector, vector.read_step(stream.body))
+                self._board.steps += 1
+                self._board.begin(_STEP)
+                self._answer(self._step_vector, vector, vector.read_step(stream.body))
                 return True
         header = stream.recv(NEVER)
         kind, self._sequence = header.type, header.sequence
@@ -146,31 +148,20 @@ class SimulatorLoop:
             raise
         except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
             self._send_error(error)
-        finally:
-            self._board.end()
 
     # Requests
 
     def _step_vector(self, vector: VectorStep, action: Any) -> None:
         """A step of the commonest kind, in as few calls as can be."""
-        board = self._board
-        board.steps += 1
-        board.begin(_STEP)
-        try:
-            observation, reward, terminated, truncated, info = self._backend_step(action)
-        except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
-            self._send_error(error)
-            return
-        finally:
-            board.end()
-        frame = None
-        if not info:
-            frame = vector.pack_result(observation, reward, terminated, truncated, self._sequence)
+        transition = self._backend_step(action)
+        _, _, _, _, info = transition
+        tail, arrays = _encode({"info": info}, where="info") if info else (b"", ())
+        frame = None if arrays else vector.pack_result(transition, tail, self._sequence)
         if frame is None:
-            board.begin(_STEP)
-            self._answer(self._send_transition, (observation, reward, terminated, truncated, info), 0)
-        else:
-            self._transport.send_all((frame,), time.monotonic() + SEND_TIMEOUT_S)
+            self._send_transition(transition, 0)
+            return
+        self._board.end()
+        self._transport.send_all((frame,), time.monotonic() + SEND_TIMEOUT_S)
 
     def _read_step(self, header: frames.Header) -> Any:
         if not header.flags & frames.FIXED:
@@ -316,6 +307,7 @@ class SimulatorLoop:
             frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
         except MessageTooBig as error:
             raise TaskError(f"it ran, but its result is too large to send: {error}") from error
+        self._board.end()  # before the client can know, so that it never sees a finished call as running
         self._transport.send_all((frame, *payload), time.monotonic() + SEND_TIMEOUT_S)
 
     def _send_error(self, error: Exception) -> None:

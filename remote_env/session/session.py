@@ -20,7 +20,7 @@ from remote_env.errors import (
     Unsupported,
 )
 from remote_env.protocol import codec, frames, layout
-from remote_env.protocol.vector_step import VectorStep
+from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
 from remote_env.session.control import ControlLink, Dial, shake_hands
 from remote_env.spaces import space_from_plain
@@ -33,10 +33,6 @@ _KINDS: dict[str, type[RemoteEnvError]] = {
     "Unsupported": Unsupported,
     "ConfigError": ConfigError,
 }
-
-
-# observation, reward, terminated, truncated, info; a reset has reward 0.0 and no flags
-Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
 
 
 class Session:
@@ -134,6 +130,7 @@ class Session:
                 header = self._await(sequence, frames.STEP, deadline, vector.result_shape)
                 if header is vector.result_shape.header:
                     return vector.read_result(self._stream.body)
+                vector.expect_like(header)
                 return self._read_transition(header, deadline, is_step=True)
         self._check_action(action)
         flags = frames.WANT_STATE if want_state else 0
