@@ -51,7 +51,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         port: the task server's port on the host: attach to our server that listens there, or start one there. None:
             start one on a free port.
         env: the task: a registered id, "module:id", "module:function", "file.py:function", or a callable that makes
-            the environment (it travels by cloudpickle, over our own SSH connection, to the server that we start).
+            the environment (it travels by cloudpickle, over our own SSH connection, to the server that we start), or
+            a `LocalFolder` with a Python file of yours that has `make_env(**env_kwargs)` (it is sent along).
             None: take what the server at `port` serves; `REMOTE_ENV_TASK` may set a default.
         env_kwargs: keyword arguments for the task. A `LocalFolder` among them is sent along, by content, once.
         simulator: "gymnasium", or "module:Class" with a `Backend`.
@@ -86,7 +87,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         host: str | None = None,
         port: int | None = None,
         *,
-        env: str | Callable[..., Any] | None = None,
+        env: str | Callable[..., Any] | LocalFolder | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
         simulator: str = "gymnasium",
         render_mode: str | None = None,
