@@ -149,7 +149,6 @@ def test_wrappers(cartpole: RemoteEnv) -> None:
 
 
 def test_record_video(nested: RemoteEnv, tmp_path: Any) -> None:
-    pytest.importorskip("moviepy")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env = gymnasium.wrappers.RecordVideo(nested, str(tmp_path), episode_trigger=lambda _: True)
