@@ -220,7 +220,7 @@ class FrameStream:
         """
         start, end = self._start, self._end
         if start == end:
-            self._start = start = self._end = 0
+            self._start = start = self._end = self.body[0] = 0  # see `recover`
             self._end = end = self._stream.recv_some_into(self._view, deadline)
         if end - start < HEADER_SIZE:
             start = self._receive(HEADER_SIZE, deadline)
@@ -247,9 +247,9 @@ class FrameStream:
         """
         if self._start != self._end:
             return 0
-        self._start = self._end = 0
-        self._end = end = self._stream.recv_some_into(self._view, deadline)
         body = self.body
+        self._start = self._end = body[0] = 0  # see `recover`
+        self._end = end = self._stream.recv_some_into(self._view, deadline)
         if end != shape.size or body[:_CRC_AT] != shape.head or body[_SIZES_AT:HEADER_SIZE] != shape.sizes:
             return 0
         crc, sequence, _ = _TURN.unpack_from(body, _CRC_AT)
@@ -258,6 +258,34 @@ class FrameStream:
             raise ProtocolError(_DAMAGED)
         self._start = end
         return int(sequence)
+
+    @property
+    def has_part(self) -> bool:
+        """Whether some of a frame has come, and not all."""
+        return self._start != self._end
+
+    def recover(self, sequence: int) -> bool:
+        """Make the frame of this number receivable again, if it came whole before a Ctrl-C cut its receiver short.
+
+        Such an exception may fall between the kernel's receive and our note of it. `recv` clears the buffer's first
+        byte before it asks the kernel, so that what is there tells.
+
+        Returns:
+            False when part of a frame came: the stream cannot go on.
+        """
+        if self.body[0] == 0:
+            return not self.has_part
+        header = Header._make(HEADER.unpack_from(self.body))
+        size = HEADER_SIZE + header.body_size
+        if header.sequence < sequence and header.crc == 0:
+            return True  # the frame before, which was read
+        if header.magic != MAGIC or header.sequence != sequence or header.payload_size or size > len(self.body):
+            return False
+        self.body[_CRC_AT : _CRC_AT + 4] = _NO_CRC
+        crc = crc32(self._view[:size])
+        _CRC.pack_into(self.body, _CRC_AT, crc)
+        self._start, self._end = 0, size
+        return header.crc in (0, crc)
 
     def _receive(self, count: int, deadline: float) -> int:
         """Have at least `count` unconsumed bytes in the buffer; where they start."""

@@ -82,7 +82,7 @@ class Session:
         self.is_lost: RemoteEnvError | None = None
         self.state: SceneState | None = None
         self._sequence = self._acknowledged = 0
-        self._unsettled: int | None = None  # the request whose reply was not waited for
+        self._unsettled: int | None = None  # the request whose reply was not read yet
         self._layouts: list[SceneLayout] = []
         try:
             header = self._stream.recv(deadline)
@@ -126,10 +126,12 @@ class Session:
             ready = vector.pack_step(action, sequence, self._acknowledged)
             if ready is not None:
                 self._sequence = sequence
-                self._send((ready,), deadline)
+                self._send((ready,), frames.STEP, deadline)
                 header = self._await(sequence, frames.STEP, deadline, vector.result_shape)
                 if header is vector.result_shape.header:
-                    return vector.read_result(self._stream.body)
+                    transition = vector.read_result(self._stream.body)
+                    self._unsettled = None
+                    return transition
                 vector.expect_like(header)
                 return self._read_transition(header, deadline, is_step=True)
         self._check_action(action)
@@ -162,7 +164,10 @@ class Session:
             return None
         deadline = time.monotonic() + timeout_s
         sequence, kind = self._unsettled, self._unsettled_kind
-        self._unsettled = None
+        if self.is_lost is not None:
+            raise self.is_lost
+        if not self._stream.has_part and not self._stream.recover(sequence):
+            raise self._break(ConnectionLost("a reply was cut short by an interrupt"))
         header = self._await(sequence, kind, deadline)
         if kind in (frames.STEP, frames.RESET):
             return self._read_transition(header, deadline, is_step=kind == frames.STEP)
@@ -230,12 +235,14 @@ class Session:
         self._sequence += 1
         size = sum(map(len, payload)) if payload else 0
         frames.finish_frame(frame, kind, flags, self._epoch, self._sequence, self._acknowledged, size)
-        self._send((frame, *payload), deadline)
+        self._send((frame, *payload), kind, deadline)
         return self._await(self._sequence, kind, deadline)
 
-    def _send(self, buffers: Sequence[bytearray | memoryview], deadline: float) -> None:
+    def _send(self, buffers: Sequence[bytearray | memoryview], kind: int, deadline: float) -> None:
         try:
             self._transport.send_all(buffers, deadline)
+            # Until its reply is read whole: a Ctrl-C may come between any two lines.
+            self._unsettled, self._unsettled_kind = self._sequence, kind
         except ConnectionLost as error:
             raise self._lose(error) from error
         except BaseException as error:
@@ -259,7 +266,6 @@ class Session:
                 self._skip(header, sequence, deadline)
                 header = stream.recv(deadline)
         except DeadlineExceeded as error:
-            self._unsettled, self._unsettled_kind = sequence, kind
             raise DeadlineExceeded(self._explain_delay(kind)) from error
         except ConnectionLost as error:
             raise self._lose(error) from error
@@ -267,7 +273,8 @@ class Session:
             self._break(error)
             raise
         except BaseException:
-            self._unsettled, self._unsettled_kind = sequence, kind
+            if not self._stream.recover(sequence):
+                self._break(ConnectionLost("a reply was cut short by an interrupt"))
             raise
         self._acknowledged = sequence
         if header.type == frames.RESULT and header.epoch == self._epoch:
@@ -315,6 +322,7 @@ class Session:
             views = [*views, *more]
         if views or header.payload_size:
             self._fill(views, header.payload_size, deadline)
+        self._unsettled = None
         return observation, reward, terminated, truncated, info
 
     def _read_rest(
@@ -350,11 +358,13 @@ class Session:
         state = self._state(numbered, tail)
         if state is None:
             raise self._break(ProtocolError("a reply to GET_STATE without a state"))
+        self._unsettled = None
         return state
 
     def _read_value(self, header: frames.Header, deadline: float) -> Any:
         value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
         self._fill(views, header.payload_size, deadline)
+        self._unsettled = None
         return value
 
     def _fill(self, views: Sequence[memoryview], size: int, deadline: float) -> None:

@@ -12,9 +12,9 @@ import pytest
 from gymnasium import spaces
 
 from remote_env import RemoteEnv
-from remote_env.session.actions import compile_action_check
 from remote_env.errors import ConfigError, InputError, TaskError
 from remote_env.protocol.task import TaskSpec
+from remote_env.session.actions import compile_action_check
 
 TASKS = "tasks_for_tests.misbehaving"
 HUGE = np.finfo(np.float32).max
@@ -268,5 +268,5 @@ def test_a_folder_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("host", ["tcp://", "tcp://box", "tcp://:", "tcp://box:http", "tcp://box:99999"])
 def test_bad_addresses(host: str) -> None:
-    with pytest.raises(ConfigError, match="tcp://127.0.0.1:8888"):
+    with pytest.raises(ConfigError, match=r"tcp://127\.0\.0\.1:8888"):
         RemoteEnv(host).start()

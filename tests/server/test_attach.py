@@ -71,7 +71,7 @@ def test_attach_with_the_same_task_named(server: ServerProcess) -> None:
     "arguments", [{"env": "CartPole-v1"}, {"env": TASK, "env_kwargs": {"init": "x"}}, {"env": TASK, "simulator": "a:b"}]
 )
 def test_attach_with_another_task_is_refused(server: ServerProcess, arguments: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="serves env='tasks_for_tests.misbehaving:OnDemand'.*leave env= out"):
+    with pytest.raises(ConfigError, match=r"serves env='tasks_for_tests\.misbehaving:OnDemand'.*leave env= out"):
         RemoteEnv(port=server.port, **arguments).start()
 
 
@@ -179,7 +179,7 @@ def test_nothing_listens() -> None:
         port = sock.getsockname()[1]
     with pytest.raises(ConfigError, match=rf"no task server of yours listens on port {port} of local; name the task"):
         RemoteEnv(port=port).start()
-    with pytest.raises(ConnectError, match="nothing answers at 127.0.0.1"):
+    with pytest.raises(ConnectError, match=r"nothing answers at 127\.0\.0\.1"):
         RemoteEnv(f"tcp://127.0.0.1:{port}").start()
     with RemoteEnv(port=port, env="CartPole-v1") as env:  # so it starts one there
         env.reset()

@@ -102,9 +102,9 @@ def test_error_texts_that_cannot_cross_as_they_are(env: RemoteEnv) -> None:
 
 
 def test_results_that_cannot_cross_name_the_key(env: RemoteEnv) -> None:
-    with pytest.raises(TaskError, match=r"\['info'\]\['deep'\]\[1\]\['lock'\] is an object"):
+    with pytest.raises(TaskError, match=r"info.*\['deep'\]\[1\]\['lock'\] is an object"):
         step_as(env, "uncodable")
-    with pytest.raises(TaskError, match="it ran, but result is too big for one message"):
+    with pytest.raises(TaskError, match=r"it ran, but .* too big for one message"):
         step_as(env, "too-huge")
     assert env.call("total_steps") > 0
 
