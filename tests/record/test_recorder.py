@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from full_disk import file_size_limit
 
 from remote_env.errors import CaptureError, InputError
 from remote_env.record import Episode, Recorder, Seen, read_episode, recover_part, repair_part
@@ -314,38 +314,29 @@ def test_kill_9_leaves_whole_files_and_every_step_that_record_returned_from(tmp_
 # ---- full disks
 
 
-@pytest.fixture
-def file_size_limit():
-    """Limits how far this process may grow a file, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_while_recording_keeps_the_steps_before(tmp_path, file_size_limit):
+def test_a_full_disk_while_recording_keeps_the_steps_before(tmp_path):
     recorder = Recorder(tmp_path, rate_hz=50.0)
     record_steps(recorder, 5)
     part = tmp_path / "episode_000.part"
-    file_size_limit(part.stat().st_size + 100)
     late = (np.zeros(14), observation_at(6), 0.0, False, False)
-    with pytest.raises(CaptureError, match=r"episode_000\.part cannot grow by the \d+ bytes"):
+    with (
+        file_size_limit(part.stat().st_size + 100),
+        pytest.raises(CaptureError, match=r"episode_000\.part cannot grow by the \d+ bytes"),
+    ):
         recorder.record(*late, state=state_at(6))
     assert len(recover_part(part)) == 5
-    file_size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     recorder.record(*late, state=state_at(6))
     assert len(read_episode(recorder.finish())) == 6
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 5000, 9000])
-def test_a_full_disk_while_converting_leaves_nothing_half_written(tmp_path, file_size_limit, limit):
+def test_a_full_disk_while_converting_leaves_nothing_half_written(tmp_path, limit):
     recorder = Recorder(tmp_path, rate_hz=50.0)
     record_steps(recorder, 5)
-    file_size_limit(limit)
-    with pytest.raises(CaptureError, match=r"episode_000\.hdf5 needs \d+ bytes") as caught:
+    with file_size_limit(limit), pytest.raises(CaptureError, match=r"episode_000\.hdf5 needs \d+ bytes") as caught:
         recorder.finish()
     assert names(tmp_path) == ["episode_000.part"]
     assert "part is kept" in str(caught.value)
-    file_size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     needed = int(str(caught.value).split(" needs ")[1].split()[0])
     final = repair_part(tmp_path / "episode_000.part")
     assert needed == pytest.approx(final.stat().st_size, rel=0.3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import imageio_ffmpeg
 import mujoco
 import numpy as np
 import pytest
+from full_disk import file_size_limit
 from PIL import Image
 
 from remote_env.errors import CaptureError, ConfigError, InputError, ReplayError
@@ -306,7 +306,7 @@ def test_breaking_off_leaves_no_process(model, states):
 def test_a_worker_whose_parent_was_killed_ends(tmp_path):
     code = f"""
 import os, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
 import test_replay as t
 model = t.made_model()
 for number, frame in enumerate(t.replay(t.simulate(model) * 1000, model, width=64, height=48, processes=2)):
@@ -412,22 +412,14 @@ def test_a_video_that_breaks_off_leaves_what_was_there(tmp_path):
     assert children() == []
 
 
-@pytest.fixture
-def file_size_limit():
-    """Limits how far this process and its children may grow a file, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("limit", [0, 1000, 20000])
-def test_a_full_disk_leaves_no_half_video_or_still(tmp_path, file_size_limit, limit):
+def test_a_full_disk_leaves_no_half_video_or_still(tmp_path, limit):
     noise = np.random.default_rng(0).integers(0, 255, (20, 128, 128, 3), np.uint8)
-    file_size_limit(limit)
-    with pytest.raises(CaptureError, match=r"a\.mp4"):
-        save_video(tmp_path / "a.mp4", noise, 10)
-    with pytest.raises(CaptureError, match=r"a\.png"):
-        save_still(tmp_path / "a.png", noise[0])
+    with file_size_limit(limit):
+        with pytest.raises(CaptureError, match=r"a\.mp4"):
+            save_video(tmp_path / "a.mp4", noise, 10)
+        with pytest.raises(CaptureError, match=r"a\.png"):
+            save_still(tmp_path / "a.png", noise[0])
     assert list(tmp_path.iterdir()) == []
     assert children() == []
 
@@ -510,7 +502,7 @@ def test_a_damaged_capture_is_refused(tmp_path, model, capture):
 def test_ctrl_c_leaves_no_file_and_no_process(tmp_path):
     code = f"""
 import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
 import test_replay as t
 model = t.made_model()
 show = t.replay(t.simulate(model) * 1000, model, width=64, height=48, processes=2)

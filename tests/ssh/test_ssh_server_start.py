@@ -134,7 +134,7 @@ def test_a_single_file_keeps_its_name(connection: SshConnection, tmp_path: Path)
 
 
 def test_no_folder_and_an_empty_folder_are_config_errors(connection: SshConnection, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no .*nothing here to upload"):
+    with pytest.raises(ConfigError, match=r"there is no .*nothing here to upload"):
         upload_folder(connection, tmp_path / "nothing", soon())
     with pytest.raises(ConfigError, match="holds no files"):
         upload_folder(connection, tmp_path, soon())
