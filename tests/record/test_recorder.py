@@ -279,7 +279,7 @@ def test_what_is_no_part_says_so(tmp_path, data):
 
 KILLED = """
 import sys
-sys.path[:0] = [{root!r}, {here!r}]
+sys.path[:0] = [{root!r}, {root + "/tests"!r}, {here!r}]
 from test_recorder import Recorder, record_steps, observation_at, state_at
 import itertools, numpy as np
 with Recorder({out!r}, rate_hz=50.0) as recorder:
