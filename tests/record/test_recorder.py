@@ -279,7 +279,7 @@ def test_what_is_no_part_says_so(tmp_path, data):
 
 KILLED = """
 import sys
-sys.path[:0] = [{root!r}, {root + "/tests"!r}, {here!r}]
+sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
 from test_recorder import Recorder, record_steps, observation_at, state_at
 import itertools, numpy as np
 with Recorder({out!r}, rate_hz=50.0) as recorder:
@@ -293,7 +293,7 @@ with Recorder({out!r}, rate_hz=50.0) as recorder:
 
 
 def test_kill_9_leaves_whole_files_and_every_step_that_record_returned_from(tmp_path):
-    code = KILLED.format(root=str(ROOT), here=str(Path(__file__).parent), out=str(tmp_path))
+    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), here=str(Path(__file__).parent), out=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     seen = 0
     with process:
