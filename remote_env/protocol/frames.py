@@ -277,7 +277,7 @@ class FrameStream:
             return not self.has_part
         header = Header._make(HEADER.unpack_from(self.body))
         size = HEADER_SIZE + header.body_size
-        if header.sequence < sequence and header.crc == 0:
+        if header.magic == MAGIC and header.sequence < sequence and header.crc == 0:
             return True  # the frame before, which was read
         if header.magic != MAGIC or header.sequence != sequence or header.payload_size or size > len(self.body):
             return False

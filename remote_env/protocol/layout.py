@@ -237,8 +237,8 @@ def read_transition(body: bytearray, offset: int) -> tuple[Any, Any, Any]:
     if not kind and not flags:
         return reward, False, False
     if kind:
-        if kind >= len(_KINDS):
-            raise ProtocolError(f"reward of unknown kind {kind}")
+        if kind >= len(_KINDS) or (kind >= 3 and not -_EXACT_INT <= reward <= _EXACT_INT):
+            raise ProtocolError(f"reward {reward} of kind {kind}")
         reward = _KINDS[kind](reward)
     if flags <= 3:
         return reward, flags & 1 == 1, flags & 2 == 2

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from remote_env.errors import ConfigError
+from remote_env.errors import ConfigError, ProtocolError
 from remote_env.protocol import codec
 
 
@@ -67,7 +67,7 @@ class TaskSpec:
                 pickled_by=str(plain["pickled_by"]),
                 allow_calls=tuple(str(name) for name in plain["allow_calls"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ProtocolError) as error:
             raise ConfigError(f"not a task specification: {error!r}") from error
 
     @property
