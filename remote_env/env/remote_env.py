@@ -8,6 +8,7 @@ import getpass
 import logging
 import os
 import platform
+import site
 import sys
 import time
 import warnings
@@ -272,8 +273,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             "idle_timeout_s": 0.0 if local and not port else arguments["idle_timeout_s"],
             "env": dict(arguments["server_env"] or {}),
             "cwd": arguments["cwd"],
-            # A local server is to find what this process finds, so that a task beside the script works.
-            "python_path": [*uploaded, *([str(Path(item).absolute()) for item in sys.path] if local else [])],
+            "python_path": [*uploaded, *(_import_folders(own=arguments["python"] is None) if local else ())],
         }
 
     def _upload_importable(self, place: Place, path: Path) -> str:
@@ -541,6 +541,18 @@ class _Secret(str):
 
     def __repr__(self) -> str:
         return "'<token>'"
+
+
+def _import_folders(*, own: bool) -> list[str]:
+    """What a local server is to find too, so that a task beside the caller's script works.
+
+    Args:
+        own: with our own interpreter's packages; those of another one are its own.
+    """
+    folders = [str(Path(item).absolute()) for item in sys.path]
+    libraries = [Path(prefix) / "lib" for prefix in (sys.prefix, sys.base_prefix)]
+    ours = [*libraries, *site.getsitepackages(), site.getusersitepackages()]
+    return [folder for folder in folders if own or not any(Path(folder).is_relative_to(home) for home in ours)]
 
 
 def _describe_client() -> str:
