@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from gymnasium import spaces
 
 from remote_env import RemoteEnv
-from remote_env.errors import ConfigError, InputError, TaskError
+from remote_env.errors import ConfigError, InputError, StartError, TaskError
 from remote_env.protocol.task import TaskSpec
 from remote_env.session.actions import compile_action_check
 
@@ -270,3 +271,17 @@ def test_a_folder_that_is_not_there() -> None:
 def test_bad_addresses(host: str) -> None:
     with pytest.raises(ConfigError, match=r"tcp://127\.0\.0\.1:8888"):
         RemoteEnv(host).start()
+
+
+def other_python() -> str:
+    """An interpreter of another minor version, without packages."""
+    for path in sorted(Path("~/.pyenv/versions").expanduser().glob("3.1[0-9]*/bin/python3")):
+        if not path.parent.parent.name.startswith(f"3.{sys.version_info[1]}."):
+            return str(path)
+    pytest.skip("no other interpreter here")
+
+
+def test_another_interpreter_does_not_get_our_packages() -> None:
+    python = other_python()
+    with pytest.raises(StartError, match=rf"not installed in {python}\d*(\.\d+)?: numpy.*pass python="):
+        RemoteEnv(env="CartPole-v1", python=python).start()
