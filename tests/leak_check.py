@@ -102,8 +102,11 @@ def inventory() -> dict[str, set[object]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def isolated_home() -> Iterator[Path]:
+def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A temporary folder and a cache of this module's own; short, since Unix socket paths must be."""
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it would be
+    gc.collect()
+    gc.freeze()  # so that collecting before and after each test costs little
     resource_tracker.ensure_running()  # multiprocessing's own, which lives as long as the interpreter
     home = Path(tempfile.mkdtemp(prefix="re-", dir="/tmp"))
     (home / "tmp").mkdir()
@@ -115,6 +118,7 @@ def isolated_home() -> Iterator[Path]:
         patch.delenv("REMOTE_ENV_TOKEN", raising=False)
         patch.delenv("REMOTE_ENV_TASK", raising=False)
         yield home
+    gc.unfreeze()
     shutil.rmtree(home)
 
 
