@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import getpass
 import logging
 import os
-import platform
-import site
-import sys
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from remote_env.env.places import STOP_TIMEOUT_S, Place, PlaceOptions, Server, open_place
+from remote_env.env.starting import describe_client, find_or_start, log_differences
 from remote_env.env.task import LocalFolder, TaskChoice
-from remote_env.errors import ConfigError, InputError, RemoteEnvError, StartError, Unsupported
-from remote_env.protocol.handshake import new_token
+from remote_env.errors import ConfigError, InputError, RemoteEnvError, Unsupported
 from remote_env.session import Session
 from remote_env.state import SceneState
 
@@ -184,7 +178,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         with contextlib.ExitStack() as undo:
             place = self.setup_tunnel()
             undo.callback(self._forget_place)
-            self._server = self._find_server(place) or self._start_server(place)
+            self._server = find_or_start(place, self._task, self._arguments, self._deadline, self._progress)
             undo.pop_all()
         _open_environments.add(self)
         return self
@@ -218,69 +212,22 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         server = self._server
         assert server is not None  # noqa: S101  start_remote_server set it
         try:
-            digest = self._digest if not server.started and self._task.env is not None else None
+            is_named = not server.started and self._task.env is not None  # else what it serves is what we want
+            digest = self._task.specify(self.setup_tunnel(), self._deadline).digest if is_named else None
             self._session = Session(
                 server.dial,
                 server.token,
                 self._deadline,
-                client=_describe_client(),
+                client=describe_client(),
                 digest=digest,
                 on_status=self._report,
             )
         except BaseException:
             self._stop_all()
             raise
-        self._compare_versions(self._session.ready["facts"])
+        log_differences(self._session.ready["facts"])
         self.render_mode = self._session.ready["render_mode"]
         return self
-
-    def _find_server(self, place: Place) -> Server | None:
-        port = self._arguments["port"]
-        if port is None and not place.name.startswith("tcp://"):
-            return None
-        server = place.find(port or 0, self._deadline)
-        if server is not None and self._task.env is not None:
-            self._digest = self._task.specify(place, self._deadline).digest
-        if server is None and self._task.env is None:
-            raise ConfigError(
-                f"no task server of yours listens on port {port} of {place.name}; name the task with env= to start one "
-                "there (REMOTE_ENV_TASK may set a default)"
-            )
-        return server
-
-    def _start_server(self, place: Place) -> Server:
-        settings = self._settings(place)
-        try:
-            return place.start(settings, self._deadline, self._progress)
-        except StartError as error:
-            # Another client may have started one there since we looked.
-            if getattr(error, "kind", "") != "port-in-use" or (found := self._find_server(place)) is None:
-                raise
-            return found
-
-    def _settings(self, place: Place) -> dict[str, Any]:
-        arguments = self._arguments
-        task = self._task.specify(place, self._deadline, allow_calls=arguments["allow_calls"])
-        uploaded = [self._upload_importable(place, LocalFolder(item).resolved()) for item in arguments["upload"]]
-        local = place.name == "local"
-        port = arguments["port"]
-        return {
-            "token": new_token(),
-            "listen": {"tcp": ["127.0.0.1", port]} if port else None,
-            "task": task.to_plain(),
-            "digest": task.digest,
-            "max_sessions": arguments["max_sessions"],
-            "idle_timeout_s": 0.0 if local and not port else arguments["idle_timeout_s"],
-            "env": dict(arguments["server_env"] or {}),
-            "cwd": arguments["cwd"],
-            "python_path": [*uploaded, *(_import_folders(own=arguments["python"] is None) if local else ())],
-        }
-
-    def _upload_importable(self, place: Place, path: Path) -> str:
-        """Send a module, a package or a folder of them; what the far end needs on its `sys.path` to import them."""
-        sent = place.send_folder(path, self._deadline)
-        is_module = path.is_file() or (path / "__init__.py").exists()
-        return str(PurePosixPath(sent).parent) if is_module else sent
 
     def _progress(self, text: str) -> None:
         log.info("%s", text)
@@ -290,12 +237,6 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def _report(self, status: dict[str, Any]) -> None:
         since = f" ({status['since_s']:.0f} s)" if "since_s" in status else ""
         self._progress(f"simulator {status['state']}: {status.get('phase', '')}{since}")
-
-    def _compare_versions(self, theirs: Mapping[str, str]) -> None:
-        ours = {"numpy": np.__version__, "gymnasium": gymnasium.__version__, "machine": platform.machine()}
-        for name, version in ours.items():
-            if theirs.get(name) != version:
-                log.info("%s differs: %s here, %s on the far end", name, version, theirs.get(name))
 
     # The Gymnasium interface
 
@@ -541,23 +482,3 @@ class _Secret(str):
 
     def __repr__(self) -> str:
         return "'<token>'"
-
-
-def _import_folders(*, own: bool) -> list[str]:
-    """What a local server is to find too, so that a task beside the caller's script works.
-
-    Args:
-        own: with our own interpreter's packages; those of another one are its own.
-    """
-    folders = [str(Path(item).absolute()) for item in sys.path]
-    libraries = [Path(prefix) / "lib" for prefix in (sys.prefix, sys.base_prefix)]
-    ours = [*libraries, *site.getsitepackages(), site.getusersitepackages()]
-    return [folder for folder in folders if own or not any(Path(folder).is_relative_to(home) for home in ours)]
-
-
-def _describe_client() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}" if hasattr(os, "getuid") else "somebody"
-    return f"{user}@{platform.node()} pid {os.getpid()}"
