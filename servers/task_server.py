@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from remote_env.protocol.handshake import new_token
 from remote_env.protocol.task import TaskSpec
 from remote_env.server import supervisor
+from remote_env.server.folder import remove_folder, write_atomically
 
 
 def make_env(**_kwargs: Any) -> Any:
@@ -72,11 +73,11 @@ def main() -> int:
         "python_path": [str(Path.cwd())],
         "stop_on_failure": True,
     }
-    supervisor.write_atomically(folder / "settings.json", settings)
+    write_atomically(folder / "settings.json", settings)
     try:
         return supervisor.main(str(folder))
     finally:
-        supervisor.remove_folder(folder)
+        remove_folder(folder)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from remote_env.protocol.handshake import ServerHandshake, parse_link
 
 HANDSHAKE_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 2.0  # link messages are small; a client that takes none of them for so long is dropped
+MAX_STRANGER_BODY_SIZE = 16 << 10  # a HELLO is some hundred bytes
 MAX_HTTP_SIZE = 8 << 10
 
 
@@ -61,7 +62,8 @@ class Peer:
         if len(self._received) < frames.HEADER_SIZE:
             return frames.HEADER_SIZE
         header = frames.parse_header(self._received)
-        if header.body_size > frames.MAX_LINK_BODY_SIZE or header.payload_size:
+        limit = frames.MAX_LINK_BODY_SIZE if self.handshake.done else MAX_STRANGER_BODY_SIZE
+        if header.body_size > limit or header.payload_size:
             raise MessageTooBig(f"a link message of {header.body_size} + {header.payload_size} bytes")
         return frames.HEADER_SIZE + header.body_size
 

@@ -58,7 +58,14 @@ class SimulatorProcess:
         self._heard = b""
         self._started = time.monotonic()
         self._epoch = 0
+        self._is_occupied = False  # from a connection that it was given until it has let go of it
+        self._abandoned_at = 0.0
         self._link: socket.socket | None = None  # a duplicate of its data connection, to end it by
+
+    @property
+    def abandoned_for_s(self) -> float:
+        """For how long it has been in a call of a session that has ended [s]; 0 when it is not."""
+        return time.monotonic() - self._abandoned_at if self._abandoned_at else 0.0
 
     @property
     def usable(self) -> bool:
@@ -82,6 +89,8 @@ class SimulatorProcess:
             self._phase = message["phase"]
         elif message["event"] == "ready":
             self.ready = True
+        elif message["event"] == "released" and message["epoch"] == self._epoch:
+            self._is_occupied, self._abandoned_at = False, 0.0
         elif message["event"] == "failed":
             self._failure = message
 
@@ -98,6 +107,9 @@ class SimulatorProcess:
         if self.ending:
             doing = "" if reading.call == "nothing" else f" in {reading.call} (step {reading.steps})"
             return {"state": "dead", "why": self.ending + doing, **common}
+        if self._abandoned_at:
+            phase = f"still busy in {reading.call} for a session that has ended"
+            return {"state": "starting", "phase": phase, "since_s": self.abandoned_for_s, **common}
         if not self.ready:
             since = time.monotonic() - self._started
             return {"state": "starting", "phase": self._phase, "since_s": since, **common}
@@ -109,6 +121,7 @@ class SimulatorProcess:
         self.hang_up()
         self._epoch += 1
         self._link = sock
+        self._is_occupied = True
         line = json.dumps({"epoch": self._epoch}).encode()
         try:
             socket.send_fds(self.channel, [line], [sock.fileno()])
@@ -122,6 +135,16 @@ class SimulatorProcess:
                 self._link.shutdown(socket.SHUT_RDWR)
             self._link.close()
             self._link = None
+
+    def abandon(self) -> None:
+        """End the connection of a session that is gone; whether it still works for that one will show."""
+        self.hang_up()
+        if self._is_occupied and not self._abandoned_at:
+            self._abandoned_at = time.monotonic()
+
+    def kill(self) -> None:
+        """End it by force, with its process group; `reap` tells when it has gone."""
+        self._signal(signal.SIGKILL)
 
     def reap(self) -> bool:
         """Whether it has ended; if so `ending` says how, and its process group is gone too."""

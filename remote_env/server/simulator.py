@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -59,6 +60,10 @@ def _hold_leash(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if poll.poll(0):
+        sys.exit("the supervisor was gone before this simulator began")  # no signal comes for what has been
 
 
 class Channel:

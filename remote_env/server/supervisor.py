@@ -7,30 +7,30 @@ passes the data ones on to the simulator of their session.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import selectors
 import signal
 import socket
-import stat
 import sys
 import time
 import traceback
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 from remote_env.errors import AuthError, ConfigError, ProtocolError, RemoteEnvError, VersionMismatch
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ServerHandshake, pack_link
+from remote_env.server.folder import cache_folder, read_log_tail, read_settings, remove_folder, write_atomically
 from remote_env.server.peer import HANDSHAKE_TIMEOUT_S, Peer
 from remote_env.server.process import SimulatorProcess, process_start_time
 from remote_env.server.web import answer_http
 
 FIRST_CLIENT_TIMEOUT_S = 120.0  # a started server to which nobody ever comes ends itself
+RELEASE_TIMEOUT_S = 30.0  # how long a simulator may go on with a call whose session has ended
+MAX_STRANGERS = 64  # connections at once that have not authenticated
+ACCEPT_PAUSE_S = 1.0
 BACKLOG = 128
-LOG_TAIL_BYTES = 256 << 10
 
 
 class Session:
@@ -43,6 +43,7 @@ class Session:
         self.simulator = simulator
         self.holder = holder
         self.since = time.time()
+        self.has_link = False  # whether it has had a data connection
 
 
 class Supervisor:
@@ -61,6 +62,9 @@ class Supervisor:
         self._peers: set[Peer] = set()
         self._had_client = False
         self._idle_since = time.monotonic()
+        self._release_timeout_s = float(self.settings.get("release_timeout_s", RELEASE_TIMEOUT_S))
+        self._accept_again_at = 0.0  # while the listener rests, when it may be tried again
+        self._is_announced = False
         self._stopping = ""
         self._registry: Path | None = None
 
@@ -96,16 +100,27 @@ class Supervisor:
         now = time.monotonic()
         for peer in [peer for peer in self._peers if peer.deadline < now]:
             self._drop(peer, "silent for too long")
-        limit = self._idle_timeout_s if self._had_client else max(self._idle_timeout_s, FIRST_CLIENT_TIMEOUT_S)
+        limit = self._idle_limit_s()
         if not self.sessions and now - self._idle_since > limit:
             self.stop(f"no client for {limit:g} s")
+        for simulator in self.simulators:
+            if simulator.abandoned_for_s > self._release_timeout_s:
+                self._say(f"simulator {simulator.pid} is still busy for a session that is gone; killed")
+                simulator.kill()
+        self._mind_listener()
+
+    def _idle_limit_s(self) -> float:
+        return self._idle_timeout_s if self._had_client else max(self._idle_timeout_s, FIRST_CLIENT_TIMEOUT_S)
 
     def _next_wait_s(self) -> float:
         deadlines = [peer.deadline for peer in self._peers]
         if not self.sessions:
-            deadlines.append(self._idle_since + (self._idle_timeout_s if self._had_client else FIRST_CLIENT_TIMEOUT_S))
+            deadlines.append(self._idle_since + self._idle_limit_s())
+        if self._accept_again_at:
+            deadlines.append(self._accept_again_at)
         wait = min(deadlines, default=float("inf")) - time.monotonic()
-        return min(max(wait, 0.0) + 0.01, 5.0)
+        is_abandoned = any(simulator.abandoned_for_s for simulator in self.simulators)
+        return min(max(wait, 0.0) + 0.01, 0.2 if is_abandoned else 5.0)
 
     def _wake_on_signals(self) -> None:
         reader, writer = socket.socketpair()
@@ -114,6 +129,8 @@ class Supervisor:
         self._wake = (reader, writer)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as nohup wants it
             signal.signal(number, lambda got, _frame: self.stop(f"signal {signal.Signals(got).name}"))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(reader, selectors.EVENT_READ, self._on_wake)
@@ -154,6 +171,7 @@ class Supervisor:
         python = ".".join(map(str, sys.version_info[:3]))
         ready = {**facts, "listen": listen, "python": python, "protocol": frames.VERSION}
         write_atomically(self.folder / "ready.json", ready)
+        self._is_announced = True
         self._say(f"serving {self._label()} at {listen.get('unix') or '{}:{}'.format(*listen['tcp'])}")
 
     def _label(self) -> str:
@@ -169,13 +187,13 @@ class Supervisor:
         # The record goes before the port is free: the next server there writes one of its own.
         if self._registry is not None:
             self._registry.unlink(missing_ok=True)
-        self._selector.unregister(self._listener)
         self._listener.close()
         for simulator in self.simulators:
             simulator.ask_to_end()
         for simulator in self.simulators:
             simulator.end()
-        remove_folder(self.folder)
+        if self._is_announced:
+            remove_folder(self.folder)  # else its starter reads there why, and removes it
         for peer in list(self._peers):
             peer.close()
         signal.set_wakeup_fd(-1)
@@ -206,9 +224,15 @@ class Supervisor:
     def _simulator_ended(self, simulator: SimulatorProcess) -> None:
         self._hear(simulator)  # its last words
         self._say(f"simulator {simulator.pid} ended: {simulator.ending}")
+        self.simulators.remove(simulator)
+        if simulator.abandoned_for_s:
+            # Whoever waits for it has had nothing of it yet, and gets another.
+            for session in self.sessions.values():
+                if session.simulator is simulator and not session.has_link:
+                    session.simulator = self._spawn()
+                    self._tell(session.simulator)
         self._tell(simulator)
         simulator.hang_up()
-        self.simulators.remove(simulator)
         if simulator.channel in self._selector.get_map():
             self._selector.unregister(simulator.channel)
         simulator.free()
@@ -223,17 +247,8 @@ class Supervisor:
         status = simulator.status()
         status["uptime_s"] = time.monotonic() - self.started
         if status["state"] in ("starting", "failed", "dead"):
-            status["log_tail"] = self.log_tail(40)
+            status["log_tail"] = read_log_tail(self.folder, 40)
         return status
-
-    def log_tail(self, lines: int) -> str:
-        """The last `lines` lines of the log file; a server run by hand has none."""
-        path = self.folder / "log"
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            return "\n".join(deque(file.read().decode(errors="replace").splitlines(), maxlen=lines))
 
     # Connections
 
@@ -242,10 +257,23 @@ class Supervisor:
             sock, _ = self._listener.accept()
         except OSError as error:
             self._say(f"a connection could not be accepted: {error}")
+            self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_S
             return
         peer = Peer(sock, ServerHandshake(self._token), time.monotonic() + HANDSHAKE_TIMEOUT_S)
         self._peers.add(peer)
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._readable(peer))
+
+    def _mind_listener(self) -> None:
+        """Let the listener rest while there are too many strangers, or no descriptors; the kernel queues who comes."""
+        if self._accept_again_at <= time.monotonic():
+            self._accept_again_at = 0.0
+        strangers = sum(not peer.handshake.done for peer in self._peers)
+        may_accept = strangers < MAX_STRANGERS and not self._accept_again_at
+        is_accepting = self._listener in self._selector.get_map()
+        if may_accept and not is_accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        elif is_accepting and not may_accept:
+            self._selector.unregister(self._listener)
 
     def _readable(self, peer: Peer) -> None:
         try:
@@ -311,11 +339,12 @@ class Supervisor:
         given = str(hello.get("secret")).encode("utf-8", "replace")
         if session is None or not secrets.compare_digest(given, session.secret.encode()):
             raise AuthError("no such session here; open a control connection first")
-        if not session.simulator.ready:
+        if not session.simulator.ready or session.simulator.abandoned_for_s:
             raise ProtocolError("the simulator is not ready; wait for its event")
         self._send(peer, frames.WELCOME, {"session": session.id})
         sock = peer.detach()
         self._forget(peer, sock)
+        session.has_link = True
         session.simulator.take(sock)
 
     def _answer(self, peer: Peer, kind: int, sequence: int, message: dict[str, Any]) -> None:
@@ -326,7 +355,7 @@ class Supervisor:
             self._send(peer, frames.REPLY, {**reply, "sessions": len(self.sessions)}, sequence)
         elif kind == frames.LOGS:
             lines = min(max(int(message.get("lines", 100)), 1), 10_000)
-            self._send(peer, frames.REPLY, {"text": self.log_tail(lines)}, sequence)
+            self._send(peer, frames.REPLY, {"text": read_log_tail(self.folder, lines)}, sequence)
         elif kind == frames.PING:
             self._send(peer, frames.REPLY, {}, sequence)
         elif kind == frames.STOP:
@@ -358,24 +387,9 @@ class Supervisor:
         self._peers.discard(peer)
         for session in [held for held in self.sessions.values() if held.control is peer]:
             del self.sessions[session.id]
-            session.simulator.hang_up()
+            session.simulator.abandon()
             self._idle_since = time.monotonic()
             self._say(f"session {session.id} closed")
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a session folder.
-
-    Raises:
-        ConfigError: others could read the folder or the file, which hold the token.
-    """
-    for path in (folder, folder / "settings.json"):
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ConfigError(f"{path} can be read by others and holds the token; make it private: chmod go-rwx {path}")
-    settings: dict[str, Any] = json.loads((folder / "settings.json").read_text())
-    if len(settings.get("token", "")) < 32:
-        raise ConfigError(f"{folder / 'settings.json'} has no token of at least 32 characters")
-    return settings
 
 
 def _open_listener(listen: dict[str, Any], *, insecure: bool) -> socket.socket:
@@ -402,35 +416,12 @@ def _open_listener(listen: dict[str, Any], *, insecure: bool) -> socket.socket:
     return sock
 
 
-def cache_folder() -> Path:
-    """Where this user's remote_env files live on this machine."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "remote-env"
-
-
-def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON for this user only, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file)
-    partial.rename(path)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove the session folder and what lies in it; it holds no folders of ours. Nothing when it is gone already."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-            path.unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
 def main(folder: str) -> int:
     """Run the supervisor of `folder`."""
     path = Path(folder).absolute()
     try:
         settings = read_settings(path)
+        os.environ.pop("REMOTE_ENV_TOKEN", None)  # no task's business
         os.environ.update({str(name): str(value) for name, value in (settings.get("env") or {}).items()})
         if settings.get("cwd"):
             os.chdir(Path(settings["cwd"]).expanduser())

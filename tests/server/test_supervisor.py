@@ -22,7 +22,7 @@ from server_process import ROOT, BareClient, ServerProcess, read_to_end, serving
 from remote_env.errors import ConfigError
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, pack_link, proof
-from remote_env.server.supervisor import read_settings
+from remote_env.server.folder import read_settings
 
 
 @pytest.fixture(scope="module")

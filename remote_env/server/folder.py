@@ -1,0 +1,64 @@
+"""What a server keeps on disk: its session folder and the record by which it is found again. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from remote_env.errors import ConfigError
+
+LOG_TAIL_BYTES = 256 << 10
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a session folder.
+
+    Raises:
+        ConfigError: others could read the folder or the file, which hold the token.
+    """
+    for path in (folder, folder / "settings.json"):
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigError(f"{path} can be read by others and holds the token; make it private: chmod go-rwx {path}")
+    settings: dict[str, Any] = json.loads((folder / "settings.json").read_text())
+    if len(settings.get("token", "")) < 32:
+        raise ConfigError(f"{folder / 'settings.json'} has no token of at least 32 characters")
+    return settings
+
+
+def cache_folder() -> Path:
+    """Where this user's remote_env files live on this machine."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "remote-env"
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON for this user only, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(content, file)
+    partial.rename(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the session folder and what lies in it; it holds no folders of ours. Nothing when it is gone already."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def read_log_tail(folder: Path, lines: int) -> str:
+    """The last `lines` lines of the folder's log; a server run by hand has none."""
+    path = folder / "log"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+        return "\n".join(deque(file.read().decode(errors="replace").splitlines(), maxlen=lines))
