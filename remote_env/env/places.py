@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from remote_env.errors import AuthError, ConfigError, DeadlineExceeded, StartError
+from remote_env.errors import AuthError, ConfigError, ConnectError, DeadlineExceeded, StartError
 from remote_env.session import Dial
 from remote_env.transport import Transport, connect_tcp, connect_unix
 
@@ -241,7 +241,7 @@ class SshPlace:
     Args:
         connection: a `remote_env.ssh.SshConnection`, not connected yet.
         python: the far interpreter's command line.
-        token: for servers found by port, when the far registry does not name them.
+        token: for servers found by port; default what the far registry says, else REMOTE_ENV_TOKEN.
     """
 
     def __init__(self, connection: Any, *, python: str | None = None, token: str | None = None) -> None:
@@ -260,10 +260,17 @@ class SshPlace:
 
         connection = self._connect(deadline)
         entry = find_server(connection, port, deadline)
-        if entry is None and self._token is None:
+        token = self._token or (entry["token"] if entry else os.environ.get("REMOTE_ENV_TOKEN"))
+        if token is None or (entry is None and not self._answers(port, deadline)):
             return None
-        token = self._token or entry["token"]  # type: ignore[index]
         return Server(self._dial(port), token, started=False, where=f"{self.name} port {port}")
+
+    def _answers(self, port: int, deadline: float) -> bool:
+        try:
+            self._connect(deadline).open_port(port, deadline).close()
+        except ConnectError:
+            return False
+        return True
 
     def _dial(self, port: int) -> Dial:
         def dial(deadline: float) -> Transport:
@@ -350,16 +357,16 @@ def _listens(host: str, port: int, deadline: float) -> bool:
 
 
 def read_registered_token(port: int) -> str:
-    """The token of this user's server on a port of this machine, from the environment or the file that it keeps.
+    """The token of this user's server on a port of this machine: of the record that it keeps, else of the environment.
 
     Raises:
         AuthError: neither is there.
     """
-    from_environment = os.environ.get("REMOTE_ENV_TOKEN")
-    if from_environment:
-        return from_environment
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     path = base / "remote-env" / "servers" / f"{port}.json"
+    from_environment = os.environ.get("REMOTE_ENV_TOKEN")
+    if from_environment and not path.exists():
+        return from_environment
     until = time.monotonic() + RECORD_WAIT_S
     while not path.exists() and time.monotonic() < until:
         time.sleep(POLL_S)

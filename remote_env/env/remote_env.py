@@ -312,7 +312,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         """
         session = self._running()
         if session.state is not None and not native:
-            return session.state
+            return SceneState(session.state.layout, session.state.values.copy())  # the caller's own, to change
         return session.get_state(self._step_timeout_s, native=native)
 
     def set_state(self, state: SceneState) -> None:
@@ -400,20 +400,39 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         return self._session
 
     def _stop_all(self) -> None:
-        session, server = self._session, self._server
-        self._session = self._server = None
-        _open_environments.discard(self)
+        """End or leave everything; what a Ctrl-C keeps from ending can be ended by another call."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         try:
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            if session is not None:
-                if server is not None and server.started:
-                    with contextlib.suppress(RemoteEnvError):
-                        session.control.stop_server(deadline)
-                session.close()
-            if server is not None and server.started:
-                server.stop(deadline)
+            self._leave_session(deadline)
         finally:
-            self._forget_place()
+            try:
+                self._end_server(deadline)
+            finally:
+                self._forget_place()
+        _open_environments.discard(self)
+
+    def _leave_session(self, deadline: float) -> None:
+        session, server = self._session, self._server
+        if session is None:
+            return
+        try:
+            if server is not None and server.started:
+                session.control.stop_server(deadline)
+        except RemoteEnvError as error:
+            log.debug("the server could not be asked to stop: %s", error)
+        finally:
+            session.close()
+        self._session = None
+
+    def _end_server(self, deadline: float) -> None:
+        server = self._server
+        if server is not None and server.started:
+            try:
+                server.stop(max(deadline, time.monotonic() + 1.0))
+            except RemoteEnvError as error:
+                idle_s = self._arguments["idle_timeout_s"]
+                log.warning("%s cannot be reached to stop; it ends %g s after it loses us: %s", server, idle_s, error)
+        self._server = None
 
     def _let_go(self) -> None:
         """In a forked child: the parent's session and server are not ours to use, end or keep open."""

@@ -196,7 +196,10 @@ class FrameStream:
     Attributes:
         body: the buffer that holds the last frame's body, from `body_start` to `body_end`.
         broken: part of a payload was consumed and the rest never came; the stream cannot go on.
+        max_frame_size: the largest header and body that is received; smaller until the peer has proved itself.
     """
+
+    max_frame_size = HEADER_SIZE + MAX_BODY_SIZE
 
     def __init__(self, stream: ByteStream, *, buffer_size: int = 1 << 16) -> None:
         self._stream = stream
@@ -296,6 +299,8 @@ class FrameStream:
         return self._start
 
     def _make_room(self, count: int) -> None:
+        if count > self.max_frame_size:
+            raise MessageTooBig(f"a frame of {count} bytes, before which the peer has proved nothing")
         if self._start + count <= len(self.body):
             return
         kept = self.body[self._start : self._end]

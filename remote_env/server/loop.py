@@ -67,13 +67,14 @@ class SimulatorLoop:
         self._backend_step = backend.step
         self._action_layout = layout.compile_layout(backend.action_space)
         self._observation_layout = layout.compile_layout(backend.observation_space)
-        self._handlers = {
-            frames.RESET: (CALL_NUMBERS["reset"], self._reset),
-            frames.STEP: (_STEP, self._step),
-            frames.GET_STATE: (CALL_NUMBERS["get_state"], self._get_state),
-            frames.SET_STATE: (CALL_NUMBERS["set_state"], self._set_state),
-            frames.RENDER: (CALL_NUMBERS["render"], self._render),
-            frames.CALL: (CALL_NUMBERS["call"], self._call),
+        self._handlers: dict[int, tuple[int, Callable[..., None], int]] = {
+            # what the board says, what runs, how many parts the request has (0: it is one value)
+            frames.RESET: (CALL_NUMBERS["reset"], self._reset, 2),
+            frames.STEP: (_STEP, self._step, 0),
+            frames.GET_STATE: (CALL_NUMBERS["get_state"], self._get_state, 0),
+            frames.SET_STATE: (CALL_NUMBERS["set_state"], self._set_state, 3),
+            frames.RENDER: (CALL_NUMBERS["render"], self._render, 0),
+            frames.CALL: (CALL_NUMBERS["call"], self._call, 3),
         }
 
     def serve(self, sock: socket.socket, epoch: int) -> None:
@@ -82,7 +83,7 @@ class SimulatorLoop:
         self._stream = frames.FrameStream(self._transport)
         self._epoch = epoch
         self._fresh = True  # a session's first request must be RESET
-        self._layouts: list[SceneLayout] = []
+        self._layouts = _LayoutNumbers()
         action, observation = self._action_layout, self._observation_layout
         self._vector_step: VectorStep | None = None
         if action and action.vector and observation and observation.vector:
@@ -91,7 +92,7 @@ class SimulatorLoop:
             self._send_value(frames.READY, 0, self._description)
             while self._serve_one():
                 pass
-        except (ConnectionLost, DeadlineExceeded) as error:
+        except (ConnectionLost, _LinkEnded) as error:
             print(f"session {epoch}: the data connection ended ({error})", flush=True)
         except ProtocolError as error:
             print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
@@ -133,18 +134,20 @@ class SimulatorLoop:
         known = self._handlers.get(kind)
         if known is None:
             raise ProtocolError(f"unknown request {frames.NAMES.get(kind, kind)}")
-        call, handler = known
+        call, handler, parts = known
+        self._layouts.acknowledge(header.acknowledged)
         # What the request holds is read before anything runs: a bad frame ends the link, not the task.
         request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
+        arguments = _parts(request, parts) if parts else (request,)
         self._board.begin(call)
-        self._answer(handler, header.flags, request)
+        self._answer(handler, header.flags, *arguments)
         return True
 
     def _answer(self, handler: Callable[..., None], *arguments: Any) -> None:
         """Run what sends a reply; when it fails for a reason of the task's, the reply says so."""
         try:
             handler(*arguments)
-        except (ConnectionLost, DeadlineExceeded, ProtocolError):
+        except _LinkEnded:
             raise
         except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
             self._send_error(error)
@@ -161,7 +164,7 @@ class SimulatorLoop:
             self._send_transition(transition, 0)
             return
         self._board.end()
-        self._transport.send_all((frame,), time.monotonic() + SEND_TIMEOUT_S)
+        self._send_bytes((frame,))
 
     def _read_step(self, header: frames.Header) -> Any:
         if not header.flags & frames.FIXED:
@@ -208,8 +211,7 @@ class SimulatorLoop:
             }
         self._send_result(frame, payload, rest, info, flags)
 
-    def _reset(self, flags: int, request: Any) -> None:
-        seed, options = _parts(request, 2)
+    def _reset(self, flags: int, seed: Any, options: Any) -> None:
         self._board.resets += 1
         observation, info = self.backend.reset(seed, options)
         self._fresh = False
@@ -219,17 +221,14 @@ class SimulatorLoop:
             payload = fixed.write(observation, frame, frames.HEADER_SIZE)
         self._send_result(frame, payload, {} if payload is not None else {"observation": observation}, info, flags)
 
-    def _get_state(self, _flags: int, request: Any) -> None:
+    def _get_state(self, _flags: int, native: Any) -> None:
         self._expect_episode("get_state")  # what is there may be another session's
-        state = self.backend.state(native=bool(request))
-        start = self._pack_state(state)
+        state = self.backend.state(native=bool(native))
         rest: dict[str, Any] = {"native": state.native}
-        if self._announce is not None:
-            rest["layout"], self._announce = self._announce, None
+        start = self._pack_state(state, rest)
         self._send_value(frames.RESULT, self._sequence, rest, flags=frames.STATE, start=start)
 
-    def _set_state(self, _flags: int, request: Any) -> None:
-        plain, values, native = _parts(request, 3)
+    def _set_state(self, _flags: int, plain: Any, values: Any, native: Any) -> None:
         self._expect_episode("set_state")
         self.backend.restore(SceneState(SceneLayout.from_plain(plain), values, native))
         self._send_value(frames.RESULT, self._sequence, None)
@@ -238,8 +237,7 @@ class SimulatorLoop:
         self._expect_episode("render")
         self._send_value(frames.RESULT, self._sequence, self.backend.render(), where="frame")
 
-    def _call(self, _flags: int, request: Any) -> None:
-        name, args, kwargs = _parts(request, 3)
+    def _call(self, _flags: int, name: Any, args: Any, kwargs: Any) -> None:
         if name not in self._allowed:
             raise InputError(
                 f"{name!r} is not open to clients; open: {sorted(self._allowed)}. A task opens more by listing them in "
@@ -264,9 +262,7 @@ class SimulatorLoop:
             flags = frames.FIXED
         if asked & frames.WANT_STATE:
             flags |= frames.STATE
-            frame += self._pack_state(self.backend.state(native=False))
-            if self._announce is not None:
-                rest["layout"], self._announce = self._announce, None
+            frame += self._pack_state(self.backend.state(native=False), rest)
         if info:
             rest["info"] = info
         if rest:
@@ -276,16 +272,12 @@ class SimulatorLoop:
             payload = [*payload, *arrays]
         self._send(frame, frames.RESULT, self._sequence, flags, payload)
 
-    _announce: dict[str, Any] | None = None  # a layout that the client has not been told yet
-
-    def _pack_state(self, state: SceneState) -> bytes:
-        """The state's vector under its layout's number; a new layout is to be announced in the same reply."""
-        for number, known in enumerate(self._layouts):
-            if known is state.layout:
-                return layout.pack_state(number, state.values)
-        self._layouts.append(state.layout)
-        self._announce = state.layout.to_plain()
-        return layout.pack_state(len(self._layouts) - 1, state.values)
+    def _pack_state(self, state: SceneState, rest: dict[str, Any]) -> bytes:
+        """The state's vector under its layout's number; the layout itself goes into `rest` until the client has it."""
+        number = self._layouts.number(state.layout)
+        if self._layouts.must_announce(number, self._sequence):
+            rest["layout"] = state.layout.to_plain()
+        return layout.pack_state(number, state.values)
 
     def _send_value(
         self,
@@ -308,7 +300,13 @@ class SimulatorLoop:
         except MessageTooBig as error:
             raise TaskError(f"it ran, but its result is too large to send: {error}") from error
         self._board.end()  # before the client can know, so that it never sees a finished call as running
-        self._transport.send_all((frame, *payload), time.monotonic() + SEND_TIMEOUT_S)
+        self._send_bytes((frame, *payload))
+
+    def _send_bytes(self, buffers: Sequence[bytearray | memoryview]) -> None:
+        try:
+            self._transport.send_all(buffers, time.monotonic() + SEND_TIMEOUT_S)
+        except (ConnectionLost, DeadlineExceeded) as error:
+            raise _LinkEnded(str(error)) from error
 
     def _send_error(self, error: Exception) -> None:
         # A caller's fault and a missing ability keep their own class; everything else is the task's.
@@ -322,8 +320,40 @@ class SimulatorLoop:
             "traceback": _sendable(traceback.format_exc()),
             "during": self._board.read().call,
         }
-        self._announce = None
         self._send_value(frames.ERROR, self._sequence, value)
+
+
+class _LinkEnded(Exception):
+    """The data connection is gone; not to be mistaken for what a task raises."""
+
+
+class _LayoutNumbers:
+    """Under which number each scene layout goes, and which the client is known to have."""
+
+    def __init__(self) -> None:
+        self._layouts: list[SceneLayout] = []
+        self._known: set[int] = set()
+        self._carriers: dict[int, int] = {}  # sequence of a reply that announced a layout -> its number
+
+    def number(self, scene: SceneLayout) -> int:
+        for number, known in enumerate(self._layouts):
+            if known is scene or known == scene:
+                return number
+        self._layouts.append(scene)
+        return len(self._layouts) - 1
+
+    def must_announce(self, number: int, sequence: int) -> bool:
+        """Whether the reply `sequence` is to carry the layout: the replies so far may never have been read."""
+        if number in self._known:
+            return False
+        self._carriers[sequence] = number
+        return True
+
+    def acknowledge(self, sequence: int) -> None:
+        """Note that the client has read that reply."""
+        if sequence in self._carriers:
+            self._known.add(self._carriers[sequence])
+            self._carriers = {carrier: other for carrier, other in self._carriers.items() if other not in self._known}
 
 
 def _encode(value: Any, *, where: str) -> tuple[bytes, list[memoryview]]:

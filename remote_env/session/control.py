@@ -88,9 +88,9 @@ class ControlLink:
             if header.type == frames.EVENT:
                 self.last_status = message
 
-    def status(self) -> dict[str, Any]:
+    def status(self, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """What the simulator does now, answered at once whatever it does."""
-        return self.ask(frames.STATUS, time.monotonic() + CONTROL_TIMEOUT_S)
+        return self.ask(frames.STATUS, time.monotonic() + timeout_s)
 
     def logs(self, lines: int) -> str:
         """The last `lines` lines of the server's log."""
@@ -136,9 +136,12 @@ def shake_hands(
     # A supervisor answers at once, whatever its simulator does; a simulator may take all the time there is.
     until = min(deadline, time.monotonic() + CONTROL_TIMEOUT_S)
     try:
+        stream.max_frame_size = frames.HEADER_SIZE + frames.MAX_LINK_BODY_SIZE
         stream.send(handshake.hello(), until)
         stream.send(handshake.answer(*_recv_link(stream, until)), until)
-        return transport, stream, handshake.finish(*_recv_link(stream, until))
+        welcome = handshake.finish(*_recv_link(stream, until))
+        stream.max_frame_size = frames.HEADER_SIZE + frames.MAX_BODY_SIZE
+        return transport, stream, welcome
     except (DeadlineExceeded, ConnectionLost) as error:
         transport.close()
         raise ConnectError(

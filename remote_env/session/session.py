@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout, SceneState
 
 log = logging.getLogger("remote_env")
+
+EXPLAIN_TIMEOUT_S = 1.0  # how much later than its deadline a call may end, to say what the simulator is doing
 
 _KINDS: dict[str, type[RemoteEnvError]] = {
     "InputError": InputError,
@@ -83,7 +86,7 @@ class Session:
         self.state: SceneState | None = None
         self._sequence = self._acknowledged = 0
         self._unsettled: int | None = None  # the request whose reply was not read yet
-        self._layouts: list[SceneLayout] = []
+        self._layouts: dict[int, SceneLayout] = {}
         try:
             header = self._stream.recv(deadline)
             if header.type != frames.READY:
@@ -96,6 +99,9 @@ class Session:
             self._transport.close()
             tail = self.control.why_ended().get("log_tail", "")
             raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
+        except DeadlineExceeded as error:
+            self._transport.close()
+            raise DeadlineExceeded(self._explain_delay(frames.READY)) from error
         except BaseException:
             self._transport.close()
             raise
@@ -130,7 +136,7 @@ class Session:
                 header = self._await(sequence, frames.STEP, deadline, vector.result_shape)
                 if header is vector.result_shape.header:
                     transition = vector.read_result(self._stream.body)
-                    self._unsettled = None
+                    self._unsettled, self._acknowledged = None, sequence
                     return transition
                 vector.expect_like(header)
                 return self._read_transition(header, deadline, is_step=True)
@@ -153,25 +159,33 @@ class Session:
         deadline = time.monotonic() + timeout_s
         flags = frames.WANT_STATE if want_state else 0
         body, arrays = codec.encode((seed, options), where="(seed, options)")  # before anything is abandoned
-        self._unsettled = self.state = None
+        self.state = None
         frame = bytearray(frames.HEADER_SIZE) + body
-        header = self._exchange(frames.RESET, flags, frame, arrays, deadline)
+        header = self._exchange(frames.RESET, flags, frame, arrays, deadline, abandons=True)
         return self._read_transition(header, deadline, is_step=False)
 
     def resume(self, timeout_s: float) -> Transition | None:
-        """Wait for the step that was interrupted, and return its transition; None when nothing is unsettled."""
+        """Wait for the step that was interrupted, and return its transition; None when nothing is unsettled.
+
+        Raises:
+            SessionLost: the request was cut short, or the simulator is gone; whether the step ran is unknown.
+        """
+        if self.is_lost is not None:
+            raise copy.copy(self.is_lost)
         if self._unsettled is None:
             return None
         deadline = time.monotonic() + timeout_s
         sequence, kind = self._unsettled, self._unsettled_kind
-        if self.is_lost is not None:
-            raise self.is_lost
         if not self._stream.has_part and not self._stream.recover(sequence):
             raise self._break(ConnectionLost("a reply was cut short by an interrupt"))
         header = self._await(sequence, kind, deadline)
         if kind in (frames.STEP, frames.RESET):
             return self._read_transition(header, deadline, is_step=kind == frames.STEP)
-        self._read_value(header, deadline)  # of a call whose result nobody can use any more
+        # Of a call whose result nobody can use any more.
+        if kind == frames.GET_STATE:
+            self._read_state_reply(header, deadline)
+        else:
+            self._read_value(header, deadline)
         return None
 
     def get_state(self, timeout_s: float, *, native: bool) -> SceneState:
@@ -188,10 +202,12 @@ class Session:
 
     def render(self, timeout_s: float) -> Any:
         """What the task's `render()` returns."""
+        self.state = None  # drawing may move what is drawn
         return self._value(frames.RENDER, None, timeout_s)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float) -> Any:
         """The value of an attribute or method that the server opens to clients."""
+        self.state = None
         return self._value(frames.CALL, (name, args, kwargs), timeout_s, where=f"the arguments of {name}")
 
     def close(self) -> None:
@@ -222,12 +238,19 @@ class Session:
         return self._exchange(kind, flags, bytearray(frames.HEADER_SIZE) + body, arrays, deadline)
 
     def _exchange(
-        self, kind: int, flags: int, frame: bytearray, payload: Sequence[memoryview], deadline: float
+        self,
+        kind: int,
+        flags: int,
+        frame: bytearray,
+        payload: Sequence[memoryview],
+        deadline: float,
+        *,
+        abandons: bool = False,
     ) -> frames.Header:
         """Send one request; the header of its reply, whose body and payload are still to be read."""
         if self.is_lost is not None:
-            raise self.is_lost
-        if self._unsettled is not None:
+            raise copy.copy(self.is_lost)  # each with a traceback of its own
+        if self._unsettled is not None and not abandons:
             raise InputError(
                 f"the call before this one ({frames.NAMES[self._unsettled_kind]}) was interrupted before its result "
                 "came; call resume() to wait for it, or reset() to abandon it"
@@ -257,7 +280,6 @@ class Session:
             if shape is not None:
                 got = stream.recv_shaped(shape, deadline)
                 if got == sequence:
-                    self._acknowledged = sequence
                     return shape.header
                 if got > sequence:
                     raise ProtocolError(f"a reply to request {got} where {sequence} is due")
@@ -276,7 +298,6 @@ class Session:
             if not self._stream.recover(sequence):
                 self._break(ConnectionLost("a reply was cut short by an interrupt"))
             raise
-        self._acknowledged = sequence
         if header.type == frames.RESULT and header.epoch == self._epoch:
             return header
         if header.epoch == self._epoch and header.type == frames.ERROR:
@@ -322,7 +343,7 @@ class Session:
             views = [*views, *more]
         if views or header.payload_size:
             self._fill(views, header.payload_size, deadline)
-        self._unsettled = None
+        self._settle()
         return observation, reward, terminated, truncated, info
 
     def _read_rest(
@@ -342,12 +363,12 @@ class Session:
         return numbered, tail, more
 
     def _state(self, numbered: tuple[int, Any] | None, tail: Any) -> SceneState | None:
-        if isinstance(tail, dict) and tail.get("layout") is not None:
-            self._layouts.append(SceneLayout.from_plain(tail["layout"]))
         if numbered is None:
             return None
         number, values = numbered
-        if number >= len(self._layouts):
+        if isinstance(tail, dict) and tail.get("layout") is not None:
+            self._layouts[number] = SceneLayout.from_plain(tail["layout"])
+        if number not in self._layouts:
             raise self._break(ProtocolError(f"a state of layout {number}, which was never announced"))
         native = tail.get("native") if isinstance(tail, dict) else None
         return SceneState(self._layouts[number], values, native)
@@ -358,14 +379,18 @@ class Session:
         state = self._state(numbered, tail)
         if state is None:
             raise self._break(ProtocolError("a reply to GET_STATE without a state"))
-        self._unsettled = None
+        self._settle()
         return state
 
     def _read_value(self, header: frames.Header, deadline: float) -> Any:
         value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
         self._fill(views, header.payload_size, deadline)
-        self._unsettled = None
+        self._settle()
         return value
+
+    def _settle(self) -> None:
+        """Note that the reply to the last request has been read whole."""
+        self._unsettled, self._acknowledged = None, self._sequence
 
     def _fill(self, views: Sequence[memoryview], size: int, deadline: float) -> None:
         if sum(map(len, views)) != size:
@@ -408,8 +433,9 @@ class Session:
         kind = _KINDS.get(value["kind"])
         if kind is not None:
             return kind(value["message"], remote_traceback=value["traceback"])
+        raised = "" if value["type"] == "TaskError" else f"the task raised {value['type']} in "
         return TaskError(
-            f"the task raised {value['type']} in {value['during']}: {value['message']}",
+            f"{raised}{value['during']}: {value['message']}",
             remote_type=value["type"],
             remote_traceback=value["traceback"],
         )
@@ -417,7 +443,7 @@ class Session:
     def _explain_delay(self, kind: int) -> str:
         asked = frames.NAMES[kind]
         try:
-            status = self.control.status()
+            status = self.control.status(EXPLAIN_TIMEOUT_S)
         except RemoteEnvError as error:
             return f"no answer to {asked} in time, and the server does not say why ({error})"
         if status["state"] == "busy":
