@@ -320,6 +320,7 @@ class SimulatorLoop:
             "traceback": _sendable(traceback.format_exc()),
             "during": self._board.read().call,
         }
+        self._layouts.withdraw(self._sequence)
         self._send_value(frames.ERROR, self._sequence, value)
 
 
@@ -348,6 +349,10 @@ class _LayoutNumbers:
             return False
         self._carriers[sequence] = number
         return True
+
+    def withdraw(self, sequence: int) -> None:
+        """Note that another reply went out under that number."""
+        self._carriers.pop(sequence, None)
 
     def acknowledge(self, sequence: int) -> None:
         """Note that the client has read that reply."""
