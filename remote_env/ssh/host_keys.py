@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -88,13 +89,22 @@ def _names_match(patterns: str, name: str) -> bool:
     matched = False
     for pattern in patterns.split(","):
         if pattern.startswith("|1|"):
-            matched |= paramiko.HostKeys.hash_host(name, pattern) == pattern
+            matched |= _hash_matches(pattern, name)
         elif pattern.startswith("!"):
             if _pattern_matches(pattern[1:], name):
                 return False
         else:
             matched |= _pattern_matches(pattern, name)
     return matched
+
+
+def _hash_matches(pattern: str, name: str) -> bool:
+    """Whether `|1|salt|digest` is `name`; a damaged one is nobody's, as in OpenSSH."""
+    try:
+        salt, digest = (base64.b64decode(part, validate=True) for part in pattern.removeprefix("|1|").split("|"))
+    except ValueError:
+        return False
+    return hmac.compare_digest(hmac.digest(salt, name.lower().encode(), "sha1"), digest)
 
 
 def _pattern_matches(pattern: str, name: str) -> bool:
@@ -116,13 +126,14 @@ def check_host_key(login: Login, key: paramiko.PKey, known: KnownKeys, *, accept
         HostKeyError: the key is unknown, has changed or is revoked; nothing was sent to the host.
     """
     blob, name = key.asbytes(), listed_name(login)
-    if blob in known.revoked:
+    on_any_port = known if name == login.key_name else read_known_keys(login.known_hosts_files, login.key_name)
+    if blob in (*known.revoked, *on_any_port.revoked):
         raise HostKeyError(f"{login.host} showed the key {fingerprint(blob)}, which known_hosts marks as revoked")
     if known.has(blob):
         return
     if known.keys:
         raise _changed(login, key, known)
-    if login.port != DEFAULT_PORT and read_known_keys(login.known_hosts_files, login.key_name).has(blob):
+    if on_any_port.has(blob):
         return  # as OpenSSH does: the host's own key, on a port of its own
     if not accept_new:
         raise _unknown(login, key)

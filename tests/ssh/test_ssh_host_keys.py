@@ -14,6 +14,7 @@ from remote_env.ssh.host_keys import (
     KnownKeys,
     check_host_key,
     fingerprint,
+    listed_name,
     order_key_algorithms,
     read_known_keys,
 )
@@ -54,6 +55,24 @@ def test_hashed_names_match(tmp_path: Path) -> None:
     assert not _known(tmp_path, f"{hashed} ssh-ed25519 {TEXT}\n", "box").has(BLOB)
 
 
+def test_hashed_names_are_those_of_ssh_keygen_whatever_their_case(tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    make_key(tmp_path / "key", "ed25519")
+    kind, text, _ = (tmp_path / "key.pub").read_text().split()
+    path.write_text(f"box.lab {kind} {text}\n")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(path)], check=True, capture_output=True, timeout=30)
+    assert "box" not in path.read_text()
+    for name in ("box.lab", "Box.LAB"):
+        assert read_known_keys([path], name).has(base64.b64decode(text))
+
+
+@pytest.mark.parametrize("damaged", ["|1|abc|def", "|1|garbage", "|1||", "|1|AAAA|BBBB", "|1|", "|1|é|é", "|1|a|b|c"])
+def test_a_damaged_hashed_line_makes_nothing_known_and_stops_nobody(tmp_path: Path, damaged: str) -> None:
+    text = f"{damaged} ssh-ed25519 {TEXT}\nbox ssh-ed25519 {TEXT}\n"
+    assert _known(tmp_path, text, "box").has(BLOB)
+    assert not _known(tmp_path, text, "other").has(BLOB)
+
+
 def test_comments_markers_and_damaged_lines_make_nothing_known(tmp_path: Path) -> None:
     text = f"# box ssh-ed25519 {TEXT}\n\nbox\nbox ssh-ed25519 !!!\n@cert-authority box ssh-ed25519 {TEXT}\n"
     assert _known(tmp_path, text, "box") == KnownKeys()
@@ -90,6 +109,22 @@ def test_a_revoked_key_is_never_accepted(tmp_path: Path) -> None:
     known = KnownKeys([(key.get_name(), key.asbytes())], [key.asbytes()])
     with pytest.raises(HostKeyError, match="revoked"):
         check_host_key(login, key, known, accept_new=True)
+
+
+@pytest.mark.parametrize("port", [22, 2222])
+@pytest.mark.parametrize("trusted", ["", "box", "[box]:2222"])
+def test_a_key_revoked_for_the_host_is_refused_on_every_port(tmp_path: Path, port: int, trusted: str) -> None:
+    key = _key(tmp_path)
+    login = _login(tmp_path, SshTarget("box", port))
+    path = tmp_path / "new" / "known_hosts"
+    path.parent.mkdir()
+    line = f"{key.get_name()} {key.get_base64()}\n"
+    before = f"@revoked box {line}" + (f"{trusted} {line}" if trusted else "")
+    path.write_text(before)
+    known = read_known_keys(login.known_hosts_files, listed_name(login))
+    with pytest.raises(HostKeyError, match="revoked"):
+        check_host_key(login, key, known, accept_new=True)
+    assert path.read_text() == before
 
 
 def test_a_new_key_is_written_to_a_private_file_and_known_afterwards(tmp_path: Path) -> None:
