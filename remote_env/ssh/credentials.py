@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from remote_env.errors import AuthError
 from remote_env.ssh.target import Login
 
 AGENT_TIMEOUT_S = 20.0  # an agent may ask its user to confirm
+_ARMOUR = "-----"  # around a private key
+_OPENSSH_MAGIC = b"openssh-key-v1\0"  # OpenSSH's PROTOCOL.key
 
 
 def authenticate(transport: paramiko.Transport, login: Login) -> None:
@@ -58,14 +61,48 @@ def _accepts_anyone(transport: paramiko.Transport, login: Login, tried: list[str
 
 
 def _candidates(login: Login, tried: list[str], stack: contextlib.ExitStack) -> Iterator[tuple[str, paramiko.PKey]]:
-    """Keys with their labels: files, then those of the agent."""
+    """Keys with their labels: files, then those of the agent that no file gave."""
+    done = set()
     for path in login.identity_files:
         key = _load_key(path, tried)
         if key is not None:
+            done.add(key.asbytes())
             yield str(path), key
-    if login.agent:
-        for key in _agent_keys(tried, stack):
+    named = {_public_blob(path) for path in login.identity_files} if login.identities_only else None
+    for key in _agent_keys(tried, stack):
+        if key.asbytes() not in done and (named is None or key.asbytes() in named):
             yield f"agent key {key.comment or key.get_name()}", key
+    if named is not None:
+        tried.append("SSH agent: only keys of these files (IdentitiesOnly yes)")
+
+
+def _public_blob(path: Path) -> bytes | None:
+    """The public half of the key at `path`, which may have a passphrase or be only a public key; None if unknown."""
+    for place in (path.with_name(f"{path.name}.pub"), path):
+        with contextlib.suppress(OSError, ValueError):  # no such file, no text, no base64: it names no key
+            text = place.read_text()
+            blob = _blob_of_private(text) if text.startswith(_ARMOUR) else _blob_of_public(text)
+            if blob:
+                return blob
+    return None
+
+
+def _blob_of_public(text: str) -> bytes | None:
+    kind, data, *_ = [*text.split(maxsplit=2), "", ""]
+    blob = base64.b64decode(data, validate=True)
+    return blob if paramiko.Message(blob).get_binary() == kind.encode() else None
+
+
+def _blob_of_private(text: str) -> bytes | None:
+    """The public half that OpenSSH's own format keeps in the clear; None for other formats."""
+    lines = text.splitlines()
+    if "OPENSSH" not in lines[0]:
+        return None
+    data = base64.b64decode("".join(line for line in lines if not line.startswith(_ARMOUR)))
+    message = paramiko.Message(data.removeprefix(_OPENSSH_MAGIC))
+    for _ in ("cipher", "key derivation", "its options"):
+        message.get_binary()
+    return message.get_binary() if message.get_int() == 1 else None
 
 
 def _load_key(path: Path, tried: list[str]) -> paramiko.PKey | None:

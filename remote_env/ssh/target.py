@@ -86,7 +86,7 @@ class Login:
         user: the login name.
         key_name: the name under which known_hosts lists the host, without its port.
         identity_files: private keys to try, in order.
-        agent: whether the SSH agent's keys are tried too.
+        identities_only: of the SSH agent's keys only those of `identity_files` are tried.
         known_hosts_files: read in order; a newly accepted key goes to the first.
     """
 
@@ -96,7 +96,7 @@ class Login:
     user: str
     key_name: str
     identity_files: tuple[Path, ...]
-    agent: bool
+    identities_only: bool
     known_hosts_files: tuple[Path, ...]
 
     @property
@@ -141,7 +141,7 @@ def resolve_login(
         user=target.user or options.get("user") or getpass.getuser(),
         key_name=options.get("hostkeyalias", address),
         identity_files=tuple(Path(name).expanduser() for name in files),
-        agent=options.get("identitiesonly", "no") != "yes",
+        identities_only=options.get("identitiesonly", "no").lower() in ("yes", "true"),
         known_hosts_files=_known_hosts_files(known_hosts_file, options),
     )
 

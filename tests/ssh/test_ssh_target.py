@@ -64,7 +64,7 @@ def test_what_the_caller_says_wins_over_the_configuration(tmp_path: Path) -> Non
     config = _config(tmp_path, "Host *\n Port 2200\n User ada\n IdentityFile /keys/lab\n IdentitiesOnly yes\n")
     login = resolve_login(SshTarget("box", 22, "bob"), identity_file="/mine", config_file=config)
     assert (login.port, login.user, login.identity_files) == (22, "bob", (Path("/mine"),))
-    assert not login.agent
+    assert login.identities_only
 
 
 def test_without_configuration_the_defaults_hold(tmp_path: Path) -> None:
