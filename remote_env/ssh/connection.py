@@ -186,6 +186,20 @@ class SshConnection:
             return ConnectError(f"the login to {self.description} was not done in time")
         return ConnectError(f"the login to {self.description} failed: {error}")
 
+    def is_answering(self, deadline: float) -> bool:
+        """Whether the host still answers on this login; one on which it has not by `deadline` is given up.
+
+        Raises:
+            ConnectionLost: this is a forked child; the login is its parent's.
+        """
+        self._refuse_after_fork()
+        transport, link = self._transport, self._link
+        if transport is None or link is None or not transport.is_active():
+            return False
+        with link.armed(deadline), contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            transport.global_request("keepalive@openssh.com")  # who does not know it has to say so
+        return bool(transport.is_active())
+
     def run(self, command: str, *, stdin: bytes = b"", deadline: float) -> CompletedCommand:
         """Run `command` in the login shell and return what it left.
 
@@ -269,9 +283,12 @@ class SshConnection:
             raise ConnectionLost(f"the SSH connection to {self.description} has ended; connect again")
         return self._transport
 
-    def _need_link(self) -> Link:
+    def _refuse_after_fork(self) -> None:
         if self._pid != os.getpid():
             raise ConnectionLost("this SSH connection belongs to the parent process; open a new one after a fork")
+
+    def _need_link(self) -> Link:
+        self._refuse_after_fork()
         if self._link is None:
             raise ConnectionLost(f"there is no SSH connection to {self.description}; call connect() first")
         return self._link

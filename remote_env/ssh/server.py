@@ -30,6 +30,7 @@ from remote_env.ssh.scripts import (
 )
 
 STOP_GRACE_S = 8.0  # how long a server may take to end its simulators before it is killed
+LOGIN_SHARE = 1 / 3  # of the time to stop a server: how much a login gets to show that it is alive
 CLEAN_UP_S = 8.0  # how long we try to end a server whose start was given up
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # a POSIX shell's exit statuses
 
@@ -76,10 +77,16 @@ class ServerHandle:
     def stop(self, deadline: float) -> None:
         """End exactly this server and its simulators, and remove its folder; it may have ended already.
 
+        A login that has ended, or on which nothing answers for `LOGIN_SHARE` of the time, is first made anew.
+
         Raises:
             StartError: the folder could not be removed.
+            ConnectError, HostKeyError, AuthError: the login is gone and a new one failed; the server may run on.
             DeadlineExceeded, ConnectionLost: as `SshConnection.run`; the server may run on.
         """
+        now = time.monotonic()
+        if not self.connection.is_answering(now + LOGIN_SHARE * (deadline - now)):
+            self.connection.connect(deadline)
         _stop(self.connection, self.pid, self.start_time, self.session_folder, deadline, port=self.port)
 
 

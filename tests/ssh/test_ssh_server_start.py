@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from ssh_server import SshServer
 
-from remote_env.errors import ConfigError, DeadlineExceeded, RemoteEnvError, StartError
+from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, HostKeyError, RemoteEnvError, StartError
 from remote_env.ssh import (
     ServerHandle,
     SshConnection,
@@ -181,6 +182,57 @@ def test_a_running_server_outlives_its_connection_and_is_found_again(server: Ssh
         assert find_server(connection, port + 1, soon()) is None
         ServerHandle.from_record(connection, port, record).stop(soon())
         assert find_server(connection, port, soon()) is None
+
+
+def sshd_pids(server: SshServer) -> list[int]:
+    """The sshd processes of all logins, without what runs in them: a start's shell may still be about to end."""
+    found = []
+    for pid in server.connection_pids():
+        with contextlib.suppress(OSError):  # it has ended
+            if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_stop_logs_in_anew_when_the_login_is_dead_or_frozen(server: SshServer, package: Path, sent: int) -> None:
+    with SshConnection(server.target, **server.login) as connection:
+        handle = start(connection, package)
+        for pid in sshd_pids(server):
+            os.kill(pid, sent)
+        begun = time.monotonic()
+        handle.stop(soon(6.0))
+        assert time.monotonic() - begun < 6.0
+        assert connection.is_open
+    assert server.processes() == []
+
+
+def test_stop_tells_when_no_new_login_can_be_made(package: Path) -> None:
+    with SshServer() as server, SshConnection(server.target, **server.login) as connection:
+        handle = start(connection, package)
+        connection.close()
+        server.known_hosts.unlink()
+        with pytest.raises(HostKeyError):
+            handle.stop(soon(3.0))
+        server.known_hosts.write_text(server.known_hosts_line())
+        handle.stop(soon())
+
+
+def test_stop_keeps_its_deadline_when_the_host_is_frozen(package: Path) -> None:
+    with SshServer() as server, SshConnection(server.target, **server.login) as connection:
+        handle = start(connection, package)
+        assert server._process is not None
+        frozen = [*sshd_pids(server), server._process.pid]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        try:
+            with pytest.raises(ConnectError):
+                handle.stop(soon(2.0))
+            assert time.monotonic() - begun < 3.0
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_the_record_of_a_dead_server_is_not_believed(
