@@ -60,6 +60,7 @@ from remote_env.state import SceneState  # noqa: E402
 
 DEFAULT_MAX_STEPS = 1000
 DEFAULT_RATE_HZ = 30.0
+FOLDERS = ("captures", "videos", "images")  # of the output folder
 HELD_STEPS = 5  # shorter contacts are flicker
 
 console = Console(stderr=True)
@@ -127,6 +128,22 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a whole number from 1 on")
     return number
+
+
+def make_folders(output_dir: Path) -> None:
+    """The folders to write into; made before anything is started.
+
+    Raises:
+        ConfigError: one cannot be made or written to.
+    """
+    for name in FOLDERS:
+        folder = output_dir / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output-dir {output_dir}: {folder} cannot be made: {error.strerror}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ConfigError(f"--output-dir {output_dir}: {folder} takes no files; give a folder of your own")
 
 
 # Recording, there
@@ -406,6 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     task = TASKS.get(options.task, Task(options.task))
     try:
         signal.signal(signal.SIGINT, _interrupt)
+        make_folders(options.output_dir)
         recording = record_episodes(options, task)
         replays = replay_captures(options, task, recording.captures)
         show(write_report(options, task, recording, replays), options.output_dir)

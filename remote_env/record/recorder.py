@@ -113,6 +113,7 @@ class Recorder:
 
     Raises:
         InputError: `rate_hz` is not a positive number.
+        CaptureError: `directory` cannot be made.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Recorder:
         if not (np.isfinite(rate_hz) and rate_hz > 0):
             raise InputError(f"rate_hz={rate_hz!r}; give the task's steps per simulated second, such as 50.0")
         self.directory = Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        _make_folder(self.directory)
         self._observe = observe
         self._info = EpisodeInfo(
             rate_hz=float(rate_hz),
@@ -257,8 +258,7 @@ class Recorder:
         return self._part
 
     def _open_part(self) -> PartWriter:
-        numbers = [int(found[1]) for path in self.directory.iterdir() if (found := _NAME.fullmatch(path.name))]
-        number = max(numbers, default=-1) + 1
+        number = self._next_number()
         while True:
             try:
                 return PartWriter(self.directory / f"episode_{number:03d}.part")
@@ -266,6 +266,13 @@ class Recorder:
                 number += 1
             except OSError as error:
                 raise CaptureError(f"{self.directory} takes no new file: {error.strerror}") from error
+
+    def _next_number(self) -> int:
+        try:
+            names = [path.name for path in self.directory.iterdir()]
+        except OSError as error:
+            raise CaptureError(f"{self.directory} cannot be listed: {error.strerror}") from error
+        return max((int(found[1]) for name in names if (found := _NAME.fullmatch(name))), default=-1) + 1
 
     def _arrays(self, observation: Any, state: SceneState | None) -> dict[str, Array]:
         scene = self._scene(state)
@@ -294,6 +301,15 @@ class Recorder:
         elif known != array.shape:
             raise InputError(f"{name} has shape {array.shape}; this episode began with {known}")
         return array
+
+
+def _make_folder(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaptureError(
+            f"the folder {directory} for captures cannot be made: {error.strerror} ({error.filename}); give another"
+        ) from error
 
 
 def to_plain(value: Any) -> Any:

@@ -161,6 +161,20 @@ def test_leaving_the_context_keeps_what_was_recorded(tmp_path):
     assert len(read_episode(tmp_path / "episode_000.hdf5")) == 3
 
 
+@pytest.mark.parametrize("name", ["a_file", "a_file/captures"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
+    (tmp_path / "a_file").touch()
+    with pytest.raises(CaptureError, match=f"{tmp_path / name} .*cannot be made"):
+        Recorder(tmp_path / name, rate_hz=50.0)
+
+
+def test_a_folder_that_vanished_is_named(tmp_path):
+    recorder = Recorder(tmp_path / "captures", rate_hz=50.0)
+    recorder.directory.rmdir()
+    with pytest.raises(CaptureError, match=f"{recorder.directory} cannot be listed"):
+        recorder.start(observation_at(0))
+
+
 def test_abandon_leaves_nothing(tmp_path):
     recorder = Recorder(tmp_path, rate_hz=1.0)
     record_steps(recorder, 3)

@@ -92,6 +92,18 @@ def test_what_cannot_be_done_is_one_line_and_status_1(tmp_path, arguments, messa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("output_dir", ["a_file", "a_file/out", "made"])
+def test_a_bad_output_folder_is_told_before_anything_is_started(tmp_path, output_dir):
+    (tmp_path / "a_file").touch()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "videos").touch()
+    done = run("--task", "Pendulum-v1", "--output-dir", output_dir, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"--output-dir {output_dir}" in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.stderr
+    assert "starting" not in done.stderr
+
+
 def test_the_help_teaches(tmp_path):
     shown = run("--help", cwd=tmp_path).stdout
     for flag in ("--episodes", "--host", "--ssh-port", "--identity", "--policy", "--max-steps", "--quality"):
