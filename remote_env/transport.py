@@ -164,7 +164,7 @@ def connect_tcp(host: str, port: int, deadline: float, *, busy_poll_s: float = 0
     """A transport to `host:port`; ConnectError when it cannot be reached or nothing listens there."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a label is empty or over 63 characters
         raise ConnectError(f"host {host!r} is unknown ({error}); check its spelling and your DNS") from error
     return _connect(socket.socket(family, kind, proto), address, f"{host}:{port}", deadline, busy_poll_s)
 

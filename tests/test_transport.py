@@ -149,6 +149,12 @@ def test_tcp() -> None:
         connect_tcp("no-such-host.invalid", 1, soon())
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".lab", "box..lab"])
+def test_a_name_that_no_dns_can_hold_is_unknown(host: str) -> None:
+    with pytest.raises(ConnectError, match="is unknown"):
+        connect_tcp(host, 1, soon())
+
+
 def test_unix(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="nothing answers"):
         connect_unix(str(tmp_path / "nothing"), soon())
