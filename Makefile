@@ -27,7 +27,7 @@ check:  ## lint, format, types, layers
 
 bench:  ## step rates beside raw TCP and a pickle server; says which machine
 	@$(PREPARE) bench
-	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python -m benchmarks.bench_step
 
 docs:  ## build the documentation into site/
 	@$(PREPARE) docs
