@@ -246,6 +246,38 @@ def test_a_simulator_killed_on_the_far_end_is_session_lost_and_reset_starts_anew
     assert observation.tobytes() == gymnasium.make("CartPole-v1").reset(seed=7)[0].tobytes()
 
 
+def test_after_a_cut_login_reset_starts_anew_and_nothing_is_left(ssh_server: SshServer) -> None:
+    with over_ssh(ssh_server, env="CartPole-v1", idle_timeout_s=0.2) as env:
+        env.reset(seed=0)
+        for pid in ssh_server.connection_pids():
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SessionLost, match="link to the simulator broke"):
+            _step_often(env)
+        observation, _ = env.reset(seed=7)
+        assert observation.tobytes() == gymnasium.make("CartPole-v1").reset(seed=7)[0].tobytes()
+        for pid in ssh_server.connection_pids():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_token_of_the_environment_serves_over_ssh_too(
+    ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("REMOTE_ENV_TOKEN", "c" * 64)
+    script = [sys.executable, str(ROOT / "servers" / "task_server.py"), "--env", "CartPole-v1", "--port", str(port)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}  # whose records the login does not see
+    serving = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert serving.stdout is not None
+        assert any("serving" in line for line in serving.stdout)
+        with over_ssh(ssh_server, port) as env:
+            env.reset(seed=0)
+    finally:
+        serving.terminate()
+        assert serving.wait(20) == 0
+        serving.stdout.close()
+
+
 def test_a_client_that_is_killed_leaves_nothing_after_the_idle_time_out(ssh_server: SshServer) -> None:
     arguments = {**ssh_server.login, "env": "CartPole-v1", "python": FAR_PYTHON, "idle_timeout_s": 0.2}
     arguments["ssh_config_file"] = arguments.pop("config_file", None)

@@ -401,34 +401,33 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def _stop_all(self) -> None:
         """End or leave everything; what a Ctrl-C keeps from ending can be ended by another call."""
-        deadline = time.monotonic() + STOP_TIMEOUT_S
         try:
-            self._leave_session(deadline)
+            self._leave_session()
         finally:
             try:
-                self._end_server(deadline)
+                self._end_server()
             finally:
                 self._forget_place()
         _open_environments.discard(self)
 
-    def _leave_session(self, deadline: float) -> None:
+    def _leave_session(self) -> None:
         session, server = self._session, self._server
         if session is None:
             return
         try:
             if server is not None and server.started:
-                session.control.stop_server(deadline)
+                session.control.stop_server(time.monotonic() + STOP_TIMEOUT_S)
         except RemoteEnvError as error:
             log.debug("the server could not be asked to stop: %s", error)
         finally:
             session.close()
         self._session = None
 
-    def _end_server(self, deadline: float) -> None:
+    def _end_server(self) -> None:
         server = self._server
         if server is not None and server.started:
             try:
-                server.stop(max(deadline, time.monotonic() + 1.0))
+                server.stop(time.monotonic() + STOP_TIMEOUT_S)  # of its own: the link may have used up the other
             except RemoteEnvError as error:
                 idle_s = self._arguments["idle_timeout_s"]
                 log.warning("%s cannot be reached to stop; it ends %g s after it loses us: %s", server, idle_s, error)
