@@ -108,7 +108,7 @@ class SimulatorProcess:
             doing = "" if reading.call == "nothing" else f" in {reading.call} (step {reading.steps})"
             return {"state": "dead", "why": self.ending + doing, **common}
         if self._abandoned_at:
-            phase = f"still busy in {reading.call} for a session that has ended"
+            phase = f"busy in {reading.call} for a session that has ended"
             return {"state": "starting", "phase": phase, "since_s": self.abandoned_for_s, **common}
         if not self.ready:
             since = time.monotonic() - self._started
