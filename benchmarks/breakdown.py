@@ -30,12 +30,13 @@ class _Replayed:
 def time_parts() -> dict[str, float]:
     """Part -> microseconds, the best of five."""
     env = TrivialEnv()
+    env.reset()
     action, observation = np.zeros(14, np.float32), np.zeros(14)
     spaces = [layout.compile_layout(space) for space in (env.action_space, env.observation_space)]
     vectors = [space.vector for space in spaces if space is not None and space.vector is not None]
     codec, board = VectorStep(vectors[0], vectors[1], 1), Board.create()
     step = bytes(codec.pack_step(action, 2, 1) or b"")
-    result = bytes(codec.pack_result(observation, 0.0, False, False, 2) or b"")
+    result = bytes(codec.pack_result((observation, 0.0, False, False, {}), b"", 2) or b"")
     request, reply = _stream(step), _stream(result)
     request.recv_shaped(codec.step_shape, 0.0)
     reply.recv_shaped(codec.result_shape, 0.0)
@@ -45,7 +46,7 @@ def time_parts() -> dict[str, float]:
         "server: read the action": lambda: codec.read_step(request.body),
         "server: say on the board what runs": lambda: (board.begin(4), board.end()),
         "server: the trivial task itself": lambda: env.step(action),
-        "server: pack the result": lambda: codec.pack_result(observation, 0.0, False, False, 2),
+        "server: pack the result": lambda: codec.pack_result((observation, 0.0, False, False, {}), b"", 2),
         "client: read a frame": lambda: reply.recv_shaped(codec.result_shape, 0.0),
         "client: read the result": lambda: codec.read_result(reply.body),
     }

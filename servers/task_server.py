@@ -38,14 +38,41 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--env", help="a registered id, module:id, module:function or file.py:function")
-    add("--kwargs", type=json.loads, default={}, metavar="JSON", help="keyword arguments for the task")
-    add("--port", type=int, default=8888, help="TCP port to listen on (default 8888)")
+    add("--kwargs", type=_json_object, default={}, metavar="JSON", help="keyword arguments for the task")
+    add("--port", type=_port, default=8888, help="TCP port to listen on (default 8888)")
     add("--host", default="127.0.0.1", help="address to listen on; anything beyond loopback needs --insecure")
     add("--insecure", action="store_true", help="listen beyond loopback; the traffic is authenticated, not encrypted")
     add("--simulator", default="gymnasium", help="the backend: gymnasium, or module:Class (default gymnasium)")
-    add("--max-sessions", type=int, default=1, help="clients at once, each with a simulator of its own (default 1)")
+    add(
+        "--max-sessions",
+        type=_positive,
+        default=1,
+        help="clients at once, each with a simulator of its own (default 1)",
+    )
     add("--allow-call", action="append", default=[], metavar="NAME", help="open an attribute or method to clients")
     return parser.parse_args(arguments)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("give a JSON object, such as '{\"size\": 3}'")
+    return value
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("give a port from 1 to 65535, or 0 for any that is free")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError("give a whole number, at least 1")
+    return int(text)
 
 
 def main() -> int:
