@@ -54,8 +54,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from remote_env import RemoteEnv  # noqa: E402
 from remote_env.errors import ConfigError, RemoteEnvError, Unsupported  # noqa: E402
-from remote_env.record import Episode, Recorder, observe, observe_aloha, read_episode  # noqa: E402
-from remote_env.replay import Fidelity, ReplayReport, load_model, replay_episode  # noqa: E402
+
+try:
+    from remote_env.record import Episode, Recorder, observe, observe_aloha, read_episode
+    from remote_env.replay import Fidelity, ReplayReport, load_model, replay_episode
+except ModuleNotFoundError as error:
+    sys.exit(f"this example needs {error.name}: pip install -e '.[all]' (or enter the environment of `make demo`)")
 from remote_env.state import SceneState  # noqa: E402
 
 DEFAULT_MAX_STEPS = 1000
@@ -105,7 +109,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     where.add_argument("--accept-new-host-key", action="store_true", help="trust a host never seen before")
     what = parser.add_argument_group("what it does")
     what.add_argument(
-        "--task", default="aloha-transfer-cube", help=f"{', '.join(TASKS)} or any Gymnasium id; default: %(default)s"
+        "--task",
+        default="aloha-transfer-cube",
+        help=f"{', '.join(TASKS)} or the id of any MuJoCo environment; default: %(default)s",
     )
     what.add_argument(
         "--policy",

@@ -319,8 +319,12 @@ def open_place(host: str | None, options: PlaceOptions) -> Place:
     if host.startswith("tcp://"):
         name, _, port = host.removeprefix("tcp://").rpartition(":")
         if not name or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigError(f"host={host!r} is no TCP address; write tcp://127.0.0.1:8888")
+            raise ConfigError(f"host={host!r} is no TCP address; write it with the port: tcp://127.0.0.1:8888")
         return AddressPlace(name.strip("[]"), int(port), busy_poll_s=options.busy_poll_s, token=options.token)
+    if "://" in host and not host.startswith("ssh://"):
+        raise ConfigError(
+            f"host={host!r}: write user@box or ssh://user@box:2222 for SSH, tcp://127.0.0.1:8888 to attach"
+        )
     from remote_env.ssh import SshConnection
 
     connection = SshConnection(

@@ -122,16 +122,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
         self._task = TaskChoice(env if env is not None else os.environ.get("REMOTE_ENV_TASK"), kwargs, simulator)
-        self._check_arguments(host, port)
+        self._check_port(port)
 
-    def _check_arguments(self, host: str | None, port: int | None) -> None:
-        if port is not None and not 0 < port < 65536:
-            raise ConfigError(f"port={port}: the task server's port is from 1 to 65535")
-        attaches_only = host is not None and host.startswith("tcp://")
-        if self._task.env is None and port is None and not attaches_only:
-            raise ConfigError(
-                "nothing to run: name the task with env= (or REMOTE_ENV_TASK), or a server's port= to take what it has"
-            )
+    def _check_port(self, port: int | None) -> None:
+        if port is not None and not (isinstance(port, int) and 0 < port < 65536):
+            raise ConfigError(f"port={port!r}: the task server's port is a number from 1 to 65535")
 
     # Starting
 
@@ -174,6 +169,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         if server_script is not None:
             self._task = TaskChoice(LocalFolder(server_script), self._task.kwargs, self._task.simulator)
         self._task = self._task.replaced(task_name, simulator)
+        self._check_something_to_run()
         self._deadline = time.monotonic() + self._arguments["start_timeout_s"]
         with contextlib.ExitStack() as undo:
             place = self.setup_tunnel()
@@ -182,6 +178,14 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             undo.pop_all()
         _open_environments.add(self)
         return self
+
+    def _check_something_to_run(self) -> None:
+        host, port = self._arguments["host"], self._arguments["port"]
+        attaches_only = host is not None and host.startswith("tcp://")
+        if self._task.env is None and port is None and not attaches_only:
+            raise ConfigError(
+                "nothing to run: name the task with env= (or REMOTE_ENV_TASK), or a server's port= to take what it has"
+            )
 
     def setup_tunnel(self) -> Place:
         """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
@@ -220,6 +224,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
                 self._deadline,
                 client=describe_client(),
                 digest=digest,
+                asked=self._task.label,
                 on_status=self._report,
             )
         except BaseException:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import importlib.metadata
 import logging
 import os
 import platform
@@ -105,9 +107,14 @@ def _import_folders(*, own: bool) -> list[str]:
 def log_differences(theirs: Mapping[str, str]) -> None:
     """Log where the far interpreter's versions or machine differ from ours: bit-equality is promised for equal ones."""
     ours = {"numpy": np.__version__, "gymnasium": gymnasium.__version__, "machine": platform.machine()}
+    if "mujoco" in theirs:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            ours["mujoco"] = importlib.metadata.version("mujoco")
     for name, version in ours.items():
         if theirs.get(name) != version:
-            log.info("%s differs: %s here, %s on the far end", name, version, theirs.get(name))
+            # Physics differ between versions of MuJoCo; the others hardly ever show.
+            level = logging.WARNING if name == "mujoco" else logging.INFO
+            log.log(level, "%s differs: %s here, %s on the far end", name, version, theirs.get(name))
 
 
 def describe_client() -> str:

@@ -125,7 +125,9 @@ def _find_factory(name: str) -> Callable[..., Any] | None:
 def _load_from_file(path: Path, function: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"no task file {path} on the far end")
+        raise ConfigError(
+            f"no task file {path.absolute()} where the server runs; to send yours along: env=LocalFolder('{path}')"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(module.__name__, module)  # dataclasses and pickle look their module up there
     spec.loader.exec_module(module)

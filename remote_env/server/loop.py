@@ -139,6 +139,8 @@ class SimulatorLoop:
         # What the request holds is read before anything runs: a bad frame ends the link, not the task.
         request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
         arguments = _parts(request, parts) if parts else (request,)
+        self._board.steps += kind == frames.STEP
+        self._board.resets += kind == frames.RESET
         self._board.begin(call)
         self._answer(handler, header.flags, *arguments)
         return True
@@ -191,7 +193,6 @@ class SimulatorLoop:
     def _step(self, flags: int, action: Any) -> None:
         if self._fresh:
             self._expect_episode("step")
-        self._board.steps += 1
         self._send_transition(self._backend_step(action), flags)
 
     def _send_transition(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]], flags: int) -> None:
@@ -212,7 +213,6 @@ class SimulatorLoop:
         self._send_result(frame, payload, rest, info, flags)
 
     def _reset(self, flags: int, seed: Any, options: Any) -> None:
-        self._board.resets += 1
         observation, info = self.backend.reset(seed, options)
         self._fresh = False
         fixed, frame, payload = self._observation_layout, None, None

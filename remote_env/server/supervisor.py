@@ -148,14 +148,17 @@ class Supervisor:
             return _open_listener(listen, insecure=bool(self.settings.get("insecure")))
         except OSError as error:
             taken = error.errno in (98, 48)  # EADDRINUSE on Linux and macOS
+            place = listen.get("unix") or "{}:{}".format(*listen["tcp"])
+            hint = "; choose another port, or attach to what listens there" if taken else ""
+            message = f"cannot listen on {place}: {error.strerror or error}{hint}"
             write_atomically(
                 self.folder / "failed.json",
                 {
                     "kind": "port-in-use" if taken else "other",
-                    "message": f"cannot listen on {listen}: {error}",
+                    "message": message,
                 },
             )
-            raise ConfigError(f"cannot listen on {listen}: {error}") from error
+            raise ConfigError(message) from error
 
     def _announce(self) -> None:
         name = self._listener.getsockname()

@@ -58,23 +58,24 @@ class Session:
         *,
         client: str = "",
         digest: str | None = None,
+        asked: str = "",
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.control = ControlLink(dial, token, deadline, session="new", client=client)
         try:
-            self._check_task(digest)
+            self._check_task(digest, asked)
             self.control.wait_ready(deadline, on_status)
             self._open_data(dial, token, deadline)
         except BaseException:
             self.control.close()
             raise
 
-    def _check_task(self, digest: str | None) -> None:
+    def _check_task(self, digest: str | None, asked: str) -> None:
         served = self.control.welcome
         if digest is not None and served["digest"] != digest:
             raise ConfigError(
-                f"that server serves env={served['task']!r}, with other arguments or another simulator than asked for; "
-                "leave env= out to take what it serves, or name another port to start your own"
+                f"that server serves env={served['task']!r}, and asked for was env={asked!r}, or it has other "
+                "arguments or another simulator; leave env= out to take what it serves, or another port= to start one"
             )
 
     def _open_data(self, dial: Dial, token: str, deadline: float) -> None:

@@ -388,7 +388,7 @@ def test_a_forked_child_cannot_use_or_end_it(cartpole: RemoteEnv) -> None:
 
 def test_a_missing_task_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="name the task with env="):
-        RemoteEnv()
+        RemoteEnv().start()
     monkeypatch.setenv("REMOTE_ENV_TASK", "CartPole-v1")
     with RemoteEnv() as env:
         assert env.remote_spec["id"] == "CartPole-v1"

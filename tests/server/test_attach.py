@@ -333,3 +333,28 @@ def test_a_closed_terminal_does_not_end_it_badly() -> None:
         server.process.wait(15)
         server.process.stdout = None
     assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--kwargs", "[1]"], "give a JSON object"),
+        (["--kwargs", "{bad"], "not JSON"),
+        (["--port", "80000"], "from 1 to 65535"),
+        (["--max-sessions", "0"], "at least 1"),
+    ],
+)
+def test_the_server_program_checks_its_flags_before_it_makes_anything(flags: list[str], says: str) -> None:
+    command = [sys.executable, str(ROOT / "servers" / "task_server.py"), "--env", "CartPole-v1", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_steps_and_resets_are_counted_as_they_end() -> None:
+    with RemoteEnv(env="CartPole-v1") as env:
+        env.reset()
+        for _ in range(3):
+            env.step(0)
+        status = env.status()
+        assert (status["steps"], status["resets"]) == (3, 1)
