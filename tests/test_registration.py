@@ -34,7 +34,7 @@ def test_any_environment_by_name() -> None:
 
 def test_without_a_task_it_says_what_to_name() -> None:
     with pytest.raises(ConfigError, match="name the task with env="):
-        gymnasium.make("Remote-v0")
+        gymnasium.make("Remote-v0").reset()
 
 
 @pytest.mark.parametrize("task", ["transfer-cube", "transfer_cube", "insertion"])
