@@ -92,7 +92,7 @@ class SimulatorLoop:
             self._send_value(frames.READY, 0, self._description)
             while self._serve_one():
                 pass
-        except (ConnectionLost, _LinkEnded) as error:
+        except (ConnectionLost, DeadlineExceeded, _LinkEnded) as error:
             print(f"session {epoch}: the data connection ended ({error})", flush=True)
         except ProtocolError as error:
             print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
@@ -191,8 +191,7 @@ class SimulatorLoop:
         self._stream.fill(views, time.monotonic() + SEND_TIMEOUT_S)
 
     def _step(self, flags: int, action: Any) -> None:
-        if self._fresh:
-            self._expect_episode("step")
+        self._expect_episode("step")
         self._send_transition(self._backend_step(action), flags)
 
     def _send_transition(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]], flags: int) -> None:
