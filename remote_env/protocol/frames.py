@@ -24,7 +24,7 @@ _TURN = struct.Struct("<IQQ")  # crc32, sequence, acknowledged: all that differs
 
 # Link messages: JSON bodies, read and written by the supervisor, which has the standard library alone.
 HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
-STATUS, LOGS, STOP, PING, REPLY, EVENT = 16, 17, 18, 19, 24, 25
+STATUS, LOGS, STOP, PING, DUMP, KILL, KEEP, REPLY, EVENT = 16, 17, 18, 19, 20, 21, 22, 24, 25
 # Session messages: msgpack bodies (see codec), or fixed layouts (see layout).
 READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE = 32, 33, 34, 36, 37, 40, 41, 43
 RESULT, ERROR = 64, 65
