@@ -1,6 +1,6 @@
 # Every target gets what it needs by itself (scripts/prepare.sh) and may be run first. PYTHON= names the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs test-ecosystem clean
+.PHONY: help demo test test-interpreters check bench docs test-ecosystem clean
 
 export PYTHON
 PREPARE := scripts/prepare.sh
@@ -17,6 +17,11 @@ demo:  ## run the ALOHA expert on an embedded server, replay it locally: outputs
 test:  ## run the tests (TESTS=tests/ssh for some of them)
 	@$(PREPARE) test
 	REMOTE_ENV_TEST_PYTHON=$(CURDIR)/.venv-far/bin/python $(BIN)/python -m pytest $(TESTS)
+
+test-interpreters:  ## what crosses SSH, served by Python 3.10 (numpy 1.26, gymnasium 0.29), 3.11, 3.12 and 3.13
+	@$(PREPARE) interpreters
+	for far in .venv-far-*; do echo "== $$far"; \
+	  REMOTE_ENV_TEST_PYTHON=$(CURDIR)/$$far/bin/python $(BIN)/python -m pytest -q tests/ssh tests/cli tests/test_over_ssh*.py || exit 1; done
 
 check:  ## lint, format, types, layers
 	@$(PREPARE) check

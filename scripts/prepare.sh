@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Get this checkout ready for one job, and do nothing when it is ready already.
 #
-#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem
+#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|interpreters
 #
-# Creates .venv (test: .venv-far too; docs: .venv-docs; ecosystem: .venv-ecosystem) and installs what the job needs.
+# Creates .venv (test: .venv-far too; docs: .venv-docs; ecosystem: .venv-ecosystem; interpreters: .venv-far-3.10 and so on) and installs what the job needs.
 # Missing Debian packages are installed when we are root; otherwise the command to install them is printed, and that is all.
 # PYTHON=<interpreter> chooses the Python (3.10 or later) that the environments are made with.
 set -euo pipefail
@@ -26,19 +26,20 @@ find_python() {
     return 1
 }
 
-# For the tests' far end: another interpreter than ours if there is one, else ours in an environment of its own.
-find_other_python() {
-    local version candidate
-    for version in 3.12 3.10 3.13; do
-        for candidate in "$HOME"/.pyenv/versions/"$version"*/bin/python3 "$(command -v "python$version" || true)"; do
-            if [[ -x "$candidate" ]] && is_recent "$candidate" && "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-                echo "$candidate"
-                return
-            fi
-        done
+# An interpreter of just that version that can create environments: pyenv's or on the PATH.
+find_version() {
+    local candidate
+    for candidate in "$HOME"/.pyenv/versions/"$1"*/bin/python3 "$(command -v "python$1" || true)"; do
+        if [[ -x "$candidate" ]] && is_recent "$candidate" && "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
     done
-    find_python
+    return 1
 }
+
+# For the tests' far end: another interpreter than ours if there is one, else ours in an environment of its own.
+find_other_python() { find_version 3.12 || find_version 3.10 || find_version 3.13 || find_python; }
 
 is_installed() { [[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
 
@@ -129,5 +130,17 @@ case "$job" in
         make_environment .venv-ecosystem "$python" 'torch==2.13.0' 'stable-baselines3>=2.4' 'matplotlib>=3.8' \
             pytest pytest-timeout -e .
         ;;
-    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem" ;;
+    interpreters) # far ends of every corner that we promise, as far as these interpreters are here
+        "${BASH_SOURCE[0]}" test
+        for version in 3.10 3.11 3.12 3.13; do
+            if ! other="$(find_version "$version")"; then
+                say "there is no Python $version here; its corner is left out"
+            elif [[ "$version" == 3.10 ]]; then
+                make_environment .venv-far-3.10 "$other" 'numpy<2' 'gymnasium==0.29.1' 'mujoco<3.9' # Isaac Sim 4's corner
+            else
+                make_environment ".venv-far-$version" "$other" numpy gymnasium 'mujoco<3.9'
+            fi
+        done
+        ;;
+    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|interpreters" ;;
 esac
