@@ -55,6 +55,7 @@ SUPERVISOR_MAY = {
     "remote_env.errors",
     "remote_env.protocol.frames",
     "remote_env.protocol.handshake",
+    "remote_env.protocol.log_text",
     *(f"remote_env.server.{name}" for name in SUPERVISOR),
 }
 # launch.py is also how a simulator starts; it imports this one only in that other process.
