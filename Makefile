@@ -1,6 +1,6 @@
 # Every target gets what it needs by itself (scripts/prepare.sh) and may be run first. PYTHON= names the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interpreters check bench docs test-ecosystem clean
+.PHONY: help demo test test-interpreters test-faults check bench docs test-ecosystem clean
 
 export PYTHON
 PREPARE := scripts/prepare.sh
@@ -22,6 +22,11 @@ test-interpreters:  ## what crosses SSH, served by Python 3.10 (numpy 1.26, gymn
 	@$(PREPARE) interpreters
 	for far in .venv-far-*; do echo "== $$far"; \
 	  REMOTE_ENV_TEST_PYTHON=$(CURDIR)/$$far/bin/python $(BIN)/python -m pytest -q tests/ssh tests/cli tests/test_over_ssh*.py || exit 1; done
+
+test-faults:  ## every fault of the list three times in a row, then 200 cycles of opening and closing (half an hour)
+	@$(PREPARE) test
+	for turn in 1 2 3; do $(BIN)/python -m pytest -q -m fault || exit 1; done
+	REMOTE_ENV_TEST_CYCLES=200 $(BIN)/python -m pytest -q tests/test_cycles.py
 
 check:  ## lint, format, types, layers
 	@$(PREPARE) check

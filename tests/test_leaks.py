@@ -21,6 +21,7 @@ from leak_check import is_alive, isolated_home, marked_processes, no_leaks, wait
 from remote_env import RemoteEnv
 
 __all__ = ["isolated_home", "no_leaks"]
+pytestmark = pytest.mark.fault
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "tasks_for_tests.misbehaving:OnDemand"
