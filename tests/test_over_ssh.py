@@ -42,7 +42,7 @@ def nothing_is_left(ssh_server: SshServer) -> Iterator[None]:
 
 def remains(server: SshServer) -> list[Any]:
     cache = server.cache / "remote-env"
-    return [*server.processes(), *cache.glob("sessions/*"), *cache.glob("servers/*.json")]
+    return [*server.processes(), *cache.glob("sessions/*"), *cache.glob("servers/*/*.json")]
 
 
 def over_ssh(server: SshServer, port: int | None = None, **arguments: Any) -> RemoteEnv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -367,7 +368,7 @@ def read_registered_token(port: int) -> str:
         AuthError: neither is there.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = base / "remote-env" / "servers" / f"{port}.json"
+    path = base / "remote-env" / "servers" / platform.node() / f"{port}.json"
     from_environment = os.environ.get("REMOTE_ENV_TOKEN")
     if from_environment and not path.exists():
         return from_environment

@@ -36,6 +36,11 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "remote-env"
 
 
+def record_path(port: int) -> Path:
+    """Where the server that listens on `port` of this machine keeps its record; homes are shared between machines."""
+    return cache_folder() / "servers" / os.uname().nodename / f"{port}.json"
+
+
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
     """Write JSON for this user only, whole or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

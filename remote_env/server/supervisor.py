@@ -7,6 +7,7 @@ passes the data ones on to the simulator of their session.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import secrets
 import selectors
@@ -21,7 +22,7 @@ from typing import Any
 from remote_env.errors import AuthError, ConfigError, ProtocolError, RemoteEnvError, VersionMismatch
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ServerHandshake, pack_link
-from remote_env.server.folder import cache_folder, read_log_tail, read_settings, remove_folder, write_atomically
+from remote_env.server.folder import read_log_tail, read_settings, record_path, remove_folder, write_atomically
 from remote_env.server.peer import HANDSHAKE_TIMEOUT_S, Peer
 from remote_env.server.process import SimulatorProcess, process_start_time
 from remote_env.server.web import answer_http
@@ -165,17 +166,31 @@ class Supervisor:
         listen = {"unix": name} if self._listener.family == socket.AF_UNIX else {"tcp": [name[0], name[1]]}
         facts = {"pid": os.getpid(), "start_time": process_start_time(os.getpid())}
         if "tcp" in listen:
-            folder = cache_folder() / "servers"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._registry = folder / f"{name[1]}.json"
-            entry = {"token": self._token, "session_folder": str(self.folder), "task_label": self._label()}
-            write_atomically(self._registry, {**facts, **entry})
+            self._registry = record_path(name[1])
+            for folder in (self._registry.parents[1], self._registry.parent):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self._registry, {**facts, **self._record(), "port": name[1]})
             self._say(f"clients of this user find the token in {self._registry}")
         python = ".".join(map(str, sys.version_info[:3]))
         ready = {**facts, "listen": listen, "python": python, "protocol": frames.VERSION}
         write_atomically(self.folder / "ready.json", ready)
         self._is_announced = True
         self._say(f"serving {self._label()} at {listen.get('unix') or '{}:{}'.format(*listen['tcp'])}")
+
+    def _record(self) -> dict[str, Any]:
+        """What this user's clients find the server by, and what they choose it by."""
+        return {
+            "token": self._token,
+            "session_folder": str(self.folder),
+            "id": self.folder.name,
+            "task_label": self._label(),
+            "digest": self.settings.get("digest", ""),
+            "setup": self.settings.get("setup", ""),
+            "started": time.time(),
+            "user": _user(),
+            "python": sys.executable,
+            "host": os.uname().nodename,
+        }
 
     def _label(self) -> str:
         return str(self.settings["task"]["env"])
@@ -393,6 +408,13 @@ class Supervisor:
             session.simulator.abandon()
             self._idle_since = time.monotonic()
             self._say(f"session {session.id} closed")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run numbers without names
+        return str(os.getuid())
 
 
 def _open_listener(listen: dict[str, Any], *, insecure: bool) -> socket.socket:

@@ -133,7 +133,7 @@ for entry in $groups; do
   if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
 done
 why=$(rm -rf "$folder" 2>&1) || refuse "$folder cannot be removed: $why"
-record="$cache/servers/$port.json"  # a killed server leaves it
+record="$cache/servers/$(uname -n)/$port.json"  # a killed server leaves it
 named=$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p' "$record" 2>/dev/null)
 [ "$outcome" != stopped ] && [ "$named" = "$pid" ] && rm -f "$record"
 say "$outcome"
@@ -147,7 +147,7 @@ tail -n "$lines" "$folder/log" 2>/dev/null
 
 # port
 FIND = r"""
-file="$cache/servers/$port.json"
+file="$cache/servers/$(uname -n)/$port.json"
 content=$(tr -d '\n' 2>/dev/null < "$file") || { say none; exit 0; }
 pid=$(printf %s "$content" | sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p')
 say "found ${pid:-0}:$(start_of "${pid:-0}") $content"

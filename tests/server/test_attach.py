@@ -22,6 +22,7 @@ from server_process import ROOT, ServerProcess, serving
 
 from remote_env import RemoteEnv
 from remote_env.errors import AuthError, ConfigError, ConnectError, InputError, ProtocolError
+from remote_env.server.folder import record_path
 
 TASK = "tasks_for_tests.misbehaving:OnDemand"
 ACTION = np.zeros(2, np.float32)
@@ -283,7 +284,7 @@ def test_by_hand_with_its_own_token() -> None:
         with RemoteEnv(port=server.port) as env:
             env.reset(seed=1)
             assert env.step(0)[1] == 0.0
-        record = Path(os.environ["XDG_CACHE_HOME"]) / "remote-env" / "servers" / f"{server.port}.json"
+        record = record_path(server.port)
         token = json.loads(record.read_text())["token"]
         assert server.process.poll() is None
     assert server.process.returncode == 0

@@ -22,7 +22,7 @@ from server_process import ROOT, BareClient, ServerProcess, read_to_end, serving
 from remote_env.errors import ConfigError
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, pack_link, proof
-from remote_env.server.folder import read_settings
+from remote_env.server.folder import read_settings, record_path
 
 
 @pytest.fixture(scope="module")
@@ -395,17 +395,31 @@ def test_a_taken_port_is_said(server: ServerProcess) -> None:
     assert own.process.wait(20) == 1
     assert json.loads((own.folder / "failed.json").read_text())["kind"] == "port-in-use"
     # The record of the server that has the port is untouched.
-    record = Path(os.environ["XDG_CACHE_HOME"]) / "remote-env" / "servers" / f"{server.port}.json"
+    record = record_path(server.port)
     assert json.loads(record.read_text())["token"] == server.token
     for path in own.folder.iterdir():
         path.unlink()
     own.folder.rmdir()
 
 
+def test_the_record_tells_what_a_client_chooses_by(server: ServerProcess) -> None:
+    record = json.loads(record_path(server.port).read_text())
+    assert record["pid"] == server.process.pid
+    assert record["port"] == server.port
+    assert record["id"] == server.folder.name == Path(record["session_folder"]).name
+    assert record["host"] == record_path(server.port).parent.name == os.uname().nodename
+    assert record["task_label"] == "CartPole-v1"
+    assert record["setup"] == ""
+    assert set(record) == {
+        *("pid", "start_time", "token", "session_folder", "id", "task_label", "digest", "setup", "started", "user"),
+        *("python", "port", "host"),
+    }
+
+
 def test_the_token_shows_nowhere(server: ServerProcess) -> None:
-    record = Path(os.environ["XDG_CACHE_HOME"]) / "remote-env" / "servers" / f"{server.port}.json"
+    record = record_path(server.port)
     assert record.stat().st_mode & 0o777 == 0o600
-    assert record.parent.stat().st_mode & 0o777 == 0o700
+    assert {folder.stat().st_mode & 0o777 for folder in record.parents[:2]} == {0o700}
     for pid in [server.process.pid, *marked_processes()]:
         assert server.token.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
     assert server.token not in server.read_log()
@@ -419,7 +433,7 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
         assert own.process.wait(10) == 0
         assert not own.folder.exists()
         assert not is_alive(int(simulators[0]))
-        record = Path(os.environ["XDG_CACHE_HOME"]) / "remote-env" / "servers" / f"{own.port}.json"
+        record = record_path(own.port)
         assert not record.exists()
 
 

@@ -1,7 +1,7 @@
 """A stand-in for `remote_env/server/launch.py`, written into a package folder of its own.
 
 It obeys the contract between the SSH start and the far end (session folder, settings.json, ready.json, failed.json,
-the `simulators` file, `servers/<port>.json`) and serves bytes: an echo, and on b"B" one megabyte. What it does
+the `simulators` file, `servers/<node>/<port>.json`) and serves bytes: an echo, and on b"B" one megabyte. What it does
 wrong is chosen by `settings["task"]["mode"]`. Some things only a stand-in can do: die at a chosen moment, hang,
 refuse for a chosen reason.
 """
@@ -50,8 +50,8 @@ listener.bind(tuple(settings["listen"]["tcp"]))
 listener.listen(8)
 address = list(listener.getsockname())
 facts = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
-os.makedirs(os.path.join(cache, "servers"), mode=0o700, exist_ok=True)
-record = os.path.join(cache, "servers", "%d.json" % address[1])
+os.makedirs(os.path.join(cache, "servers", os.uname().nodename), mode=0o700, exist_ok=True)
+record = os.path.join(cache, "servers", os.uname().nodename, "%d.json" % address[1])
 write(record, dict(facts, token=settings["token"], session_folder=folder, task_label="echo"))
 write(os.path.join(folder, "ready.json"), dict(facts, listen={"tcp": address}, python="3", protocol=1))
 print("serving", flush=True)

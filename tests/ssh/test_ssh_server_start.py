@@ -241,9 +241,9 @@ def test_the_record_of_a_dead_server_is_not_believed(
     handle = start(connection, package)
     os.kill(handle.pid, signal.SIGKILL)
     wait_until(lambda: find_server(connection, handle.port, soon()) is None)
-    assert list(server.cache.glob("remote-env/servers/*")) != []
+    assert list(server.cache.glob("remote-env/servers/*/*")) != []
     handle.stop(soon())
-    assert list(server.cache.glob("remote-env/servers/*")) == []
+    assert list(server.cache.glob("remote-env/servers/*/*")) == []
 
 
 def test_a_server_that_ignores_the_request_to_end_is_killed_with_its_simulators(
@@ -442,7 +442,7 @@ def test_the_real_far_end_starts_answers_and_stops(server: SshServer, connection
     finally:
         handle.stop(soon())
     assert server.processes() == []
-    assert list(server.cache.glob("remote-env/servers/*")) == []
+    assert list(server.cache.glob("remote-env/servers/*/*")) == []
 
 
 def test_a_second_real_server_on_the_same_port_says_that_the_port_is_taken(
