@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from remote_env.env.places import STOP_TIMEOUT_S, Place, PlaceOptions, Server, open_place
+from remote_env.env.places import Place, PlaceOptions, open_place
+from remote_env.env.server import STOP_TIMEOUT_S, Server
 from remote_env.env.starting import describe_client, find_or_start, log_differences
 from remote_env.env.task import LocalFolder, TaskChoice
 from remote_env.errors import ConfigError, InputError, RemoteEnvError, Unsupported
@@ -174,7 +175,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         with contextlib.ExitStack() as undo:
             place = self.setup_tunnel()
             undo.callback(self._forget_place)
-            self._server = find_or_start(place, self._task, self._arguments, self._deadline, self._progress)
+            self._server = find_or_start(place, self._task, self._arguments, self._deadline, self._note)
             undo.pop_all()
         _open_environments.add(self)
         return self
@@ -233,6 +234,9 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         log_differences(self._session.ready["facts"])
         self.render_mode = self._session.ready["render_mode"]
         return self
+
+    def _note(self, phase: str, detail: str) -> None:
+        self._progress(f"{phase}: {detail}")
 
     def _progress(self, text: str) -> None:
         log.info("%s", text)

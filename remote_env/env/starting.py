@@ -17,7 +17,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from remote_env.env.places import Place, Progress, Server
+from remote_env.env.places import Place
+from remote_env.env.server import Progress, Server
 from remote_env.env.task import LocalFolder, TaskChoice
 from remote_env.errors import ConfigError, StartError
 from remote_env.protocol.handshake import new_token

@@ -1,0 +1,176 @@
+"""Servers on a machine that is reached over SSH; one login serves everything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from remote_env.env.processes import PS, Processes, read_processes
+from remote_env.env.server import STOP_TIMEOUT_S, Progress, Server, ServerRecord
+from remote_env.errors import ConnectError, ConnectionLost
+from remote_env.session import Dial
+from remote_env.transport import Transport
+
+if TYPE_CHECKING:
+    from remote_env.env.places import PlaceOptions
+
+# path, lines
+_TAIL = r"""
+case "$path" in "~/"*) path="$HOME/${path#??}" ;; esac
+[ -f "$path" ] && [ -r "$path" ] || refuse "$path is no file that you can read there"
+say text
+tail -n "$lines" "$path" | tail -c 1000000
+"""
+_LIST_PROCESSES = f"""
+say processes
+{" ".join(PS)} "$(id -u)"
+"""
+
+
+class SshPlace:
+    """A machine reached over SSH.
+
+    Args:
+        connection: a `remote_env.ssh.SshConnection`, not connected yet.
+        options: `python`, `token`, `tunnel`, `launch` and `launch_host` count here.
+    """
+
+    is_remote = True
+
+    def __init__(self, connection: Any, options: PlaceOptions) -> None:
+        self._connection = connection
+        self._options = options
+        self._python = options.python or "python3"
+        self._tunnel: Any = None
+        self.name = connection.description
+
+    def _connect(self, deadline: float) -> Any:
+        self._connection.connect(deadline)  # nothing when logged in already
+        return self._connection
+
+    def find(self, port: int, deadline: float) -> Server | None:
+        """See `Place.find`."""
+        from remote_env.ssh import find_server
+
+        connection = self._connect(deadline)
+        entry = find_server(connection, port, deadline)
+        token = self._options.token or (entry["token"] if entry else os.environ.get("REMOTE_ENV_TOKEN"))
+        if token is None or (entry is None and not self._answers(port, deadline)):
+            return None
+        return self._server(port, token)
+
+    def _answers(self, port: int, deadline: float) -> bool:
+        try:
+            self._connect(deadline).open_port(port, deadline).close()
+        except ConnectError:
+            return False
+        return True
+
+    def _server(self, port: int, token: str, **more: Any) -> Server:
+        def dial(deadline: float) -> Transport:
+            self._connect(deadline)
+            return self._open_port(port, deadline)
+
+        def redial(deadline: float) -> Transport:
+            return self._open_port(port, deadline)
+
+        where = f"{self.name} port {port}"
+        return Server(dial, token, **{"started": False, "where": where, "redial": redial, **more})
+
+    def _open_port(self, port: int, deadline: float) -> Transport:
+        if not self._connection.is_open:
+            raise ConnectionLost(f"the SSH login to {self.name} has ended")
+        if self._tunnel is None:
+            from remote_env.ssh.tunnel import open_tunnel
+
+            self._tunnel = open_tunnel(self._options.tunnel, self._connection)
+        transport: Transport = self._tunnel.dial(port, deadline)
+        return transport
+
+    def start(
+        self, settings: dict[str, Any], deadline: float, on_progress: Progress, *, outlives: bool = False
+    ) -> Server:
+        """See `Place.start`."""
+        from remote_env.ssh import start_server
+
+        del outlives  # they all do
+        connection = self._connect(deadline)
+        settings = {**settings, "listen": settings["listen"] or {"tcp": ["127.0.0.1", 0]}}
+        handle = start_server(
+            connection,
+            settings,
+            python=self._python,
+            deadline=deadline,
+            on_progress=lambda *words: on_progress(*words) if len(words) == 2 else on_progress("starting", *words),
+            **self._launch_options(),
+        )
+        own_dial: Dial | None = getattr(handle, "dial", None)  # when its port cannot be reached from here
+        own_way = {} if own_dial is None else {"redial": own_dial}
+        server = self._server(
+            handle.port,
+            settings["token"],
+            started=True,
+            stop=handle.stop,
+            log_tail=lambda lines: str(handle.log_tail(lines, time.monotonic() + STOP_TIMEOUT_S)),
+            **own_way,
+        )
+        server.dial = own_dial or server.dial
+        return server
+
+    def _launch_options(self) -> dict[str, Any]:
+        given = {"launch": self._options.launch, "launch_host": self._options.launch_host}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def send_folder(self, folder: Path, deadline: float) -> str:
+        """See `Place.send_folder`: by content, once."""
+        from remote_env.ssh import upload_folder
+
+        return str(upload_folder(self._connect(deadline), folder, deadline))
+
+    def send_bundle(self, paths: Sequence[Path], deadline: float) -> str:
+        """See `Place.send_bundle`: by content, once."""
+        from remote_env.ssh import upload_bundle
+
+        return str(upload_bundle(self._connect(deadline), paths, deadline))
+
+    def list(self, deadline: float) -> list[ServerRecord]:
+        """See `Place.list`."""
+        from remote_env.ssh import list_servers
+
+        found = list_servers(self._connect(deadline), deadline)
+        return sorted(map(ServerRecord.from_plain, found), key=lambda record: record.started)
+
+    def attach(self, record: ServerRecord, deadline: float) -> Server:  # noqa: ARG002  dialled when it is used
+        """See `Place.attach`."""
+        return self._server(record.port, record.token)
+
+    def stop(self, record: ServerRecord, deadline: float) -> None:
+        """See `Place.stop`."""
+        from remote_env.ssh import ServerHandle
+
+        connection = self._connect(deadline)
+        ServerHandle.from_record(connection, record.port, record.to_plain()).stop(deadline)
+
+    def read_tail(self, path: str, lines: int, deadline: float) -> str:
+        """See `Place.read_tail`."""
+        return self._run(_TAIL, {"path": path, "lines": lines}, deadline)
+
+    def list_processes(self, name: str, deadline: float) -> Processes:
+        """See `Place.list_processes`."""
+        return read_processes(self._run(_LIST_PROCESSES, {}, deadline), name)
+
+    def _run(self, script: str, variables: dict[str, object], deadline: float) -> str:
+        from remote_env.ssh.scripts import run_script
+
+        return str(run_script(self._connect(deadline), script, variables, deadline=deadline).following)
+
+    def close(self) -> None:
+        """See `Place.close`."""
+        with contextlib.suppress(OSError):
+            if self._tunnel is not None:
+                self._tunnel.close()
+            self._connection.close()
