@@ -220,15 +220,16 @@ class SshConnection:
                 stdout.append(data)
             return running.finish(b"".join(stdout), deadline)
 
-    def start_command(self, command: str, *, stdin: bytes = b"", deadline: float) -> RunningCommand:
-        """Start `command`, send all of `stdin` and its end; raises as `run` does."""
+    def start_command(self, command: str, *, stdin: bytes | None = b"", deadline: float) -> RunningCommand:
+        """Start `command`, send all of `stdin` and its end (None: neither, the caller does); raises as `run` does."""
         channel = self._open_channel("session", None, COMMAND_WINDOW_BYTES, deadline)
         with self._failures("starting a command", deadline):
             channel.exec_command(command)
         self._has_run_a_command = True
         running = RunningCommand(channel, self._need_link(), self.description)
         try:
-            running.send_input(stdin, deadline)
+            if stdin is not None:
+                running.send_input(stdin, deadline)
         except BaseException:
             running.close()
             raise
@@ -348,6 +349,13 @@ class RunningCommand(ChannelTransport):
             if not self._channel.eof_received:
                 raise
 
+    def take_stderr(self) -> bytes:
+        """What has come on standard error since the last call; does not wait."""
+        chunks = []
+        while self._channel.recv_stderr_ready():
+            chunks.append(self._channel.recv_stderr(COMMAND_WINDOW_BYTES))
+        return b"".join(chunks)
+
     def finish(self, stdout: bytes, deadline: float) -> CompletedCommand:
         """The result of the ended command.
 
@@ -357,10 +365,7 @@ class RunningCommand(ChannelTransport):
         channel = self._channel
         if not channel.status_event.wait(max(deadline - time.monotonic(), 0.0)):
             raise DeadlineExceeded("the command closed its output and was still running at the deadline")
-        stderr = []
-        while channel.recv_stderr_ready():
-            stderr.append(channel.recv_stderr(COMMAND_WINDOW_BYTES))
-        return CompletedCommand(channel.exit_status, stdout, b"".join(stderr))
+        return CompletedCommand(channel.exit_status, stdout, self.take_stderr())
 
 
 class _Dropped(Exception):
