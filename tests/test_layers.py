@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": BELOW_TESTING - {"testing"},
     "testing": BELOW_TESTING,
     "cli": BELOW_TESTING | {"evaluate", "testing"},
+    "__main__": {"cli"},
     # The package's own names: their homes, and registration, which importing it runs.
     "__init__": BELOW_TESTING,
 }

@@ -14,7 +14,9 @@ from pathlib import Path
 from remote_env.errors import ConfigError
 
 # The client's half: nothing on the far end imports it.
-CLIENT_ONLY = frozenset(("ssh", "env", "vector", "session", "record", "replay", "policy", "evaluate", "testing", "cli"))
+CLIENT_ONLY = frozenset(
+    ("ssh", "env", "vector", "session", "record", "replay", "policy", "evaluate", "testing", "cli", "__main__")
+)
 DIGEST_CHARACTERS = 32
 
 
