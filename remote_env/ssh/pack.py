@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import importlib.util
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def _add_file(tar: tarfile.TarFile, name: str, content: bytes, *, executable: bo
 
 
 def pack_far_end(source: Path | None = None) -> Pack:
-    """The package's far-end half and a pure-Python msgpack.
+    """The package's far-end half, a pure-Python msgpack, and `packaging`, which checks requirements.
 
     Args:
         source: the package folder; default the one that this module belongs to.
@@ -75,7 +76,7 @@ def pack_far_end(source: Path | None = None) -> Pack:
 
 @functools.lru_cache(maxsize=4)
 def _pack_package(package: Path) -> Pack:
-    return _make_pack([*_package_files(package), *_msgpack_files()])
+    return _make_pack([*_package_files(package), *_vendored("msgpack"), *_vendored("packaging")])
 
 
 def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
@@ -86,12 +87,11 @@ def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
         yield f"remote_env/{place.as_posix()}", path
 
 
-def _msgpack_files() -> Iterator[tuple[str, Path]]:
-    import msgpack
-
-    folder = Path(msgpack.__file__).parent
-    for path in folder.glob("*.py"):  # without the compiled half, which fits one Python only
-        yield f"vendor/msgpack/{path.name}", path
+def _vendored(name: str) -> Iterator[tuple[str, Path]]:
+    spec = importlib.util.find_spec(name)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in Path(folder).rglob("*.py"):  # without compiled halves, which fit one Python only
+            yield f"vendor/{name}/{path.relative_to(folder).as_posix()}", path
 
 
 def pack_folder(root: Path) -> Pack:
@@ -100,10 +100,28 @@ def pack_folder(root: Path) -> Pack:
     Raises:
         ConfigError: nothing is there, or the folder holds no file.
     """
+    return _make_pack(_files_of(root))
+
+
+def pack_bundle(roots: Sequence[Path]) -> Pack:
+    """Several files and folders, each as `pack_folder` packs it.
+
+    Raises:
+        ConfigError: nothing is there, a folder holds no file, or two have the same name.
+    """
+    names = [root.name for root in roots]
+    for name in names:
+        if names.count(name) > 1:
+            same = " and ".join(str(root) for root in roots if root.name == name)
+            raise ConfigError(f"{same} have the same name and would lie in one folder there; rename one")
+    return _make_pack([file for root in roots for file in _files_of(root)])
+
+
+def _files_of(root: Path) -> list[tuple[str, Path]]:
     if not root.exists():
         raise ConfigError(f"there is no {root} here to upload; name a local file or folder")
     if root.is_file():
-        return _make_pack([(root.name, root)])
+        return [(root.name, root)]
     files = [
         (path.relative_to(root.parent).as_posix(), path)
         for path in root.rglob("*")
@@ -111,7 +129,7 @@ def pack_folder(root: Path) -> Pack:
     ]
     if not files:
         raise ConfigError(f"{root} holds no files; there is nothing to upload")
-    return _make_pack(files)
+    return files
 
 
 def _make_pack(files: list[tuple[str, Path]]) -> Pack:

@@ -1,239 +1,280 @@
-"""The POSIX sh programs that run on the far end, and how one is run.
+"""Running one of our programs (`programs.py`) on the far end, and what its answers mean.
 
-A script and its variables arrive on standard input, before its data: nothing but `dd` and a number stands on
-a command line, where other users could read it, and no login shell (fish, csh) has to parse a script. Each
-answer is a line that starts with `MARK`, since login files may print banners of their own.
+A program and its variables arrive on standard input, before its data: nothing but `dd` and a number stands on
+a command line, where other users could read it, and no login shell (fish, csh) has to parse a script.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
-from remote_env.errors import StartError
+from remote_env.errors import ConnectionLost, StartError
 from remote_env.ssh.connection import RunningCommand, SshConnection
+from remote_env.ssh.programs import DATA_FOLLOWS, MARK, PRELUDE
 
-MARK = "@remote-env"
 FAILURES = ("failed", "refusal")
-
-_PRELUDE = r"""
-mask=$(umask)
-umask 077
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/remote-env"
-say() { printf '\n@remote-env %s\n' "$1"; }
-refuse() { say "refusal $1"; exit 64; }
-fail() { say "failed $(printf %s "$1" | tr '\n' ' ')$(free_space)"; exit 73; }
-free_space() { df -Pk "$cache" 2>/dev/null | { read -r _; read -r _ _ _ free _ && printf ', %s KiB free' "$free"; }; }
-# The start time (field 22 of /proc/<pid>/stat) of a live process; nothing for a dead one or a zombie.
-start_of() {
-  read -r stat 2>/dev/null < "/proc/$1/stat" || return 0
-  set -- ${stat##*) }
-  [ "$1" = Z ] || printf %s "${20}"
-}
-is_alive() { [ -n "$1" ] && [ -n "$2" ] && [ "$(start_of "$1")" = "$2" ]; }
-wait_gone() {
-  left=$3
-  while is_alive "$1" "$2"; do
-    [ "$left" -gt 0 ] || return 1
-    left=$((left - 1))
-    sleep 0.1
-  done
-}
-"""
-
-# kind, digest, upload (yes | no); data: a gzipped tar
-UPLOAD = r"""
-final="$cache/$kind/$digest"
-[ -d "$final" ] && { say "present $final"; exit 0; }
-[ "$upload" = yes ] || { say "absent $final"; exit 0; }
-temp="$cache/$kind/.$digest.$$"
-trap 'rm -rf "$temp"' EXIT
-trap 'exit 1' HUP INT TERM
-why=$({ mkdir -p "$cache/$kind" && mkdir "$temp" && tar -xzf - -C "$temp"; } 2>&1) || fail "$why"
-# Renamed into place; when another client was faster, its folder stays and ours goes.
-why=$(mv -T "$temp" "$final" 2>&1) || [ -d "$final" ] || fail "$why"
-say "present $final"
-"""
-
-# digest, session, python, size; data: settings.json of `size` bytes
-START = r"""
-far="$cache/farend/$digest"
-[ -d "$far" ] || { say absent; exit 0; }
-command -v setsid >/dev/null || refuse "setsid was not found; install util-linux"
-shell=sh
-command -v bash >/dev/null && shell=bash
-folder="$cache/sessions/$session"
-why=$(mkdir -p "$cache/sessions" 2>&1 && mkdir "$folder" 2>&1) || fail "$why"
-drop() { cd / && rm -rf "$folder"; }
-why=$(cat 2>&1 > "$folder/settings.json") || { drop; fail "$why"; }
-[ "$(wc -c < "$folder/settings.json")" -eq "$size" ] || { drop; refuse "the settings did not arrive whole"; }
-: > "$folder/log"
-exec 3< "$folder/log"  # readable even when the far end has removed its folder
-setsid "$shell" -c 'umask "$1"; command=$2; shift 2; eval "$command \"\$@\""' remote-env \
-  "$mask" "$python" "$far/remote_env/server/launch.py" "$folder" </dev/null >>"$folder/log" 2>&1 3<&- &
-pid=$!
-begun=$(start_of $pid)
-printf '%s %s\n' "$pid" "$begun" > "$folder/leader"
-trap '' PIPE
-end_group() {
-  kill -s TERM -- "-$pid" 2>/dev/null
-  wait_gone "$pid" "$begun" 20
-  kill -s KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
-  wait "$pid"
-}
-abandon() { trap '' HUP INT TERM; end_group; drop; exit 1; }
-trap abandon HUP INT TERM
-finish() { say "$1"; say log; tail -n 60 <&3; drop; exit 0; }
-say "started $pid $begun $folder" || abandon
-turns=0
-while :; do
-  alive=$(start_of $pid)
-  if [ -f "$folder/failed.json" ]; then
-    why=$(tr -d '\n' < "$folder/failed.json")
-    end_group 2>/dev/null
-    finish "refused $why"
-  fi
-  if [ -z "$alive" ]; then
-    kill -s KILL -- "-$pid" 2>/dev/null
-    wait "$pid"
-    finish "died $?"
-  fi
-  if [ -f "$folder/ready.json" ]; then
-    say "ready $(tr -d '\n' < "$folder/ready.json")" || abandon
-    exit 0
-  fi
-  turns=$((turns + 1))
-  if [ $((turns % 5)) -eq 0 ]; then
-    say "progress $(tail -n 1 "$folder/log" 2>/dev/null)" || abandon
-  fi
-  if [ "$turns" -lt 40 ]; then sleep 0.05; else sleep 0.2; fi
-done
-"""
-
-# pid, start, folder, port, tenths (how long to wait for its end), group (yes: the process leads its group)
-STOP = r"""
-case "$folder" in "$cache"/sessions/?*) ;; *) refuse "$folder is not a session folder" ;; esac
-case "$folder" in */../*|*/..) refuse "$folder is not a session folder" ;; esac
-groups=
-note_group() { is_alive "$1" "$2" && groups="$groups $1:$2"; }
-if [ -f "$folder/simulators" ]; then
-  while read -r pgid begun rest; do note_group "$pgid" "$begun"; done < "$folder/simulators"
-fi
-[ -f "$folder/leader" ] && read -r pgid begun < "$folder/leader" && note_group "$pgid" "$begun"
-outcome=gone
-if is_alive "$pid" "$start"; then
-  outcome=stopped
-  if [ "$group" = yes ]; then kill -s TERM -- "-$pid"; else kill -s TERM "$pid"; fi
-  wait_gone "$pid" "$start" "$tenths" || { outcome=killed; kill -s KILL "$pid"; }
-fi
-# What is left of the groups that were ours a moment ago; never a number that another process has by now.
-for entry in $groups; do
-  now=$(start_of "${entry%:*}")
-  if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
-done
-why=$(rm -rf "$folder" 2>&1) || refuse "$folder cannot be removed: $why"
-record="$cache/servers/$(uname -n)/$port.json"  # a killed server leaves it
-named=$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p' "$record" 2>/dev/null)
-[ "$outcome" != stopped ] && [ "$named" = "$pid" ] && rm -f "$record"
-say "$outcome"
-"""
-
-# folder, lines
-LOG_TAIL = r"""
-say log
-tail -n "$lines" "$folder/log" 2>/dev/null
-"""
-
-# port
-FIND = r"""
-file="$cache/servers/$(uname -n)/$port.json"
-content=$(tr -d '\n' 2>/dev/null < "$file") || { say none; exit 0; }
-pid=$(printf %s "$content" | sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p')
-say "found ${pid:-0}:$(start_of "${pid:-0}") $content"
-"""
+PIECE_BYTES = 256 * 2**10  # of data, between two reports of how much was sent
+LOGIN_SHARE = 1 / 3  # of the time to stop a server: how much a login gets to show that it is alive
+Sent = Callable[[int], None]
 
 
 class Answer(NamedTuple):
-    """What a script said: the word and the rest of its first marked line, and all lines after it."""
+    """What a program said: the word and the rest of its first marked line, and all lines after it."""
 
     word: str
     rest: str
     following: str
 
 
-def start_script(
-    connection: SshConnection,
-    script: str,
-    variables: Mapping[str, object],
-    *,
-    data: bytes = b"",
-    deadline: float,
-) -> RunningCommand:
-    """Start `script` with `variables` set and `data` on its standard input; raises as `run`."""
+class Running(Protocol):
+    """A program that runs; a context manager that lets go of it."""
+
+    def __enter__(self) -> Running: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read_line(self, deadline: float) -> str | None:
+        """The next line that it says, None when it has ended.
+
+        Raises:
+            DeadlineExceeded: it said nothing in time.
+            ConnectionLost: the link to it broke.
+        """
+
+    def ending(self, deadline: float) -> tuple[int, str]:
+        """The exit status of a program that has ended, -1 when unknown, and what it said on standard error."""
+
+
+class Shell(Protocol):
+    """A shell that runs our programs.
+
+    Attributes:
+        name: the host, for messages.
+    """
+
+    name: str
+
+    @property
+    def is_open(self) -> bool:
+        """Whether programs can be tried."""
+
+    def start(
+        self, program: str, variables: Mapping[str, object], data: bytes, deadline: float, sent: Sent | None = None
+    ) -> Running:
+        """Start `program` with `variables` set and `data` as its input.
+
+        Args:
+            program: one of `programs.py`, or written like them.
+            variables: by name.
+            data: it takes all of it.
+            deadline: absolute `time.monotonic()` [s].
+            sent: told how many bytes of `data` have gone out.
+
+        Raises:
+            StartError: the shell itself cannot be had.
+            DeadlineExceeded, ConnectionLost: as `SshConnection.start_command`.
+        """
+
+    def revive(self, deadline: float) -> None:
+        """Make sure that programs can be run: log in anew when the login has ended or does not answer.
+
+        Raises:
+            ConnectError, HostKeyError, AuthError: a new login failed.
+            DeadlineExceeded, ConnectionLost: as `SshConnection.run`.
+        """
+
+
+class SshShell:
+    """The shell of a login. See `Shell`."""
+
+    def __init__(self, connection: SshConnection) -> None:
+        self.connection = connection
+        self.name = connection.login.host
+
+    @property
+    def is_open(self) -> bool:
+        """See `Shell.is_open`."""
+        return self.connection.is_open
+
+    def start(
+        self, program: str, variables: Mapping[str, object], data: bytes, deadline: float, sent: Sent | None = None
+    ) -> RunningLines:
+        """See `Shell.start`."""
+        source = compose(program, variables, DATA_FOLLOWS)
+        running = RunningLines(self.connection.start_command(read_and_run(source), stdin=None, deadline=deadline))
+        try:
+            running.feed(source, data, deadline, sent)
+        except BaseException:
+            running.close()
+            raise
+        return running
+
+    def revive(self, deadline: float) -> None:
+        """See `Shell.revive`; a login gets `LOGIN_SHARE` of the time to answer."""
+        now = time.monotonic()
+        if not self.connection.is_answering(now + LOGIN_SHARE * (deadline - now)):
+            self.connection.connect(deadline)
+
+
+class RunningLines:
+    """A command of a login, line by line. See `Running`."""
+
+    def __init__(self, command: RunningCommand) -> None:
+        self._command = command
+        self._lines = Lines()
+
+    def __enter__(self) -> RunningLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its channel."""
+        self._command.close()
+
+    def feed(self, source: bytes, data: bytes, deadline: float, sent: Sent | None) -> None:
+        """Send the program, its data and the end."""
+        if sent is None:
+            self._command.send_input(source + data, deadline)
+            return
+        with contextlib.suppress(ConnectionLost):  # when it ended early, its last words say why
+            self._command.send_all([source], deadline)
+            for piece in pieces(data, sent):
+                self._command.send_all([piece], deadline)
+            self._command.finish_sending(deadline)
+
+    def read_line(self, deadline: float) -> str | None:
+        """See `Running.read_line`."""
+        while (line := self._lines.take()) is None:
+            data = self._command.read_some(deadline)
+            if not data:
+                return self._lines.take_rest()
+            self._lines.add(data)
+        return line
+
+    def ending(self, deadline: float) -> tuple[int, str]:
+        """See `Running.ending`."""
+        done = self._command.finish(b"", deadline)
+        return done.returncode, done.stderr.decode(errors="replace")
+
+
+class Lines:
+    """Bytes as they come, cut into lines."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Append what has come."""
+        self._pending += data
+
+    def take(self) -> str | None:
+        """The next whole line; None when there is none yet."""
+        end = self._pending.find(b"\n")
+        if end < 0:
+            return None
+        line = self._pending[:end].decode(errors="replace")
+        del self._pending[: end + 1]
+        return line
+
+    def take_rest(self) -> str | None:
+        """At the end: a last line without its end, else None."""
+        rest = self.take_bytes()
+        return rest.decode(errors="replace") if rest else None
+
+    def take_bytes(self) -> bytes:
+        """All that has come and is no line yet."""
+        rest = bytes(self._pending)
+        self._pending.clear()
+        return rest
+
+
+def pieces(data: bytes, sent: Sent | None) -> Iterator[memoryview]:
+    """`data` in pieces, `sent` being told of each that was taken."""
+    for start in range(0, len(data), PIECE_BYTES):
+        piece = memoryview(data)[start : start + PIECE_BYTES]
+        yield piece
+        if sent is not None:
+            sent(start + len(piece))
+
+
+def compose(program: str, variables: Mapping[str, object], data: str) -> bytes:
+    """The whole source of a program."""
     settings = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in variables.items())
-    program = (settings + _PRELUDE + script).encode()
-    command = f"""exec sh -c 'eval "$(dd bs=1 count={len(program)} 2>/dev/null)"'"""
-    return connection.start_command(command, stdin=program + data, deadline=deadline)
+    return (settings + PRELUDE + data + program).encode()
+
+
+def read_and_run(source: bytes) -> str:
+    """The command line that takes a program of this size from its standard input and runs it."""
+    return f"""exec sh -c 'eval "$(dd bs=1 count={len(source)} 2>/dev/null)"'"""
+
+
+def as_shell(where: SshConnection | Shell) -> Shell:
+    """The login's own shell, or `where` itself when it is one."""
+    return SshShell(where) if isinstance(where, SshConnection) else where
 
 
 def run_script(
-    connection: SshConnection,
-    script: str,
+    where: SshConnection | Shell,
+    program: str,
     variables: Mapping[str, object],
     *,
     data: bytes = b"",
     deadline: float,
+    sent: Sent | None = None,
 ) -> Answer:
-    """Run `script` to its end and return its answer.
+    """Run `program` to its end and return its answer.
 
     Raises:
-        StartError: the script could not do its work; the message says what the host said.
+        StartError: it could not do its work; the message says what the host said.
         DeadlineExceeded, ConnectionLost: as `SshConnection.run`.
     """
-    with start_script(connection, script, variables, data=data, deadline=deadline) as running:
-        chunks = []
-        while chunk := running.read_some(deadline):
-            chunks.append(chunk)
-        done = running.finish(b"".join(chunks), deadline)
-    _, found, answer = done.stdout.decode(errors="replace").partition(f"\n{MARK} ")
-    if not found:
-        raise no_answer(connection, done.returncode, done.stderr)
-    line, _, following = answer.partition("\n")
-    word, _, rest = line.partition(" ")
+    shell = as_shell(where)
+    with shell.start(program, variables, data, deadline, sent) as running:
+        word, rest = _first_answer(shell, running, deadline)
+        following = []
+        while (line := running.read_line(deadline)) is not None:  # to its end, also when it failed: it cleans up
+            following.append(line)
     if word in FAILURES:
-        raise failure(connection, word, rest)
-    return Answer(word, rest, following)
+        raise failure(shell, word, rest)
+    return Answer(word, rest, "".join(f"{line}\n" for line in following))
 
 
-def answers(running: RunningCommand, deadline: float) -> Iterator[str]:
-    """The script's answers as they come, without their mark; all lines after `log` are one answer."""
-    pending = b""
-    while data := running.read_some(deadline):
-        *lines, pending = (pending + data).split(b"\n")
-        for line in lines:
-            text = line.decode(errors="replace")
-            if text.startswith(MARK + " "):
-                yield text[len(MARK) + 1 :]
-            elif text:
-                yield "| " + text
+def _first_answer(shell: Shell, running: Running, deadline: float) -> tuple[str, str]:
+    while (line := running.read_line(deadline)) is not None:
+        if answer := parse_answer(line):
+            return answer
+    raise no_answer(shell, *running.ending(deadline))
 
 
-def no_answer(connection: SshConnection, returncode: int, stderr: bytes) -> StartError:
-    """The error for a script that said nothing."""
-    said = stderr.decode(errors="replace").strip()[-500:]
+def parse_answer(line: str) -> tuple[str, str] | None:
+    """The word and the rest of a marked line; None for another."""
+    if not line.startswith(MARK + " "):
+        return None
+    word, _, rest = line[len(MARK) + 1 :].partition(" ")
+    return word, rest
+
+
+def no_answer(shell: Shell, returncode: int, stderr: str) -> StartError:
+    """The error for a program that said nothing."""
+    said = stderr.strip()[-500:] or "no message"
     return StartError(
-        f"{connection.login.host} did not run our shell script (exit status {returncode}): "
-        f"{said or 'no message'}. It must be a Linux machine with a POSIX sh that accepts commands over SSH"
+        f"{shell.name} did not run our shell script (exit status {returncode}): {said}. It must be a Linux machine "
+        "with a POSIX sh that accepts commands over SSH"
     )
 
 
-def failure(connection: SshConnection, word: str, why: str) -> StartError:
+def failure(shell: Shell, word: str, why: str) -> StartError:
     """The error for one of the answers in `FAILURES`."""
-    host = connection.login.host
     if word == "refusal":
-        return StartError(f"{host}: {why}")
+        return StartError(f"{shell.name}: {why}")
     return StartError(
-        f"{host} cannot take the far end's files: {why.strip() or 'no reason given'}. They go to "
-        "${XDG_CACHE_HOME:-~/.cache}/remote-env there: free space or make that folder writable"
+        f"{shell.name} cannot take the far end's files: {why.strip() or 'no reason given'}. They go to "
+        "${XDG_CACHE_HOME:-~/.cache}/remote-env there: free space or make that folder writable, or have ~/.bashrc "
+        "there set XDG_CACHE_HOME to a folder that is"
     )

@@ -25,8 +25,10 @@ from remote_env.ssh import (
     start_server,
     upload_folder,
 )
+from remote_env.ssh.connection import RunningCommand
 from remote_env.ssh.pack import pack_far_end
-from remote_env.ssh.scripts import UPLOAD, run_script
+from remote_env.ssh.programs import UPLOAD
+from remote_env.ssh.scripts import run_script
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -76,13 +78,13 @@ def test_the_far_end_is_uploaded_once_per_content(
     connection: SshConnection, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
-    real = SshConnection.start_command
+    real = RunningCommand.send_input
 
-    def counting(self: SshConnection, command: str, **rest: Any) -> Any:
-        sent.append(len(rest["stdin"]))
-        return real(self, command, **rest)
+    def counting(self: RunningCommand, data: bytes, deadline: float) -> None:
+        sent.append(len(data))
+        real(self, data, deadline)
 
-    monkeypatch.setattr(SshConnection, "start_command", counting)
+    monkeypatch.setattr(RunningCommand, "send_input", counting)
     folder = Path(ship_far_end(connection, soon(), source=package))
     size = len(pack_far_end(package).archive())
     assert max(sent) > size
@@ -121,9 +123,9 @@ def test_a_folder_is_uploaded_once_and_again_when_it_changes(connection: SshConn
     (tmp_path / "meshes" / "a name.stl").write_bytes(os.urandom(3 * 2**20))
     first = Path(upload_folder(connection, tmp_path, soon()))
     assert (first / "meshes" / "a name.stl").read_bytes() == (tmp_path / "meshes" / "a name.stl").read_bytes()
-    written = first.stat().st_mtime_ns
+    written = (first / "scene.xml").stat().st_ino
     assert Path(upload_folder(connection, tmp_path, soon())) == first
-    assert first.stat().st_mtime_ns == written
+    assert (first / "scene.xml").stat().st_ino == written
     (tmp_path / "scene.xml").write_text("<mujoco></mujoco>")
     assert Path(upload_folder(connection, tmp_path, soon())) != first
 
@@ -319,8 +321,10 @@ def test_a_server_that_dies_while_starting_is_told_at_once_with_its_last_words(
         start(connection, package, "die")
     assert time.monotonic() - begun < 2.0
     assert "no module named the_task" in caught.value.log_tail
-    with pytest.raises(StartError, match="killed by signal 11"):
+    assert (caught.value.exit_status, caught.value.signal_name, caught.value.phase) == (7, None, "starting")
+    with pytest.raises(StartError, match=r"killed by signal 11 \(SIGSEGV\)") as caught:
         start(connection, package, "crash")
+    assert (caught.value.exit_status, caught.value.signal_name) == (None, "SIGSEGV")
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("port-in-use", "cannot listen"), ("python-too-old", "pass python=")])
@@ -335,12 +339,12 @@ def test_a_server_that_refuses_to_start_says_why(
 def test_a_server_that_never_gets_ready_is_ended_at_the_deadline(
     server: SshServer, connection: SshConnection, package: Path
 ) -> None:
-    seen: list[str] = []
+    seen: list[tuple[str, str]] = []
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="last log line: loading the task"):
-        start(connection, package, "hang", deadline=soon(2.0), on_progress=seen.append)
+        start(connection, package, "hang", deadline=soon(2.0), on_progress=lambda *what: seen.append(what))
     assert time.monotonic() - begun < 4.0
-    assert "loading the task" in seen
+    assert ("starting", "loading the task") in seen
     wait_until(lambda: not server.processes())
 
 
@@ -351,7 +355,9 @@ def test_a_client_that_vanishes_during_the_start_leaves_nothing(server: SshServe
     connection = SshConnection(server.target, **server.login)
     connection.connect(soon())
 
-    def vanish(_: str) -> None:
+    def vanish(phase: str, _: str) -> None:
+        if phase != "starting":
+            return
         connection.close()
         raise Vanished
 
@@ -462,9 +468,10 @@ def test_a_second_real_server_on_the_same_port_says_that_the_port_is_taken(
 
 def test_a_truncated_upload_leaves_nothing(server: SshServer, connection: SshConnection, package: Path) -> None:
     pack = pack_far_end(package)
-    variables = {"kind": "farend", "digest": pack.digest, "upload": "yes"}
+    archive = pack.archive()
+    variables = {"kind": "farend", "digest": pack.digest, "size": len(archive)}
     with pytest.raises(StartError, match="unexpected end of file"):
-        run_script(connection, UPLOAD, variables, data=pack.archive()[:-500], deadline=soon())
+        run_script(connection, UPLOAD, variables, data=archive[:-500], deadline=soon())
     assert list((server.cache / "remote-env/farend").iterdir()) == []
 
 

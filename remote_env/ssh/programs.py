@@ -1,0 +1,210 @@
+"""The POSIX sh programs that run on the far end; `scripts.py` runs them.
+
+Each is preceded by its variables and `PRELUDE`. Each answer is a line that starts with `MARK`, since login files and
+wrappers print banners of their own. Data on standard input is taken by its size, never to its end, and what is sent is
+taken whole, whatever fails: inside a container or batch job one stream carries several programs.
+"""
+
+from __future__ import annotations
+
+MARK = "@remote-env"
+# What `ready_for_data` does: where one stream carries several programs, nothing is sent before it is asked for.
+DATA_FOLLOWS, DATA_IS_ASKED_FOR = "ready_for_data() { :; }\n", "ready_for_data() { say give; }\n"
+
+PRELUDE = r"""
+mask=$(umask)
+umask 077
+say() { printf '\n@remote-env %s\n' "$1"; }
+refuse() { say "refusal $1"; exit 64; }
+if [ -z "$XDG_CACHE_HOME" ] && [ ! -d "$HOME" ]; then refuse "there is no home folder (HOME is '$HOME') for our files: \
+set XDG_CACHE_HOME to a folder that you can write"; fi
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/remote-env"
+servers="$cache/servers/$(uname -n)"
+fail() { say "failed $(printf %s "$1" | tr '\n' ' ')$(free_space)"; exit 73; }
+free_space() {
+  near=$cache
+  while [ ! -d "$near" ] && [ "$near" != "${near%/*}" ]; do near=${near%/*}; done
+  df -Pk "${near:-/}" 2>/dev/null | { read -r _; read -r _ _ _ free _ && printf ', %s KiB free' "$free"; }
+}
+# The start time (field 22 of /proc/<pid>/stat) of a live process; nothing for a dead one or a zombie.
+start_of() {
+  read -r stat 2>/dev/null < "/proc/$1/stat" || return 0
+  set -- ${stat##*) }
+  [ "$1" = Z ] || printf %s "${20}"
+}
+is_alive() { [ -n "$1" ] && [ -n "$2" ] && [ "$(start_of "$1")" = "$2" ]; }
+wait_gone() {
+  left=$3
+  while is_alive "$1" "$2"; do
+    [ "$left" -gt 0 ] || return 1
+    left=$((left - 1))
+    sleep 0.1
+  done
+}
+# Where process ids mean what they mean here: a container may share our home and our machine's name.
+here() { printf '%s:%s' "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" "$(readlink /proc/self/ns/pid)"; }
+# Whether a folder of ours is there; it counts as used.
+touch_used() { touch -c "$1" 2>/dev/null; [ -d "$1" ]; }
+# One number or string of a record.
+field() { sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p'; }
+"""
+
+# kind, digest, size (of the gzipped tar that is the data; 0: only ask)
+UPLOAD = r"""
+final="$cache/$kind/$digest"
+touch_used "$final" && { say "present $final"; exit 0; }
+[ "$size" -gt 0 ] || { say "absent $final"; exit 0; }
+temp="$cache/$kind/.$digest.$$"
+trap 'rm -rf "$temp"' EXIT
+trap 'exit 1' HUP INT TERM
+why=$(mkdir -p "$cache/$kind" 2>&1 && mkdir "$temp" 2>&1) || fail "$why"
+ready_for_data
+why=$(head -c "$size" 2>&1 | { tar -xzf - -C "$temp" 2>&1; status=$?; cat >/dev/null; exit "$status"; }) || fail "$why"
+# Renamed into place; when another client was faster, its folder stays and ours goes.
+why=$(mv -T "$temp" "$final" 2>&1) || [ -d "$final" ] || fail "$why"
+say "present $final"
+# What nobody has used for 60 days goes, and what a killed upload left. Renamed first, so that nobody finds half of it,
+# and looked at again then: whoever uses a version touches it before it looks whether it is there.
+find "$cache/$kind" -mindepth 1 -maxdepth 1 -type d \( -mtime +60 -o -name '.*' -mtime +2 \) 2>/dev/null |
+while read -r old; do
+  name=${old##*/}
+  grep -qs -e "$name" "$cache"/sessions/*/settings.json "$cache"/sessions/*/leader && continue
+  gone="$cache/$kind/.gone.$$.$name"
+  mv -T "$old" "$gone" 2>/dev/null || continue
+  if [ -n "$(find "$gone" -maxdepth 0 -mtime +2)" ] || ! mv -T "$gone" "$old" 2>/dev/null; then rm -rf "$gone"; fi
+done
+"""
+
+# digest, session, python, size; data: settings.json of `size` bytes
+START = r"""
+far="$cache/farend/$digest"
+touch_used "$far" || { say absent; exit 0; }
+command -v setsid >/dev/null || refuse "setsid was not found; install util-linux"
+shell=sh
+command -v bash >/dev/null && shell=bash
+folder="$cache/sessions/$session"
+why=$(mkdir -p "$cache/sessions" 2>&1 && mkdir "$folder" 2>&1) || fail "$why"
+drop() { cd / && rm -rf "$folder"; }
+ready_for_data
+why=$(head -c "$size" | { cat 2>&1 > "$folder/settings.json"; status=$?; cat >/dev/null; exit "$status"; }) ||
+  { drop; fail "$why"; }
+[ "$(wc -c < "$folder/settings.json")" -eq "$size" ] || { drop; refuse "the settings did not arrive whole"; }
+: > "$folder/log"
+exec 3< "$folder/log"  # readable even when the far end has removed its folder
+setsid "$shell" -c 'umask "$1"; command=$2; shift 2; eval "$command \"\$@\""' remote-env \
+  "$mask" "$python" "$far/remote_env/server/launch.py" "$folder" </dev/null >>"$folder/log" 2>&1 3<&- &
+pid=$!
+begun=$(start_of $pid)
+printf '%s %s %s\n%s\n' "$pid" "$begun" "$(here)" "$far" > "$folder/leader"
+trap '' PIPE
+end_group() {
+  kill -s TERM -- "-$pid" 2>/dev/null
+  wait_gone "$pid" "$begun" 20
+  kill -s KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
+  wait "$pid"
+}
+abandon() { trap '' HUP INT TERM; end_group; drop; exit 1; }
+trap abandon HUP INT TERM
+finish() { say "$1"; say log; tail -n 60 <&3; drop; exit 0; }
+say "started $pid $begun $folder" || abandon
+turns=0
+while :; do
+  alive=$(start_of $pid)
+  if [ -f "$folder/failed.json" ]; then
+    why=$(tr -d '\n' < "$folder/failed.json")
+    end_group 2>/dev/null
+    finish "refused $why"
+  fi
+  if [ -z "$alive" ]; then
+    kill -s KILL -- "-$pid" 2>/dev/null
+    wait "$pid"
+    finish "died $?"
+  fi
+  if [ -f "$folder/ready.json" ]; then
+    say "ready $(tr -d '\n' < "$folder/ready.json")" || abandon
+    exit 0
+  fi
+  turns=$((turns + 1))
+  if [ $((turns % 5)) -eq 0 ]; then
+    say "progress $(tail -n 1 "$folder/log" 2>/dev/null | tail -c 500)" || abandon
+  fi
+  if [ "$turns" -lt 40 ]; then sleep 0.02; else sleep 0.2; fi
+done
+"""
+
+# pid, start, folder, port, tenths (how long to wait for its end), group (yes: the process leads its group)
+STOP = r"""
+case "$folder" in "$cache"/sessions/?*) ;; *) refuse "$folder is not a session folder" ;; esac
+case "$folder" in */../*|*/..) refuse "$folder is not a session folder" ;; esac
+groups=
+note_group() { is_alive "$1" "$2" && groups="$groups $1:$2"; }
+if [ -f "$folder/simulators" ]; then
+  while read -r pgid begun rest; do note_group "$pgid" "$begun"; done < "$folder/simulators"
+fi
+[ -f "$folder/leader" ] && read -r pgid begun rest < "$folder/leader" && note_group "$pgid" "$begun"
+outcome=gone
+if is_alive "$pid" "$start"; then
+  outcome=stopped
+  if [ "$group" = yes ]; then kill -s TERM -- "-$pid"; else kill -s TERM "$pid"; fi
+  wait_gone "$pid" "$start" "$tenths" || { outcome=killed; kill -s KILL "$pid"; }
+fi
+# What is left of the groups that were ours a moment ago; never a number that another process has by now.
+for entry in $groups; do
+  now=$(start_of "${entry%:*}")
+  if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
+done
+why=$(rm -rf "$folder" 2>&1) || refuse "$folder cannot be removed: $why"
+record="$servers/$port.json"  # a killed server leaves it
+[ "$outcome" != stopped ] && [ "$(field pid 2>/dev/null < "$record")" = "$pid" ] && rm -f "$record"
+say "$outcome"
+"""
+
+# folder, lines
+LOG_TAIL = r"""
+say log
+tail -n "$lines" "$folder/log" 2>/dev/null
+"""
+
+# port
+FIND = r"""
+content=$(tr -d '\n' 2>/dev/null < "$servers/$port.json") || { say none; exit 0; }
+pid=$(printf %s "$content" | field pid)
+say "found ${pid:-0}:$(start_of "${pid:-0}") $content"
+"""
+
+# Live servers; what dead ones left behind is removed: by process id and start time, and only where these numbers are
+# those of this machine and boot, or the log is a month old.
+LIST = r"""
+lives() { is_alive "$(printf %s "$1" | field pid)" "$(printf %s "$1" | field start_time)"; }
+where=$(here)
+is_old() { [ -n "$(find "$1" -maxdepth 0 "$2" "+$3" 2>/dev/null)" ]; }
+is_dead() {
+  pid= begun= place=
+  [ -f "$1/leader" ] && read -r pid begun place < "$1/leader"
+  if [ -f "$1/ready.json" ]; then
+    lives "$(cat "$1/ready.json")" && return 1
+  else
+    is_old "$1" -mmin 15 || return 1  # somebody may be starting it
+  fi
+  is_alive "$pid" "$begun" && return 1
+  if [ -f "$1/simulators" ]; then
+    while read -r pid begun; do is_alive "$pid" "$begun" && return 1; done < "$1/simulators"
+  fi
+  [ "$place" = "$where" ] || { is_old "$1" -mtime 30 && { [ ! -f "$1/log" ] || is_old "$1/log" -mtime 30; }; }
+}
+say servers
+for folder in "$cache"/sessions/*; do
+  [ -d "$folder" ] && is_dead "$folder" && rm -rf "$folder"
+done
+for file in "$servers"/*.json; do
+  content=$(tr -d '\n' 2>/dev/null < "$file") || continue
+  if lives "$content"; then
+    say "server $content"
+    continue
+  fi
+  folder=$(printf %s "$content" | field session_folder)
+  # A server that was started by hand has its folder elsewhere, which need not be a folder of this container.
+  case "$folder" in "$cache"/sessions/*) ;; *) is_old "$file" -mtime 30 || continue ;; esac
+  [ ! -d "$folder" ] && [ "$(tr -d '\n' < "$file")" = "$content" ] && rm -f "$file"
+done
+"""
