@@ -5,6 +5,7 @@ Every process started by such a test carries `MARK` in its environment, so that 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -63,7 +64,8 @@ def children() -> set[int]:
     """Our own direct children, zombies too."""
     pids: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        pids |= set(map(int, (task / "children").read_text().split()))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            pids |= set(map(int, (task / "children").read_text().split()))
     return pids
 
 
