@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +19,27 @@ from typing import Any
 SSHD = Path("/usr/sbin/sshd")
 START_TIMEOUT_S = 20.0
 
+# sshd's own view of who has which password, and of what PAM asks: nothing of the system changes.
+_OWN_ACCOUNTS = """\
+set -e
+for name in passwd shadow pam.d/sshd; do mount --bind "$1/etc/$name" "/etc/$name"; done
+shift
+exec "$@"
+"""
+_PASSWORDS = """\
+UsePAM yes
+PasswordAuthentication yes
+KbdInteractiveAuthentication yes
+PermitRootLogin yes
+"""
+_PAM = """\
+auth required pam_unix.so nodelay
+account required pam_permit.so
+session required pam_permit.so
+"""
 _CONFIG = """\
-ListenAddress 127.0.0.1
+{first}
+ListenAddress {address}
 Port {port}
 HostKey {root}/host_ed25519
 {more_host_keys}
@@ -47,9 +66,16 @@ class SshServer:
         extra_config: lines added to sshd's configuration.
         ecdsa_host_key: offer an ECDSA host key beside the Ed25519 one.
         cache: the far end's cache home; default a folder of its own.
+        jump: the jump host that `testbox` is reached through; its alias is `jumpbox`. It is to be started and
+            closed by whoever made it.
+        address: where it listens.
+        prefix: a command that sshd is started by (`nsenter …`).
+        password: this user's password there; passwords and keyboard-interactive are allowed then. Needs
+            `can_have_passwords()`.
+        pam: lines of its own /etc/pam.d/sshd, for `password`; default one that asks for the password.
 
     Attributes:
-        port: where it listens on 127.0.0.1.
+        port: where it listens on `address`.
         user: whom to log in as (whoever runs the tests).
         identity_file: the private key that it accepts.
         known_hosts: a known_hosts file that holds its key.
@@ -57,7 +83,18 @@ class SshServer:
         cache: the far end's `XDG_CACHE_HOME`.
     """
 
-    def __init__(self, *, extra_config: str = "", ecdsa_host_key: bool = False, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        extra_config: str = "",
+        ecdsa_host_key: bool = False,
+        cache: Path | None = None,
+        jump: SshServer | None = None,
+        address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        password: str | None = None,
+        pam: str = _PAM,
+    ) -> None:
         if not SSHD.exists():
             raise RuntimeError(f"{SSHD} is missing; install it: sudo apt-get install openssh-server")
         self.root = Path(tempfile.mkdtemp(prefix="remote-env-sshd-"))
@@ -67,6 +104,12 @@ class SshServer:
         self.identity_file = self.root / "user_ed25519"
         self.known_hosts = self.root / "known_hosts"
         self.config = self.root / "ssh_config"
+        self.address = address
+        self._jump = jump
+        self._prefix = list(prefix)
+        self._first_config = ""
+        if password is not None:
+            self._give_password(password, pam)
         self._process: subprocess.Popen[bytes] | None = None
         self._write_files(extra_config, ecdsa_host_key=ecdsa_host_key)
 
@@ -79,18 +122,50 @@ class SshServer:
             more = f"HostKey {self.root}/host_ecdsa"
         make_key(self.identity_file, "ed25519")
         shutil.copy(f"{self.identity_file}.pub", self.root / "authorized_keys")
-        text = _CONFIG.format(port=self.port, root=self.root, cache=self.cache, more_host_keys=more, extra=extra_config)
+        text = _CONFIG.format(
+            first=self._first_config,
+            address=self.address,
+            port=self.port,
+            root=self.root,
+            cache=self.cache,
+            more_host_keys=more,
+            extra=extra_config,
+        )
         (self.root / "sshd_config").write_text(text)
         self.known_hosts.write_text(self.known_hosts_line())
-        self.config.write_text(
-            f"Host testbox\n  HostName 127.0.0.1\n  Port {self.port}\n  User {self.user}\n"
+        self.config.write_text(self._host_block("testbox"))
+        if self._jump is not None:
+            with self.config.open("a") as file:
+                file.write("  ProxyJump jumpbox\n" + self._jump._host_block("jumpbox"))
+            with self.known_hosts.open("a") as file:
+                file.write(self._jump.known_hosts_line())
+
+    def _host_block(self, alias: str) -> str:
+        return (
+            f"Host {alias}\n  HostName {self.address}\n  Port {self.port}\n  User {self.user}\n"
             f"  IdentityFile {self.identity_file}\n"
         )
+
+    def _give_password(self, password: str, pam: str) -> None:
+        """Have sshd run where this user has `password`."""
+        folder = self.root / "etc"
+        (folder / "pam.d").mkdir(parents=True)
+        (folder / "pam.d" / "sshd").write_text(pam)
+        shutil.copy("/etc/passwd", folder / "passwd")
+        command = ["openssl", "passwd", "-6", "-stdin"]
+        done = subprocess.run(command, input=password, capture_output=True, text=True, check=True, timeout=30)
+        others = [line for line in Path("/etc/shadow").read_text().splitlines() if not line.startswith(f"{self.user}:")]
+        lines = [*others, f"{self.user}:{done.stdout.strip()}:19000:0:99999:7:::", ""]
+        (folder / "shadow").touch(0o600)
+        (folder / "shadow").write_text("\n".join(lines))
+        own = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _OWN_ACCOUNTS, "sh", str(self.root)]
+        self._prefix += own
+        self._first_config = _PASSWORDS
 
     @property
     def target(self) -> str:
         """The address to log in to, as `SshTarget.parse` takes it."""
-        return f"ssh://{self.user}@127.0.0.1:{self.port}"
+        return f"ssh://{self.user}@{self.address}:{self.port}"
 
     @property
     def login(self) -> dict[str, Any]:
@@ -104,12 +179,12 @@ class SshServer:
     def known_hosts_line(self, key: str = "host_ed25519") -> str:
         """The line of a known_hosts file that makes `key` known."""
         kind, base64, *_ = (self.root / f"{key}.pub").read_text().split()
-        return f"[127.0.0.1]:{self.port} {kind} {base64}\n"
+        return f"[{self.address}]:{self.port} {kind} {base64}\n"
 
     def __enter__(self) -> SshServer:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where root's sshd separates privileges
-        command = [str(SSHD), "-D", "-e", "-f", str(self.root / "sshd_config")]
+        command = [*self._prefix, str(SSHD), "-D", "-e", "-f", str(self.root / "sshd_config")]
         with (self.root / "sshd.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -128,9 +203,9 @@ class SshServer:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
+            if f"Server listening on {self.address}" in self.log():
                 return
-            time.sleep(0.02)
+            time.sleep(0.01)
         raise RuntimeError(f"sshd did not start:\n{self.log()}")
 
     def log(self) -> str:
@@ -158,6 +233,12 @@ class SshServer:
             self._process.wait(10.0)
             self._process = None
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def can_have_passwords() -> bool:
+    """Whether an sshd can be given passwords of its own: we are root, and may mount."""
+    probe = ["unshare", "--mount", "--propagation", "private", "mount", "--bind", "/etc/passwd", "/etc/passwd"]
+    return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, timeout=30).returncode == 0
 
 
 def make_key(path: Path, kind: str) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -16,17 +17,19 @@ import paramiko
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.ssh.channel import WINDOW_BYTES, ChannelTransport
-from remote_env.ssh.credentials import authenticate
-from remote_env.ssh.host_keys import check_host_key, listed_name, order_key_algorithms, read_known_keys
-from remote_env.ssh.link import Link, open_tcp, open_transport
-from remote_env.ssh.target import Login, SshTarget, resolve_login
-from remote_env.transport import Transport
+from remote_env.ssh.credentials import AskSecret, Secrets, authenticate
+from remote_env.ssh.link import Link, keep_alive, negotiated, open_transport
+from remote_env.ssh.login import Login, resolve_login
+from remote_env.ssh.opening import Dropped, exchange_keys, explain_failure, name_hop
+from remote_env.ssh.proxy import ProxyWay
+from remote_env.ssh.target import SshTarget
+from remote_env.ssh.ways import ChannelWay, open_tcp
 
 COMMAND_WINDOW_BYTES = 64 * 2**20  # a command may print so much before we have sent all of its input
 LOGIN_ATTEMPTS = 12  # sshd's MaxStartups drops some of many simultaneous logins
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 JOIN_TIMEOUT_S = 5.0
-_DROP_NOTES = (b"Exceeded MaxStartups", b"Not allowed at this time")
+HANG_UP_TIMEOUT_S = 1.0  # for telling a jump host that a channel is done with
 _ADMINISTRATIVELY_PROHIBITED = 1  # RFC 4254, section 5.1
 
 
@@ -49,22 +52,23 @@ class SshConnection:
     """One SSH login; a context manager that connects on entry and closes on exit.
 
     Args:
-        target: a host as `SshTarget.parse` takes it.
+        target: a host as `SshTarget.parse` takes it, or a login that was resolved already.
         ssh_port: the SSH port, when `target` does not say.
         identity_file: the private key to log in with; default those of `~/.ssh/config` or the usual names.
         accept_new_host_key: trust a host never seen before and write its key down; never a changed key.
         known_hosts_file: default `~/.ssh/known_hosts`.
         config_file: default `~/.ssh/config`.
-        connect_timeout_s: how long `with` gives the login [s].
+        connect_timeout_s: how long `with` gives the login [s], with what `ask_secret` takes of it.
+        via: jump hosts as `parse_hops` takes them, in place of those of the configuration; "none" for a direct way.
+        ask_secret: called for passphrases, one-time codes and passwords, on the thread that connects.
 
     Raises:
         ConfigError: the target or the SSH configuration cannot be read.
-        Unsupported: the configuration asks for a jump host or a proxy command.
     """
 
     def __init__(
         self,
-        target: SshTarget | str,
+        target: SshTarget | Login | str,
         *,
         ssh_port: int | None = None,
         identity_file: str | None = None,
@@ -72,14 +76,26 @@ class SshConnection:
         known_hosts_file: str | None = None,
         config_file: str | None = None,
         connect_timeout_s: float = 30.0,
+        via: str | Sequence[str] | None = None,
+        ask_secret: AskSecret | None = None,
     ) -> None:
-        self.login: Login = resolve_login(
-            SshTarget.parse(target) if isinstance(target, str) else target,
-            ssh_port=ssh_port,
-            identity_file=identity_file,
-            known_hosts_file=known_hosts_file,
-            config_file=config_file,
-        )
+        if isinstance(target, str):
+            target = SshTarget.parse(target)
+        if isinstance(target, SshTarget):
+            target = resolve_login(
+                target,
+                ssh_port=ssh_port,
+                identity_file=identity_file,
+                known_hosts_file=known_hosts_file,
+                config_file=config_file,
+                via=via,
+            )
+        self.login: Login = target
+        self._hop: SshConnection | None = None
+        if target.via is not None:
+            self._hop = SshConnection(target.via, accept_new_host_key=accept_new_host_key, ask_secret=ask_secret)
+        self._secrets = Secrets(ask_secret, self.description)
+        self._negotiated: dict[str, str] = {}
         self._accept_new_host_key = accept_new_host_key
         self._connect_timeout_s = connect_timeout_s
         self._transport: paramiko.Transport | None = None
@@ -134,14 +150,15 @@ class SshConnection:
         for attempt in range(LOGIN_ATTEMPTS):
             try:
                 self._log_in(deadline)
-            except _Dropped as dropped:
+            except Dropped as dropped:
                 self._wait_to_retry(attempt, deadline, dropped)
             else:
                 return
 
-    def _wait_to_retry(self, attempt: int, deadline: float, dropped: _Dropped) -> None:
+    def _wait_to_retry(self, attempt: int, deadline: float, dropped: Dropped) -> None:
         delay = min(FIRST_RETRY_S * 1.7**attempt, LONGEST_RETRY_S) * random.uniform(0.5, 1.5)
         if attempt + 1 == LOGIN_ATTEMPTS or time.monotonic() + delay >= deadline:
+            self.close()
             raise ConnectError(
                 f"{self.login.address}:{self.login.port} closed the connection before greeting, "
                 f"{attempt + 1} times: too many logins at once (sshd's MaxStartups), a firewall, or no SSH server"
@@ -149,47 +166,76 @@ class SshConnection:
         time.sleep(delay)
 
     def _log_in(self, deadline: float) -> None:
-        link = Link(open_tcp(self.login, deadline))
+        try:
+            link = self._open_link(deadline)
+        except BaseException:
+            self.close()  # the jump host's login
+            raise
         transport = open_transport(link)
         self._link, self._transport, self._pid = link, transport, os.getpid()
         self._has_run_a_command = False
+        self._secrets.waited_s = 0.0
         try:
             with link.armed(deadline):
-                self._exchange_keys(transport, link, deadline)
-                transport.auth_timeout = max(deadline - time.monotonic(), 0.1)
-                authenticate(transport, self.login)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, (paramiko.SSHException, EOFError, OSError)) and not isinstance(error, RemoteEnvError):
-                raise self._login_failed(error, link) from error
+                exchange_keys(self.login, transport, link, deadline, accept_new=self._accept_new_host_key)
+                self._negotiated = negotiated(transport)
+                methods = authenticate(transport, self.login, self._secrets, deadline)
+        except Dropped:
+            self._end_login()
             raise
+        except BaseException as error:
+            reason = explain_failure(self.login, error, link, self._secrets.waited_s)
+            self.close()
+            if reason is None:
+                raise
+            raise reason from error
+        self._negotiated["authentication"] = methods
+        keep_alive(transport, link, self.login.alive_interval_s, self.login.alive_count)
         _OPEN.add(self)
 
-    def _exchange_keys(self, transport: paramiko.Transport, link: Link, deadline: float) -> None:
-        known = read_known_keys(self.login.known_hosts_files, listed_name(self.login))
-        options = transport.get_security_options()
-        options.key_types = order_key_algorithms(known, options.key_types)
-        remaining = max(deadline - time.monotonic(), 0.1)
-        transport.banner_timeout = transport.handshake_timeout = remaining + 1.0  # the link's deadline is first
-        try:
-            transport.start_client()
-        except (paramiko.SSHException, EOFError, OSError) as error:
-            if not transport.remote_version and link.ended_by_peer and _may_be_dropped(link.greeting):
-                raise _Dropped(str(error)) from error
-            raise
-        check_host_key(self.login, transport.get_remote_server_key(), known, accept_new=self._accept_new_host_key)
+    def _open_link(self, deadline: float) -> Link:
+        """A link to the host's SSH port: through the jump host or the proxy command, or direct."""
+        if self._hop is not None:
+            with name_hop(self._hop.login.host):
+                self._hop.connect(deadline)
+                return self._hop._open_link_beyond(self.login.address, self.login.port, deadline)
+        if self.login.proxy_command is not None:
+            return Link(ProxyWay(self.login.proxy_command))
+        return Link(open_tcp(self.login, deadline))
 
-    def _login_failed(self, error: Exception, link: Link) -> ConnectError:
-        place = f"{self.login.address}:{self.login.port}"
-        if link.greeting and not link.greeting.startswith(b"SSH-"):
-            return ConnectError(f"{place} is no SSH server: it said {link.greeting[:60]!r}; check the port")
-        if link.expired and not link.greeting:
-            return ConnectError(
-                f"{place} accepted the connection and said nothing in time; is it the SSH port, and sshd alive?"
-            )
-        if link.expired:
-            return ConnectError(f"the login to {self.description} was not done in time")
-        return ConnectError(f"the login to {self.description} failed: {error}")
+    def _open_link_beyond(self, address: str, port: int, deadline: float) -> Link:
+        """A link to `address:port` as seen from this host, which is a jump host."""
+        if not self._has_run_a_command:
+            # sshd sets its own TCP_NODELAY when a command starts; one that allows none is slower, and will do.
+            with contextlib.suppress(ConnectError):
+                self.start_command(":", deadline=deadline).close()
+        channel = self._open_channel("direct-tcpip", (address, port), WINDOW_BYTES, deadline)
+        return Link(ChannelWay(channel, self._hang_up, self._tell_trouble), self._need_link())
+
+    def _hang_up(self, close: Callable[[], None]) -> None:
+        """Call `close`, which tells this host that a channel is done with, for a limited time."""
+        link = self._link
+        if link is None or self._pid != os.getpid():
+            return
+        # A failure means that the connection has ended, and the channel with it.
+        ended = contextlib.suppress(OSError, EOFError, paramiko.SSHException)
+        with link.armed(time.monotonic() + HANG_UP_TIMEOUT_S), ended:
+            close()
+
+    def _tell_trouble(self) -> str:
+        """Why what leads through this jump host may have ended; "" while its connection is well."""
+        if self.is_open:
+            return ""
+        trouble = self._link.trouble if self._link is not None else ""
+        return f"the connection to the jump host {self.login.host} has ended" + (f": {trouble}" if trouble else "")
+
+    @property
+    def negotiated(self) -> dict[str, str]:
+        """What the last login agreed upon: server_version, kex, host_key, cipher, mac, authentication.
+
+        `authentication` is the method that the host accepted, several joined by "+".
+        """
+        return dict(self._negotiated)
 
     def is_answering(self, deadline: float) -> bool:
         """Whether the host still answers on this login; one on which it has not by `deadline` is given up.
@@ -235,7 +281,7 @@ class SshConnection:
             raise
         return running
 
-    def open_port(self, port: int, deadline: float, host: str = "127.0.0.1") -> Transport:
+    def open_port(self, port: int, deadline: float, host: str = "127.0.0.1") -> ChannelTransport:
         """A transport to `host:port` as seen from the remote machine.
 
         Raises:
@@ -257,7 +303,8 @@ class SshConnection:
     ) -> paramiko.Channel:
         transport = self._need_transport()
         source = None if address is None else ("127.0.0.1", 0)
-        with self._failures(f"opening a channel to {address or 'a shell'}", deadline):
+        place = "a shell" if address is None else f"{address[0]}:{address[1]}"
+        with self._failures(f"opening a channel to {place}", deadline):
             channel = transport.open_channel(
                 kind, address, source, window, timeout=max(deadline - time.monotonic(), 0.0)
             )
@@ -278,12 +325,14 @@ class SshConnection:
                 raise
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(f"{self.description} did not answer in time while {doing}") from error
-            raise ConnectionLost(f"the SSH connection to {self.description} broke while {doing}: {error}") from error
+            why = link.trouble or str(error) or "the host hung up"
+            raise ConnectionLost(f"the SSH connection to {self.description} broke while {doing}: {why}") from error
 
     def _channel_refused(self, doing: str, error: paramiko.ChannelException) -> ConnectError:
         if error.code == _ADMINISTRATIVELY_PROHIBITED:
             return ConnectError(
-                f"sshd on {self.login.host} forbids {doing}; its configuration needs AllowTcpForwarding yes"
+                f"sshd on {self.login.host} forbids {doing}; its configuration needs AllowTcpForwarding yes "
+                "(and no PermitOpen that leaves it out)"
             )
         return ConnectError(f"{self.login.host} refused {doing}: {error.text}; does anything listen there?")
 
@@ -304,10 +353,15 @@ class SshConnection:
         return self._link
 
     def close(self) -> None:
-        """End the login and join its threads; never raises, and may be called again.
+        """End the login, with those to its jump hosts, and join their threads; never raises, may be called again.
 
-        In a forked child it does nothing: the login is the parent's.
+        In a forked child it does nothing: the logins are the parent's.
         """
+        self._end_login()
+        if self._hop is not None:
+            self._hop.close()
+
+    def _end_login(self) -> None:
         if self._pid != os.getpid() or self._transport is None or self._link is None:
             return
         _OPEN.discard(self)
@@ -366,14 +420,6 @@ class RunningCommand(ChannelTransport):
         if not channel.status_event.wait(max(deadline - time.monotonic(), 0.0)):
             raise DeadlineExceeded("the command closed its output and was still running at the deadline")
         return CompletedCommand(channel.exit_status, stdout, self.take_stderr())
-
-
-class _Dropped(Exception):
-    """The host closed the connection before it greeted us; `connect` tries again."""
-
-
-def _may_be_dropped(greeting: bytes) -> bool:
-    return not greeting or greeting.startswith(_DROP_NOTES)
 
 
 _OPEN: weakref.WeakSet[SshConnection] = weakref.WeakSet()

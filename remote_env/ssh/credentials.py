@@ -1,140 +1,323 @@
-"""Proving who we are: the agent's keys and key files, tried in order."""
+"""Proving who we are: keys, one-time codes and passwords, in OpenSSH's order."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 
 from remote_env.errors import AuthError
-from remote_env.ssh.target import Login
+from remote_env.ssh.keys import LIST_TIMEOUT_S, Agent, key_kind, public_blob, read_key_file
+from remote_env.ssh.login import Login
+from remote_env.ssh.userauth import Answer, UserAuth
 
-AGENT_TIMEOUT_S = 20.0  # an agent may ask its user to confirm
-_ARMOUR = "-----"  # around a private key
-_OPENSSH_MAGIC = b"openssh-key-v1\0"  # OpenSSH's PROTOCOL.key
+TRIES = 3  # of a passphrase, a password, a keyboard-interactive exchange: OpenSSH's NumberOfPasswordPrompts
+MAX_STAGES = 8  # methods that one host may want one after the other
+_ACCEPTED = ("success", "partial")
+_ASKED_FOR = ("keyboard-interactive", "password")  # methods that need `ask_secret`
 
 
-def authenticate(transport: paramiko.Transport, login: Login) -> None:
-    """Log in with the first key that the host accepts.
+@dataclass(frozen=True)
+class SecretPrompt:
+    """What `ask_secret` is asked.
+
+    Attributes:
+        kind: "passphrase" (of a key file), "keyboard-interactive" (what the host asks: a one-time code, often also
+            the password) or "password".
+        text: what to show; for "keyboard-interactive" the host's own words.
+        echo: the answer may be seen while it is typed.
+        target: whom the login is to, `user@host:port`; with jump hosts each asks under its own name.
+    """
+
+    kind: str
+    text: str
+    echo: bool
+    target: str
+
+
+AskSecret = Callable[[SecretPrompt], "str | None"]
+
+
+class Secrets:
+    """Asks for one login's secrets; remembers passphrases and passwords for the next login, in memory only.
+
+    Attributes:
+        waited_s: how long `ask_secret` has taken [s].
+    """
+
+    def __init__(self, ask: AskSecret | None, target: str) -> None:
+        self._ask = ask
+        self._target = target
+        self._known: dict[tuple[str, str], str] = {}
+        self.waited_s = 0.0
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a callback."""
+        return self._ask is not None
+
+    def ask(self, kind: str, text: str, *, echo: bool = False) -> str | None:
+        """A secret that is used once; None when the callback has no answer.
+
+        Raises:
+            AuthError: the callback raised an exception, or returned no text.
+        """
+        if self._ask is None:
+            return None
+        begun = time.monotonic()
+        try:
+            secret = self._ask(SecretPrompt(kind, text, echo, self._target))
+        except Exception as error:
+            raise AuthError(f"{self._target} wanted a {kind}, and ask_secret raised {type(error).__name__}") from error
+        finally:
+            self.waited_s += time.monotonic() - begun
+        if secret is not None and not isinstance(secret, str):
+            raise AuthError(f"ask_secret returned a {type(secret).__name__}; allowed are a str, or None for no answer")
+        return secret
+
+    def get(self, kind: str, name: str, text: str) -> str | None:
+        """The secret `name`, asked for unless it is known."""
+        if (kind, name) not in self._known:
+            secret = self.ask(kind, text)
+            if secret is None:
+                return None
+            self._known[kind, name] = secret
+        return self._known[kind, name]
+
+    def forget(self, kind: str, name: str) -> None:
+        """The secret `name` was wrong."""
+        self._known.pop((kind, name), None)
+
+
+def authenticate(transport: paramiko.Transport, login: Login, secrets: Secrets, deadline: float) -> str:
+    """Log in with whatever the host accepts first; returns the methods, such as "publickey+keyboard-interactive".
 
     Raises:
-        AuthError: no key was accepted; the message lists what was tried.
+        AuthError: nothing was accepted; the message lists what was tried.
         paramiko.SSHException, EOFError: the link broke.
     """
-    tried: list[str] = []
-    with contextlib.ExitStack() as stack:
-        for label, key in _candidates(login, tried, stack):
-            if _accepts(transport, login, key, label, tried):
-                return
-            if not transport.is_active():
-                raise _refused(login, [*tried, "then the host hung up (too many keys?)"])
-    if not _accepts_anyone(transport, login, tried):
-        raise _refused(login, tried)
-
-
-def _accepts(transport: paramiko.Transport, login: Login, key: paramiko.PKey, label: str, tried: list[str]) -> bool:
+    attempt = _Attempt(UserAuth(transport, login.user), login, secrets, deadline)
     try:
-        more = transport.auth_publickey(login.user, key)
-    except paramiko.BadAuthenticationType as error:
-        allowed = ", ".join(error.allowed_types) or "nothing"
-        raise _refused(login, [*tried, f"the host takes no public keys, only: {allowed}"]) from error
-    except paramiko.AuthenticationException:
-        tried.append(f"{label}: refused")
+        return attempt.run()
+    except (paramiko.SSHException, EOFError):
+        if not attempt.refusals or time.monotonic() >= deadline:
+            raise
+        attempt.tried.append("then the host hung up (too many tries?)")
+        raise attempt.refused() from None
+
+
+class _Attempt:
+    """One login's authentication.
+
+    Attributes:
+        tried: what was tried and came to nothing, for the message.
+        refusals: how often the host refused.
+    """
+
+    def __init__(self, auth: UserAuth, login: Login, secrets: Secrets, deadline: float) -> None:
+        self.tried: list[str] = []
+        self.refusals = 0
+        self._auth, self._login, self._secrets, self._deadline = auth, login, secrets, deadline
+        self._methods: tuple[str, ...] | None = None  # that the host takes now; unknown before its first answer
+        self._spent: set[bytes] = set()  # keys that have done their part
+
+    def run(self) -> str:
+        """Satisfy the host stage by stage; returns the methods."""
+        self._auth.start()
+        done: list[str] = []
+        while len(done) < MAX_STAGES:
+            method, answer = self._stage()
+            done.append(method)
+            if answer.kind == "success":
+                return "+".join(done)
+            self._methods = answer.methods
+            self.tried.append(f"{method}: accepted, but the host also wants {' or '.join(answer.methods)}")
+        raise self.refused()
+
+    def _stage(self) -> tuple[str, Answer]:
+        """The first method that the host accepts, and its answer."""
+        ways = (
+            ("publickey", self._try_keys),
+            ("keyboard-interactive", self._try_prompts),
+            ("password", self._try_password),
+        )
+        for method, attempt in ways:
+            if self._methods is None and method != "publickey":  # no key was there to be refused
+                nobody = self._auth.none()
+                if nobody.kind in _ACCEPTED:  # its network has identified us, as Tailscale's does
+                    return "none", nobody
+                self._methods = nobody.methods
+            if self._takes(method) and (answer := attempt()) is not None:
+                return method, answer
+        self._try_nobody()
+        raise self.refused()
+
+    def _takes(self, method: str) -> bool:
+        return self._methods is None or method in self._methods
+
+    def _is_accepted(self, answer: Answer, label: str) -> bool:
+        """Whether the host accepted; what it said otherwise is noted."""
+        if answer.kind in _ACCEPTED:
+            return True
+        self.refusals += 1
+        self._methods = answer.methods
+        self.tried.append(f"{label}: refused")
         return False
-    if more:
-        raise _refused(login, [f"{label}: accepted, but the host also wants {', '.join(more)}"])
-    return True
 
-
-def _accepts_anyone(transport: paramiko.Transport, login: Login, tried: list[str]) -> bool:
-    """Whether the host needs no credentials (its network has identified us, as Tailscale's does)."""
-    try:
-        transport.auth_none(login.user)
-    except paramiko.BadAuthenticationType as error:
-        tried.append(f"the host takes: {', '.join(error.allowed_types)}")
-    except paramiko.AuthenticationException:
-        return False
-    return bool(transport.is_authenticated())
-
-
-def _candidates(login: Login, tried: list[str], stack: contextlib.ExitStack) -> Iterator[tuple[str, paramiko.PKey]]:
-    """Keys with their labels: files, then those of the agent that no file gave."""
-    done = set()
-    for path in login.identity_files:
-        key = _load_key(path, tried)
-        if key is not None:
-            done.add(key.asbytes())
-            yield str(path), key
-    named = {_public_blob(path) for path in login.identity_files} if login.identities_only else None
-    for key in _agent_keys(tried, stack):
-        if key.asbytes() not in done and (named is None or key.asbytes() in named):
-            yield f"agent key {key.comment or key.get_name()}", key
-    if named is not None:
-        tried.append("SSH agent: only keys of these files (IdentitiesOnly yes)")
-
-
-def _public_blob(path: Path) -> bytes | None:
-    """The public half of the key at `path`, which may have a passphrase or be only a public key; None if unknown."""
-    for place in (path.with_name(f"{path.name}.pub"), path):
-        with contextlib.suppress(OSError, ValueError):  # no such file, no text, no base64: it names no key
-            text = place.read_text()
-            blob = _blob_of_private(text) if text.startswith(_ARMOUR) else _blob_of_public(text)
-            if blob:
-                return blob
-    return None
-
-
-def _blob_of_public(text: str) -> bytes | None:
-    kind, data, *_ = [*text.split(maxsplit=2), "", ""]
-    blob = base64.b64decode(data, validate=True)
-    return blob if paramiko.Message(blob).get_binary() == kind.encode() else None
-
-
-def _blob_of_private(text: str) -> bytes | None:
-    """The public half that OpenSSH's own format keeps in the clear; None for other formats."""
-    lines = text.splitlines()
-    if "OPENSSH" not in lines[0]:
+    def _try_keys(self) -> Answer | None:
+        with contextlib.ExitStack() as stack:
+            for use in self._keys(stack):
+                answer = use()
+                if answer is not None:
+                    return answer
+                if not self._takes("publickey"):
+                    self.tried.append(f"the host takes no public keys, only: {', '.join(self._methods or ())}")
+                    return None
         return None
-    data = base64.b64decode("".join(line for line in lines if not line.startswith(_ARMOUR)))
-    message = paramiko.Message(data.removeprefix(_OPENSSH_MAGIC))
-    for _ in ("cipher", "key derivation", "its options"):
-        message.get_binary()
-    return message.get_binary() if message.get_int() == 1 else None
 
+    def _keys(self, stack: contextlib.ExitStack) -> Iterator[Callable[[], Answer | None]]:
+        """Attempts with one key each: files, the agent's that no file gave, files with a passphrase."""
+        done, encrypted = set(self._spent), []
+        for path in self._login.identity_files:
+            file = read_key_file(path)
+            if file.key is None and file.is_encrypted:
+                encrypted.append(path)
+            elif file.key is None:
+                self.tried.append(f"{path}: {file.problem}")
+            elif file.key.asbytes() not in done:
+                done.add(file.key.asbytes())
+                yield lambda label=str(path), key=file.key: self._prove(label, key)  # type: ignore[misc]
+        for key in self._agent_keys(stack):
+            if key.asbytes() not in done:
+                done.add(key.asbytes())
+                yield lambda key=key: self._use_agent_key(key)  # type: ignore[misc]
+        for path in encrypted:
+            if public_blob(path) not in done:
+                yield lambda path=path: self._unlock(path)  # type: ignore[misc]
 
-def _load_key(path: Path, tried: list[str]) -> paramiko.PKey | None:
-    try:
-        return paramiko.PKey.from_path(path)
-    except FileNotFoundError:
-        tried.append(f"{path}: does not exist")
-    except (paramiko.PasswordRequiredException, TypeError):  # cryptography says TypeError
-        tried.append(f"{path}: has a passphrase (run: ssh-add {path})")
-    except (paramiko.SSHException, paramiko.pkey.UnknownKeyType, ValueError, OSError) as error:
-        tried.append(f"{path}: cannot be read ({error})")
-    return None
-
-
-def _agent_keys(tried: list[str], stack: contextlib.ExitStack) -> list[paramiko.AgentKey]:
-    try:
-        agent = paramiko.Agent()
+    def _agent_keys(self, stack: contextlib.ExitStack) -> list[paramiko.AgentKey]:
+        try:
+            agent = Agent(min(LIST_TIMEOUT_S, max((self._deadline - time.monotonic()) / 2, 0.01)))
+        except TimeoutError:
+            self.tried.append("SSH agent: did not answer in time")
+            return []
+        except (paramiko.SSHException, OSError) as error:
+            self.tried.append(f"SSH agent: {error}")
+            return []
         stack.callback(agent.close)
-    except (paramiko.SSHException, OSError) as error:
-        tried.append(f"SSH agent: {error}")
-        return []
-    connection = agent._conn
-    if hasattr(connection, "settimeout"):  # paramiko would wait for ever for a hung agent
-        connection.settimeout(AGENT_TIMEOUT_S)
-    keys = list(agent.get_keys())
-    if not keys:
-        tried.append("SSH agent: not running or empty")
-    return keys
+        keys = list(agent.get_keys())
+        if not keys:
+            self.tried.append("SSH agent: not running or empty")
+        if not self._login.identities_only:
+            return keys
+        self.tried.append("SSH agent: only keys of these files (IdentitiesOnly yes)")
+        named = {public_blob(path) for path in self._login.identity_files}
+        return [key for key in keys if key.asbytes() in named]
 
+    def _use_agent_key(self, key: paramiko.AgentKey) -> Answer | None:
+        """Ask before signing: the agent may want its user to confirm, or to touch a device."""
+        label = f"agent key {key.comment or key.get_name()}"
+        if not self._would_do(label, key.asbytes()):
+            return None
+        return self._prove(label, key)
 
-def _refused(login: Login, tried: list[str]) -> AuthError:
-    return AuthError(
-        f"{login.description} refused the login. Tried: {'; '.join(tried)}. "
-        f"Pass identity_file=…, load the key with ssh-add, or check that this works: {login.ssh_command}"
-    )
+    def _would_do(self, label: str, blob: bytes) -> bool:
+        answer = self._auth.offer_key(key_kind(blob), blob)
+        return answer.kind == "key" or self._is_accepted(answer, label)
+
+    def _prove(self, label: str, key: paramiko.PKey) -> Answer | None:
+        try:
+            request = self._auth.sign(key)
+        except (paramiko.SSHException, OSError, ValueError) as error:
+            self.tried.append(f"{label}: cannot sign ({error or type(error).__name__})")
+            return None
+        answer = self._auth.prove(request)
+        if not self._is_accepted(answer, label):
+            return None
+        self._spent.add(key.asbytes())
+        return answer
+
+    def _unlock(self, path: Path) -> Answer | None:
+        """Ask for the passphrase of a key that the host would take."""
+        if not self._secrets.can_ask:
+            self.tried.append(f"{path}: has a passphrase (run: ssh-add {path}, or pass ask_secret=…)")
+            return None
+        blob = public_blob(path)
+        if blob is not None and not self._would_do(str(path), blob):
+            return None
+        for _ in range(TRIES):
+            passphrase = self._secrets.get("passphrase", str(path), f"Passphrase of the key {path}: ")
+            if passphrase is None:
+                self.tried.append(f"{path}: has a passphrase, and ask_secret gave none")
+                return None
+            file = read_key_file(path, passphrase)
+            if file.key is not None:
+                return self._prove(str(path), file.key)
+            self._secrets.forget("passphrase", str(path))
+        self.tried.append(f"{path}: the passphrase is wrong, {TRIES} times")
+        return None
+
+    def _try_prompts(self) -> Answer | None:
+        if not self._secrets.can_ask:
+            return None
+        for _ in range(TRIES):
+            answer, was_asked = self._auth.interactive(), False
+            while answer.kind == "prompts":
+                replies = self._replies(answer)
+                if replies is None:
+                    self.tried.append("keyboard-interactive: ask_secret gave no answer")
+                    return None
+                was_asked |= bool(replies)
+                answer = self._auth.respond(replies)
+            if self._is_accepted(answer, "keyboard-interactive"):
+                return answer
+            if not was_asked or not self._takes("keyboard-interactive"):
+                return None
+        return None
+
+    def _replies(self, question: Answer) -> list[str] | None:
+        replies = []
+        for text, echo in question.prompts:
+            shown = f"{question.instruction}\n{text}" if question.instruction else text
+            reply = self._secrets.ask("keyboard-interactive", shown, echo=echo)
+            if reply is None:
+                return None
+            replies.append(reply)
+        return replies
+
+    def _try_password(self) -> Answer | None:
+        for _ in range(TRIES if self._secrets.can_ask else 0):
+            password = self._secrets.get("password", "", f"Password of {self._login.description}: ")
+            if password is None:
+                self.tried.append("password: ask_secret gave none")
+                return None
+            answer = self._auth.password(password)
+            if answer.kind in _ACCEPTED:
+                return answer
+            self._secrets.forget("password", "")
+            if answer.kind == "expired":
+                self.tried.append("password: it has expired; log in with ssh once and change it")
+                return None
+            self._is_accepted(answer, "password")
+            if not self._takes("password"):
+                return None
+        return None
+
+    def _try_nobody(self) -> None:
+        if self._methods is not None:
+            self.tried.append(f"the host takes: {', '.join(self._methods)}")
+
+    def refused(self) -> AuthError:
+        """The error that says what was tried and what could be."""
+        asked = [method for method in _ASKED_FOR if method in (self._methods or ())]
+        hint = ""
+        if asked and not self._secrets.can_ask:
+            hint = f"The host would take {' or '.join(asked)}: pass ask_secret=… to answer. "
+        return AuthError(
+            f"{self._login.description} refused the login. Tried: {'; '.join(self.tried)}. {hint}"
+            f"Pass identity_file=…, load the key with ssh-add, or check that this works: {self._login.ssh_command}"
+        )

@@ -15,7 +15,7 @@ from pathlib import Path
 import paramiko
 
 from remote_env.errors import HostKeyError
-from remote_env.ssh.target import DEFAULT_PORT, GLOBAL_KNOWN_HOSTS, Login
+from remote_env.ssh.login import DEFAULT_PORT, GLOBAL_KNOWN_HOSTS, Login
 
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")  # RFC 8332: what an ssh-rsa key signs with
 
@@ -44,8 +44,9 @@ def fingerprint(blob: bytes) -> str:
 
 
 def listed_name(login: Login) -> str:
-    """The name under which known_hosts lists the host: "box", or "[box]:2222" off port 22."""
-    return login.key_name if login.port == DEFAULT_PORT else f"[{login.key_name}]:{login.port}"
+    """The name under which known_hosts lists the host: "box", "[box]:2222" off port 22, or the HostKeyAlias alone."""
+    plain = login.is_key_alias or login.port == DEFAULT_PORT
+    return login.key_name if plain else f"[{login.key_name}]:{login.port}"
 
 
 def read_known_keys(files: Sequence[Path], name: str) -> KnownKeys:

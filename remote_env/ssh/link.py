@@ -1,32 +1,29 @@
-"""The TCP socket under an SSH connection, whose calls all keep deadlines.
+"""What is under an SSH connection, whose calls all keep deadlines, and which notices a silent host.
 
 paramiko's own time-outs slip once sshd stops answering: a blocked write is retried for ever. Here whoever
-waits names its deadline (`arm`), and every tick of the socket looks whether one has passed; if so the socket is
+waits names its deadline (`arm`), and every tick of the link looks whether one has passed; if so the link is
 shut down, which wakes every waiting thread. There is no watchdog thread: a stuck connection always has a thread
-inside `send` or `recv`.
+inside `send` or `recv`. Links that lie on one another (jump hosts) share their deadlines: whichever thread ticks,
+sees all of them, and what is shut down is the lowest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import socket
-import struct
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 import paramiko
 from paramiko.packet import Packetizer
 
-from remote_env.errors import ConnectError
-from remote_env.ssh.target import Login
+from remote_env.ssh.ways import TICK_S, Way
 
-TICK_S = 0.25  # how often a waiting socket call looks at the deadlines
 GRACE_S = 0.4  # a local time-out comes first; only a call that is stuck beyond it costs the connection
-USER_TIMEOUT_S = 30  # unacknowledged bytes for so long mean that the host is gone
 GREETING_LIMIT = 256
+GLOBAL_REQUEST = 80  # RFC 4254, section 4
 
 _FAST_CIPHERS = (  # aes128-gcm moved 3 × the bytes of paramiko's first choice, aes128-ctr with HMAC
     "aes128-gcm@openssh.com",
@@ -44,26 +41,44 @@ _MACS = (
 
 
 class Link:
-    """A connected TCP socket as paramiko uses it.
+    """A way to a host as paramiko uses it.
+
+    Args:
+        way: what carries the bytes.
+        below: the link of the jump host, when `way` is one of its channels.
 
     Attributes:
-        expired: a deadline passed and the socket was shut down for it.
         ended_by_peer: the host closed or reset the connection.
         greeting: the first bytes that the host sent.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._armed: dict[int, float] = {}
+    def __init__(self, way: Way, below: Link | None = None) -> None:
+        self._way = way
+        self._below = below
+        self._send, self._recv = way.send, way.recv
+        self._armed: dict[int, float] = {} if below is None else below._armed
         self._next_check = 0.0
         self._closed = False  # paramiko reads it
-        self.expired = False
+        self._expired = False
+        self._silence = ""
+        self._alive_interval_s, self._alive_limit_s = 0.0, float("inf")
+        self._has_heard = True  # something came since the last check
+        self._heard_at = self._asked_at = 0.0
         self.ended_by_peer = False
         self.greeting = b""
-        _tune(sock)
+
+    @property
+    def expired(self) -> bool:
+        """A deadline passed and the link was shut down for it."""
+        return self._expired or (self._below is not None and self._below.expired)
+
+    @property
+    def trouble(self) -> str:
+        """What is known of why the link ended; "" when nothing is."""
+        return self._silence or self._way.trouble()
 
     def arm(self, deadline: float) -> None:
-        """Shut the socket down when this thread has not called `disarm` by shortly after `deadline`."""
+        """Shut the link down when this thread has not called `disarm` by shortly after `deadline`."""
         self._armed[threading.get_ident()] = deadline + GRACE_S
 
     def disarm(self) -> None:
@@ -79,13 +94,44 @@ class Link:
         finally:
             self.disarm()
 
-    def _check_deadlines(self) -> None:
+    def watch_silence(self, interval_s: float, count: int) -> None:
+        """From now on ask a silent host every `interval_s` [s], and give it up after `count` of them; 0 is never."""
+        self._has_heard = True
+        self._alive_limit_s = interval_s * count if count else float("inf")
+        self._alive_interval_s = interval_s
+
+    def is_question_due(self) -> bool:
+        """Whether the host has been silent long enough to be asked (again) whether it lives."""
+        now = time.monotonic()
+        if not self._alive_interval_s or now < max(self._heard_at, self._asked_at) + self._alive_interval_s:
+            return False
+        self._asked_at = now
+        return True
+
+    def _check(self) -> None:
         now = time.monotonic()
         if now < self._next_check:
             return
         self._next_check = now + TICK_S / 2
+        self._way.poll()
         if any(now >= deadline for deadline in list(self._armed.values())):
-            self.expired = True
+            self._expired = True
+            self._shut_down()
+        elif self._has_heard:
+            self._has_heard = False
+            self._heard_at = now
+        elif self._alive_interval_s:
+            self._check_silence(now)
+
+    def _check_silence(self, now: float) -> None:
+        """Give the host up when a question of ours has been out for a whole interval, and the limit has passed.
+
+        A process that was itself stopped for minutes asks first.
+        """
+        silent_s = now - self._heard_at
+        has_asked = self._heard_at < self._asked_at <= now - self._alive_interval_s
+        if has_asked and silent_s >= self._alive_limit_s:
+            self._silence = f"nothing came from it for {silent_s:.0f} s (ServerAliveInterval × ServerAliveCountMax)"
             self._shut_down()
 
     def send(self, data: bytes) -> int:
@@ -96,9 +142,9 @@ class Link:
             OSError: the connection broke.
         """
         try:
-            return self._sock.send(data)
+            return self._send(data)
         except BlockingIOError as error:
-            self._check_deadlines()
+            self._check()
             raise TimeoutError from error
 
     def recv(self, size: int) -> bytes:
@@ -108,14 +154,15 @@ class Link:
             TimeoutError: nothing came within one tick.
             OSError: the connection broke.
         """
-        self._check_deadlines()
+        self._check()
         try:
-            data = self._sock.recv(size)
+            data = self._recv(size)
         except BlockingIOError as error:
             raise TimeoutError from error
         except OSError as error:
             self.ended_by_peer = error.errno in (errno.ECONNRESET, errno.EPIPE)
             raise
+        self._has_heard = True
         if not data:
             self.ended_by_peer = not (self.expired or self._closed)
         if len(self.greeting) < GREETING_LIMIT:
@@ -123,27 +170,27 @@ class Link:
         return data
 
     def settimeout(self, timeout: float | None) -> None:
-        """Nothing: the kernel's time-outs are set once, which saves a poll before every call."""
+        """Nothing: the way has its ticks."""
 
     def getpeername(self) -> object:
-        """The host's address."""
-        return self._sock.getpeername()
+        """Something for paramiko's log."""
+        return "?"
 
     def _shut_down(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        self._way.shut_down()
+        if self._below is not None:
+            self._below._shut_down()
 
     def close(self) -> None:
         """End the connection; wakes whoever waits in `send` or `recv`."""
         if not self._closed:
             self._closed = True
-            self._shut_down()
-            self._sock.close()
+            self._way.close()
 
     def abandon(self) -> None:
-        """Free this process's descriptor and leave the connection to the process that opened it."""
+        """Free this process's descriptors and leave the connection to the process that opened it."""
         self._closed = True
-        self._sock.close()
+        self._way.abandon()
 
 
 class _TimerlessPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no types
@@ -157,6 +204,7 @@ class _TimerlessPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no
     REKEY_PACKETS = 2**31
 
     _handshake_end = float("inf")
+    on_tick: Callable[[], None] | None = None
 
     def start_handshake(self, timeout: float) -> None:
         self._handshake_end = time.monotonic() + timeout
@@ -167,47 +215,35 @@ class _TimerlessPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no
     def handshake_timed_out(self) -> bool:
         return time.monotonic() > self._handshake_end
 
+    def _check_keepalive(self) -> None:
+        """Called by the reading thread at every tick without a byte."""
+        if self.on_tick is not None:
+            self.on_tick()
 
-def open_tcp(login: Login, deadline: float) -> socket.socket:
-    """A socket connected to the host's SSH port, whichever of its addresses answers.
-
-    Raises:
-        ConnectError: the name is unknown, the port refuses, or nothing answers in time.
-    """
-    place = f"{login.address}:{login.port}"
-    try:
-        addresses = socket.getaddrinfo(login.address, login.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise ConnectError(
-            f"host {login.address!r} is unknown ({error}); check its spelling, your DNS and ~/.ssh/config"
-        ) from error
-    failure: OSError = OSError("no address")
-    for family, kind, proto, _, address in addresses:
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            sock.connect(address)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            failure = error
-            continue
-        return sock
-    raise _cannot_reach(place, failure)
+    def send_if_idle(self, message: paramiko.Message) -> None:
+        """Send `message` unless another thread is writing: the reading thread must never wait for a writer."""
+        lock = self._Packetizer__write_lock
+        if lock.acquire(blocking=False):
+            try:
+                self.send_message(message)
+            finally:
+                lock.release()
 
 
-def _cannot_reach(place: str, failure: OSError) -> ConnectError:
-    if isinstance(failure, ConnectionRefusedError):
-        return ConnectError(f"{place} refused the connection: no SSH server listens there; check the port (ssh_port=…)")
-    if isinstance(failure, TimeoutError):
-        return ConnectError(f"no answer from {place} in time; is the host up, and reachable from here (VPN, firewall)?")
-    return ConnectError(f"{place} cannot be reached: {failure}")
+class _Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
+    """paramiko's transport, which remembers the key exchange that it used."""
+
+    kex_name = ""
+
+    def _parse_newkeys(self, message: paramiko.Message) -> None:
+        engine = type(self.kex_engine)
+        self.kex_name = next((name for name in self.preferred_kex if self._kex_info.get(name) is engine), "")
+        super()._parse_newkeys(message)
 
 
 def open_transport(link: Link) -> paramiko.Transport:
     """A paramiko transport over `link`, not yet started, with the fast ciphers first."""
-    transport = paramiko.Transport(link, packetizer_class=_TimerlessPacketizer)
+    transport = _Transport(link, packetizer_class=_TimerlessPacketizer)
     transport.set_log_channel("remote_env.ssh.transport")
     options = transport.get_security_options()
     options.ciphers = tuple(name for name in _FAST_CIPHERS if name in options.ciphers)
@@ -215,16 +251,34 @@ def open_transport(link: Link) -> paramiko.Transport:
     return transport
 
 
-def _tune(sock: socket.socket) -> None:
-    sock.settimeout(None)
-    tick = struct.pack("@ll", 0, round(TICK_S * 1e6))
-    if os.name == "nt":
-        tick = struct.pack("@I", round(TICK_S * 1000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it 1 MB took 45 ms instead of 3
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):  # keeps firewalls from forgetting an idle link
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, USER_TIMEOUT_S)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_S * 1000)
+def keep_alive(transport: paramiko.Transport, link: Link, interval_s: float, count: int) -> None:
+    """Ask a host that is silent for `interval_s` whether it lives, and give it up after `count` such times.
+
+    The questions go out on the thread that reads; what waits to be written by another asks just as well.
+    """
+    place = weakref.ref(transport)
+
+    def ask() -> None:
+        transport = place()
+        if transport is None or not link.is_question_due() or not transport.clear_to_send.is_set():
+            return
+        message = paramiko.Message()
+        message.add_byte(bytes([GLOBAL_REQUEST]))
+        message.add_string("keepalive@openssh.com")  # who does not know it has to say so
+        message.add_boolean(True)
+        transport.packetizer.send_if_idle(message)
+
+    transport.packetizer.on_tick = ask
+    link.watch_silence(interval_s, count)
+
+
+def negotiated(transport: paramiko.Transport) -> dict[str, str]:
+    """What the two ends have agreed upon, by the names that `ssh -v` uses."""
+    cipher = str(transport.local_cipher)
+    return {
+        "server_version": str(transport.remote_version),
+        "kex": str(transport.kex_name),
+        "host_key": str(transport.host_key_type),
+        "cipher": cipher,
+        "mac": "implicit" if "gcm" in cipher else str(transport.local_mac),
+    }

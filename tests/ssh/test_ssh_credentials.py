@@ -14,7 +14,7 @@ from ssh_server import SshServer, make_key
 
 from remote_env.errors import AuthError
 from remote_env.ssh import SshConnection
-from remote_env.ssh.credentials import _public_blob
+from remote_env.ssh.keys import public_blob
 
 
 @pytest.fixture
@@ -99,10 +99,10 @@ def test_the_public_half_of_a_private_key_with_a_passphrase(tmp_path: Path, kind
     make_key(key, kind)
     public = Path(f"{key}.pub")
     blob = base64.b64decode(public.read_text().split()[1])
-    assert _public_blob(key) == _public_blob(public) == blob
+    assert public_blob(key) == public_blob(public) == blob
     set_passphrase(key)
     public.unlink()
-    assert _public_blob(key) == blob
+    assert public_blob(key) == blob
 
 
 def test_a_file_that_names_no_key(tmp_path: Path) -> None:
@@ -112,6 +112,6 @@ def test_a_file_that_names_no_key(tmp_path: Path) -> None:
     texts = [b"", b"-----", b"ssh-ed25519", b"ssh-ed25519 AAAA", b"ssh-ed25519 !", os.urandom(300), b"-----BEGIN RSA\n"]
     for text in [*texts, f"{begin}{end}".encode(), f"{begin}{half}\n{end}".encode(), f"{begin}é\n{end}".encode()]:
         path.write_bytes(text)
-        assert _public_blob(path) is None
-    assert _public_blob(tmp_path) is None
-    assert _public_blob(tmp_path / "missing") is None
+        assert public_blob(path) is None
+    assert public_blob(tmp_path) is None
+    assert public_blob(tmp_path / "missing") is None

@@ -18,7 +18,7 @@ from remote_env.ssh.host_keys import (
     order_key_algorithms,
     read_known_keys,
 )
-from remote_env.ssh.target import Login, resolve_login
+from remote_env.ssh.login import Login, resolve_login
 
 BLOB = b"some key"
 TEXT = base64.b64encode(BLOB).decode()

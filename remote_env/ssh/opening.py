@@ -1,0 +1,93 @@
+"""The steps of a login between the open way and the proof of who we are, and what is said when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import paramiko
+
+from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
+from remote_env.ssh.host_keys import check_host_key, listed_name, order_key_algorithms, read_known_keys
+from remote_env.ssh.link import Link
+from remote_env.ssh.login import Login
+
+SLOW_ANSWER_S = 1.0  # from so long on a message says how long `ask_secret` took
+_DROP_NOTES = (b"Exceeded MaxStartups", b"Not allowed at this time")
+_DROP_SIGNS = ("kex_exchange_identification", "Exceeded MaxStartups")  # what an ssh says that was dropped
+
+
+class Dropped(Exception):
+    """The host closed the connection before it greeted us; it is worth trying again."""
+
+
+def exchange_keys(
+    login: Login, transport: paramiko.Transport, link: Link, deadline: float, *, accept_new: bool
+) -> None:
+    """Agree upon keys with the host, and verify that it is the host.
+
+    Raises:
+        HostKeyError: it is not, or nothing is known of it.
+        Dropped: it closed the connection before it said anything.
+        paramiko.SSHException, EOFError, OSError: something else went wrong.
+    """
+    known = read_known_keys(login.known_hosts_files, listed_name(login))
+    options = transport.get_security_options()
+    options.key_types = order_key_algorithms(known, options.key_types)
+    remaining = max(deadline - time.monotonic(), 0.1)
+    transport.banner_timeout = transport.handshake_timeout = remaining + 1.0  # the link's deadline is first
+    try:
+        transport.start_client()
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        if not transport.remote_version and link.ended_by_peer and _may_be_dropped(link):
+            raise Dropped(str(error)) from error
+        raise
+    check_host_key(login, transport.get_remote_server_key(), known, accept_new=accept_new)
+
+
+def _may_be_dropped(link: Link) -> bool:
+    """Whether it looks like MaxStartups, also at a host that a proxy command goes through."""
+    trouble = link.trouble
+    is_silent = not link.greeting and not trouble
+    return is_silent or link.greeting.startswith(_DROP_NOTES) or any(sign in trouble for sign in _DROP_SIGNS)
+
+
+def explain_failure(login: Login, error: BaseException, link: Link, asking_s: float) -> ConnectError | None:
+    """The error for a login that broke with `error` over `link`; None when `error` says it itself.
+
+    `asking_s` is how much of the time `ask_secret` took [s].
+    """
+    if isinstance(error, RemoteEnvError) or not isinstance(error, (paramiko.SSHException, EOFError, OSError)):
+        return None
+    place = f"{login.address}:{login.port}"
+    if link.greeting and not link.greeting.startswith(b"SSH-"):
+        return ConnectError(f"{place} is no SSH server: it said {link.greeting[:60]!r}; check the port")
+    if link.expired:
+        return ConnectError(_say_late(login, link, asking_s))
+    return ConnectError(f"the login to {login.description} failed: {link.trouble or error or 'the host hung up'}")
+
+
+def _say_late(login: Login, link: Link, asking_s: float) -> str:
+    if not link.greeting and login.proxy_command:
+        return f"nothing came through the ProxyCommand {login.proxy_command!r} in time" + _more(link.trouble)
+    if not link.greeting:
+        place = f"{login.address}:{login.port}"
+        return f"{place} accepted the connection and said nothing in time; is it the SSH port, and sshd alive?"
+    asked = f": ask_secret took {asking_s:.0f} s of it; give the login more" if asking_s > SLOW_ANSWER_S else ""
+    return f"the login to {login.description} was not done in time{asked}"
+
+
+def _more(text: str) -> str:
+    return f": {text}" if text else ""
+
+
+@contextlib.contextmanager
+def name_hop(host: str) -> Iterator[None]:
+    """Name the jump host `host` in what goes wrong in the block, which is always a ConnectError."""
+    try:
+        yield
+    except ConnectError as error:
+        raise type(error)(f"via {host}: {error.message}") from error
+    except (DeadlineExceeded, ConnectionLost) as error:
+        raise ConnectError(f"via {host}: {error.message}") from error
