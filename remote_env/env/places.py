@@ -116,7 +116,7 @@ def open_place(host: str | None, options: PlaceOptions) -> Place:
         raise ConfigError(
             f"host={host!r}: write user@box or ssh://user@box:2222 for SSH, tcp://127.0.0.1:8888 to attach"
         )
-    return SshPlace(_make_connection(host, options), options)
+    return SshPlace(make_connection(host, options), options)
 
 
 def _refuse_ssh_options(place: str, options: PlaceOptions) -> None:
@@ -125,10 +125,11 @@ def _refuse_ssh_options(place: str, options: PlaceOptions) -> None:
         raise ConfigError(f"{given[0]}= means a machine reached over SSH, and host= is {place}; name it: 'user@box'")
 
 
-def _make_connection(host: str, options: PlaceOptions) -> Any:
+def make_connection(host: str, options: PlaceOptions) -> Any:
+    """The `SshConnection` to `host`, not connected yet; raises as it does."""
+    """The SSH login that reaches `host`, a `remote_env.ssh.SshConnection`; nothing is connected yet."""
     from remote_env.ssh import SshConnection
 
-    more = {"via": options.via, "ask_secret": options.ask_secret}
     return SshConnection(
         host,
         ssh_port=options.ssh_port,
@@ -137,5 +138,6 @@ def _make_connection(host: str, options: PlaceOptions) -> Any:
         known_hosts_file=options.known_hosts_file,
         config_file=options.ssh_config_file,
         connect_timeout_s=options.connect_timeout_s,
-        **{name: value for name, value in more.items() if value is not None},
+        via=options.via,
+        ask_secret=options.ask_secret,
     )
