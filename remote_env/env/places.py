@@ -126,7 +126,6 @@ def _refuse_ssh_options(place: str, options: PlaceOptions) -> None:
 
 
 def make_connection(host: str, options: PlaceOptions) -> Any:
-    """The `SshConnection` to `host`, not connected yet; raises as it does."""
     """The SSH login that reaches `host`, a `remote_env.ssh.SshConnection`; nothing is connected yet."""
     from remote_env.ssh import SshConnection
 
