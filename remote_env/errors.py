@@ -68,10 +68,16 @@ class StartError(ConnectError):
     """The far end did not start.
 
     Attributes:
-        log_tail: the last lines that the far end wrote ("" when it wrote none).
+        log_tail: the last lines that the far end wrote, without colours and repeats ("" when it wrote none).
+        phase: what the start was doing: connecting, uploading, starting, checking, importing or building.
+        exit_status: of the process that died; None when none did, or a signal killed it.
+        signal: the name of the signal that killed it, such as "SIGSEGV"; None when none did.
     """
 
     log_tail: str = ""
+    phase: str = ""
+    exit_status: int | None = None
+    signal: str | None = None
 
 
 class ConnectionLost(RemoteEnvError):
@@ -83,13 +89,27 @@ class SessionLost(RemoteEnvError):
 
     Attributes:
         log_tail: the last lines that the far end wrote ("" when unknown).
+        exit_status: of the simulator, when it exited.
+        signal: the name of the signal that killed the simulator, when one did.
     """
 
     log_tail: str = ""
+    exit_status: int | None = None
+    signal: str | None = None
 
 
 class DeadlineExceeded(RemoteEnvError, TimeoutError):
-    """No answer came in time; the request may still run."""
+    """No answer came in time; the request may still run.
+
+    Attributes:
+        phase: of a start: connecting, uploading, starting, checking, importing or building ("" for other calls).
+        last_line: of a start: the last line of the far end's log.
+        remote_stack: of a call: the Python stacks of the busy simulator, innermost call first ("" when unknown).
+    """
+
+    phase: str = ""
+    last_line: str = ""
+    remote_stack: str = ""
 
     # TimeoutError is an OSError, whose __str__ would otherwise win.
     __str__ = Exception.__str__

@@ -253,7 +253,7 @@ def test_a_killed_supervisor_takes_its_simulator_along(isolated_home: Path, how:
         assert how
     pids = [env.status()["pid"], int(note.read_text())]
     assert all(map(is_alive, pids))
-    env._server.stop.__self__._process.kill()
+    env._life.server.stop.__self__._process.kill()
     wait_until(lambda: not any(map(is_alive, pids)), "simulator and grandchild die with the supervisor", 1.0)
     env.close()
 

@@ -139,7 +139,7 @@ def test_two_clients_that_race_for_a_port_share_one_server(ssh_server: SshServer
     for thread in threads:
         thread.join(60)
     assert not failures
-    owners = [env for env in started if env._server.started]
+    owners = [env for env in started if env._life.server.started]
     assert len(owners) == 1
     for env in sorted(started, key=lambda env: env in owners):
         env.close()

@@ -47,7 +47,7 @@ class LocalPlace:
             return None
         token = self._token or read_registered_token(port)
         dial = self._dial_tcp(port)
-        return Server(dial, token, started=False, where=f"127.0.0.1:{port}", redial=dial)
+        return Server(dial, token, started=False, where=f"127.0.0.1:{port}", port=port, redial=dial)
 
     def _dial_tcp(self, port: int, host: str = "127.0.0.1") -> Dial:
         return lambda deadline: connect_tcp(host, port, deadline, busy_poll_s=self._busy_poll_s)
@@ -69,6 +69,7 @@ class LocalPlace:
             settings["token"],
             True,
             where,
+            port=int(ready["listen"]["tcp"][1]) if "tcp" in ready["listen"] else 0,
             redial=dial,
             stop=embedded.stop,
             log_tail=embedded.log_tail,
@@ -107,7 +108,7 @@ class LocalPlace:
         """See `Place.attach`."""
         dial = self._dial_tcp(record.port)
         where = f"127.0.0.1:{record.port}"
-        return Server(dial, record.token, started=False, where=where, redial=dial)
+        return Server(dial, record.token, started=False, where=where, port=record.port, redial=dial)
 
     def stop(self, record: ServerRecord, deadline: float) -> None:
         """See `Place.stop`."""
@@ -150,7 +151,7 @@ class AddressPlace(LocalPlace):
         dial = self._dial_tcp(port, host)
         dial(deadline).close()
         token = self._token or read_registered_token(port)
-        return Server(dial, token, started=False, where=f"{host}:{port}", redial=dial)
+        return Server(dial, token, started=False, where=f"{host}:{port}", port=port, redial=dial)
 
     def list(self, deadline: float) -> list[ServerRecord]:  # noqa: ARG002  there is nothing to ask
         """Nothing can be asked of the machine behind an address: Unsupported."""

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import logging
 import os
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, overload
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from remote_env.env.places import Place, PlaceOptions, open_place
-from remote_env.env.server import STOP_TIMEOUT_S, Server
-from remote_env.env.starting import describe_client, find_or_start, log_differences
+from remote_env.env.arguments import Arguments, Secret, unknown_arguments
+from remote_env.env.life import Life
+from remote_env.env.places import Place
+from remote_env.env.processes import Processes
 from remote_env.env.task import LocalFolder, TaskChoice
-from remote_env.errors import ConfigError, InputError, RemoteEnvError, Unsupported
+from remote_env.env.watching import RemoteLog, Watch
+from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.session import Session
 from remote_env.state import SceneState
-
-log = logging.getLogger("remote_env")
 
 
 class _Metadata:
@@ -39,7 +35,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     """An ordinary Gymnasium environment whose simulator lives on another machine.
 
     The server starts at first use (or on `with`); `close()` ends what this client started and only detaches from what
-    it attached to.
+    it attached to. While a server of ours runs on another machine, SIGTERM and SIGHUP end the program with SystemExit,
+    so that it is closed, unless you have handlers of your own.
 
     Args:
         host: where the server runs. None or "local": this machine, over a Unix socket. "user@box",
@@ -56,23 +53,45 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
             round trip.
         python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.
-        upload: local modules, packages or folders of them that the far end is to be able to import.
+        requirements: what that interpreter must have, as pip takes it ("mujoco>=3.1"); checked before the task is
+            imported, and what is missing is named with the command that installs it.
+        server_script: a local Python file with `make_env(**env_kwargs)`, instead of `env`. It is sent along with all of
+            `upload` beside it, so that it can open those files and import those modules.
+        upload: local modules, packages or folders of them that the far end is to be able to import; with
+            `server_script` any files and folders.
         server_env: environment variables for the server.
         cwd: the server's working folder.
         allow_calls: names of the task that `call` may reach besides those that it opens itself.
         max_sessions: how many clients a server that we start takes at once, each with a simulator of its own.
+        keep: `close()` leaves the server that we started running, warm, for a later client.
+        reuse: take a running server of yours with the same task and arguments that has a session free; start one when
+            there is none. `close()` leaves a server that was taken running.
+        session: take this server of yours: its id (`remote-env ps` lists them) or the beginning of it.
+        cleanup_old: first end your own servers on that host that hold no session and were not kept, and what dead ones
+            have left behind.
         start_timeout_s: for a start, uploads and a slow simulator included [s].
         reset_timeout_s: for one reset [s].
         step_timeout_s: for any other call [s].
-        idle_timeout_s: how long a server over SSH outlives its last client [s]; a local one dies with its client.
+        idle_timeout_s: how long a server over SSH, or one that is kept, outlives its last client [s]; 0: not at all.
+            Any other local one ends with its client.
+        lease_timeout_s: the server takes a client that it has not heard of for so long for gone [s]; a thread of ours
+            lets it hear every few seconds. None: only when the connection ends.
         busy_poll_s: how long a local receive spins before it sleeps [s].
         token: of a server that somebody else started; default `REMOTE_ENV_TOKEN`, or the file that it keeps.
+        tunnel: how data travels over SSH: "channel" (of our one connection), "openssh" (the system's `ssh`) or
+            "sshtunnel" (a local TCP port).
+        via: a login node, or several in a row, through which the host is reached: "user@login".
+        launch: a command there that runs the server inside a container or a batch job: "docker exec -i isaac".
+        launch_host: where the server can be dialled, seen from the host, when `launch` puts it on another machine.
         ssh_port: the SSH port (`port` is the task server's).
         identity_file: private key to log in with.
+        ask_secret: called with a `remote_env.ssh.SecretPrompt` for a password, a key's passphrase or a one-time code;
+            returns it, or None to give up.
         accept_new_host_key: trust a host never seen before.
         known_hosts_file: default `~/.ssh/known_hosts`.
         ssh_config_file: default `~/.ssh/config`.
         connect_timeout_s: for one SSH login [s].
+        progress: show a status line on standard error while a start goes on; None: when that is a terminal.
         on_progress: told in words what a start is doing.
     """
 
@@ -89,45 +108,60 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         render_mode: str | None = None,
         capture_state: bool = False,
         python: str | None = None,
+        requirements: Sequence[str] = (),
+        server_script: str | os.PathLike[str] | None = None,
         upload: Sequence[str | os.PathLike[str]] = (),
         server_env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         allow_calls: Sequence[str] = (),
         max_sessions: int = 1,
+        keep: bool = False,
+        reuse: bool = False,
+        session: str | None = None,
+        cleanup_old: bool = False,
         start_timeout_s: float = 1200.0,
         reset_timeout_s: float = 600.0,
         step_timeout_s: float = 120.0,
         idle_timeout_s: float = 600.0,
+        lease_timeout_s: float | None = 60.0,
         busy_poll_s: float = 0.0,
         token: str | None = None,
+        tunnel: str = "channel",
+        via: str | Sequence[str] | None = None,
+        launch: str | None = None,
+        launch_host: str | None = None,
         ssh_port: int | None = None,
         identity_file: str | None = None,
+        ask_secret: Callable[[Any], str | None] | None = None,
         accept_new_host_key: bool = False,
         known_hosts_file: str | None = None,
         ssh_config_file: str | None = None,
         connect_timeout_s: float = 30.0,
+        progress: bool | None = None,
         on_progress: Callable[[str], None] | None = None,
+        **unknown: Any,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self._arguments["token"] = None if token is None else _Secret(token)
-        self._pid = os.getpid()
-        self._session: Session | None = None
-        self._server: Server | None = None
-        self._place: Place | None = None
-        self._spec: EnvSpec | None = None
-        self._is_closed = False
+        given = locals()
+        if unknown:
+            raise unknown_arguments(unknown)
+        self._arguments = Arguments(**{name: given[name] for name in Arguments.names()})
         self._step_timeout_s, self._reset_timeout_s = step_timeout_s, reset_timeout_s
         self._capture_state = capture_state
+        self._spec: EnvSpec | None = None
         self.render_mode = render_mode
-        kwargs = dict(env_kwargs or {})
-        if render_mode is not None:
-            kwargs["render_mode"] = render_mode
-        self._task = TaskChoice(env if env is not None else os.environ.get("REMOTE_ENV_TASK"), kwargs, simulator)
-        self._check_port(port)
+        self._life = Life(self._arguments, self._choose_task())
+        self._watch = Watch(self._life)
 
-    def _check_port(self, port: int | None) -> None:
-        if port is not None and not (isinstance(port, int) and 0 < port < 65536):
-            raise ConfigError(f"port={port!r}: the task server's port is a number from 1 to 65535")
+    def _choose_task(self) -> TaskChoice:
+        arguments = self._arguments
+        kwargs = dict(arguments.env_kwargs or {})
+        if arguments.render_mode is not None:
+            kwargs["render_mode"] = arguments.render_mode
+        if arguments.server_script is None:
+            return TaskChoice(arguments.env or os.environ.get("REMOTE_ENV_TASK"), kwargs, arguments.simulator)
+        if arguments.env is not None:
+            raise ConfigError("server_script= makes the environment with its make_env, so leave env= out")
+        return TaskChoice(None, kwargs, arguments.simulator).served_by(arguments.server_script, arguments.upload)
 
     # Starting
 
@@ -137,14 +171,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         Raises:
             ConfigError: the task or an argument cannot be had as asked.
             ConnectError: the host cannot be reached (HostKeyError, AuthError), or the server does not start
-                (StartError).
+                (StartError, with its phase, exit status or signal, and the log's tail).
             TaskError: the task raised while it was made.
-            DeadlineExceeded: not ready within `start_timeout_s`.
+            DeadlineExceeded: not ready within `start_timeout_s`; the message says in which phase it was.
         """
-        if self._session is None:
-            self._check_usable()
-            self.start_remote_server()
-            self._open_session()
+        self._running()
         return self
 
     def start_remote_server(
@@ -153,6 +184,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         task_name: str | None = None,
         num_envs: int = 1,
         simulator: str | None = None,
+        cleanup_old: bool | None = None,
     ) -> RemoteEnv:
         """Find the server at `port`, or start one; nothing when that is done already.
 
@@ -161,98 +193,45 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             task_name: the task, instead of `env=`.
             num_envs: 1; batches are `RemoteVectorEnv`'s.
             simulator: instead of `simulator=`.
+            cleanup_old: instead of `cleanup_old=`.
         """
-        if self._server is not None:
+        life = self._life
+        if life.server is not None:
             return self
-        self._check_usable()
+        life.check_usable()
         if num_envs != 1:
             raise Unsupported(f"num_envs={num_envs}: a RemoteEnv holds one environment")
         if server_script is not None:
-            self._task = TaskChoice(LocalFolder(server_script), self._task.kwargs, self._task.simulator)
-        self._task = self._task.replaced(task_name, simulator)
-        self._check_something_to_run()
-        self._deadline = time.monotonic() + self._arguments["start_timeout_s"]
-        with contextlib.ExitStack() as undo:
-            place = self.setup_tunnel()
-            undo.callback(self._forget_place)
-            self._server = find_or_start(place, self._task, self._arguments, self._deadline, self._note)
-            undo.pop_all()
-        _open_environments.add(self)
+            life.task = life.task.served_by(server_script, self._arguments.upload)
+        life.task = life.task.replaced(task_name, simulator)
+        life.start_server(cleanup_old=cleanup_old)
         return self
-
-    def _check_something_to_run(self) -> None:
-        host, port = self._arguments["host"], self._arguments["port"]
-        attaches_only = host is not None and host.startswith("tcp://")
-        if self._task.env is None and port is None and not attaches_only:
-            raise ConfigError(
-                "nothing to run: name the task with env= (or REMOTE_ENV_TASK), or a server's port= to take what it has"
-            )
 
     def setup_tunnel(self) -> Place:
         """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
-        if self._place is None:
-            self._check_usable()
-            names = PlaceOptions.__dataclass_fields__
-            options = {name: value for name, value in self._arguments.items() if name in names}
-            self._place = open_place(self._arguments["host"], PlaceOptions(**options))
-        return self._place
+        return self._life.prepare_way()
 
     def connect(self) -> RemoteEnv:
         """Open a session with the server, and wait for its simulator; nothing when that is done already."""
-        if self._session is not None:
-            return self
-        if self._server is None:
-            return self.start()
-        self._check_usable()
-        self._deadline = time.monotonic() + self._arguments["start_timeout_s"]  # the server may have run for long
-        return self._open_session()
-
-    def _check_usable(self) -> None:
-        if self._is_closed:
-            raise ConfigError("this environment is closed; make a new one")
-        if self._pid != os.getpid():
-            raise ConfigError("this environment was made in another process; make it in the one that uses it")
-
-    def _open_session(self) -> RemoteEnv:
-        server = self._server
-        assert server is not None  # noqa: S101  start_remote_server set it
-        try:
-            is_named = not server.started and self._task.env is not None  # else what it serves is what we want
-            digest = self._task.specify(self.setup_tunnel(), self._deadline).digest if is_named else None
-            self._session = Session(
-                server.dial,
-                server.token,
-                self._deadline,
-                client=describe_client(),
-                digest=digest,
-                asked=self._task.label,
-                on_status=self._report,
-            )
-        except BaseException:
-            self._stop_all()
-            raise
-        log_differences(self._session.ready["facts"])
-        self.render_mode = self._session.ready["render_mode"]
+        if self._life.session is None:
+            self._running()
         return self
 
-    def _note(self, phase: str, detail: str) -> None:
-        self._progress(f"{phase}: {detail}")
+    def restart(self) -> RemoteEnv:
+        """Kill the simulator, however it hangs, and begin a session with a fresh one; returns self.
 
-    def _progress(self, text: str) -> None:
-        log.info("%s", text)
-        if self._arguments["on_progress"] is not None:
-            self._arguments["on_progress"](text)
-
-    def _report(self, status: dict[str, Any]) -> None:
-        since = f" ({status['since_s']:.0f} s)" if "since_s" in status else ""
-        self._progress(f"simulator {status['state']}: {status.get('phase', '')}{since}")
+        Its episode is gone: the next call must be `reset()`. The server stays, unless it is gone too; then a new one
+        is started. Raises as `start`.
+        """
+        self._life.restart()
+        return self
 
     # The Gymnasium interface
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode, as `gymnasium.Env.reset`.
 
-        After `SessionLost` this starts anew: a new session, and a new server if the old one is gone.
+        After `SessionLost` this starts anew: a new session with the same server, or a new server if that is gone.
 
         Raises:
             InputError: the options cannot cross; nothing was sent.
@@ -261,8 +240,10 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             SessionLost: the simulator died meanwhile.
         """
         super().reset(seed=seed)
-        if self._session is not None and self._session.is_lost is not None:
-            self._stop_all()
+        life = self._life
+        if life.session is not None and life.session.is_lost is not None:
+            life.check_usable()
+            life.renew()
         session = self._running()
         transition = session.reset(seed, options, self._reset_timeout_s, want_state=self._capture_state)
         return transition[0], transition[4]
@@ -279,10 +260,11 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         Raises:
             InputError: the action's shape or kind is not the task's, or it is not finite; nothing was sent.
             TaskError: the task raised; `remote_traceback` holds where.
-            DeadlineExceeded: no reply within `step_timeout_s`; the step may still run: `resume()` settles it.
+            DeadlineExceeded: no reply within `step_timeout_s`; the step may still run: `resume()` settles it. The
+                message says where in its code the simulator is; `remote_stack` has all of that.
             SessionLost: the simulator that held this episode is gone; reset to start a new one.
         """
-        session = self._session
+        session = self._life.session
         if session is None:
             session = self._running()
         return session.step(action, self._step_timeout_s, want_state=self._capture_state)
@@ -291,12 +273,17 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         """What the task renders in its render mode; one round trip."""
         return self._running().render(self._step_timeout_s)
 
-    def close(self) -> None:
-        """End what this client started, or detach from what it attached to; may be called again."""
-        if self._pid != os.getpid():
-            return  # a forked child's copy: the parent's session is not ours to end
-        self._is_closed = True
-        self._stop_all()
+    def close(self, keep: bool | None = None) -> None:
+        """End what this client started, or detach from what it attached to; may be called again.
+
+        Args:
+            keep: leave the server that we started running, warm, for a later client: `reuse=True`, `session=` or the
+                same `port` takes it. Default: `keep=`.
+
+        Raises:
+            ConfigError: it was to be kept, and cannot go on without us; nothing was ended.
+        """
+        self._life.close(keep)
 
     @property
     def observation_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
@@ -335,7 +322,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
 
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
-        return None if self._session is None else self._session.resume(self._step_timeout_s)
+        session = self._life.session
+        return None if session is None else session.resume(self._step_timeout_s)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.
@@ -358,18 +346,61 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         """Whether `get_wrapper_attr` finds it."""
         if name in self.__dict__ or hasattr(type(self), name):
             return True
-        return self._session is not None and name in self._session.ready["callable_names"]
+        session = self._life.session
+        return session is not None and name in session.ready["callable_names"]
 
-    def logs(self, lines: int = 100) -> str:
-        """The last `lines` lines of the server's log; also after the simulator's death."""
-        if self._session is not None:
-            with contextlib.suppress(RemoteEnvError):
-                return self._session.control.logs(lines)
-        return self._server.log_tail(lines) if self._server is not None else ""
+    # Watching
 
     def status(self) -> dict[str, Any]:
-        """What the simulator does now, answered by its supervisor even while it works."""
-        return self._running().control.status()
+        """What the simulator does now, answered by its supervisor even while the simulator holds its interpreter.
+
+        Never raises, and starts nothing. Any thread may ask.
+
+        Returns:
+            `state`: "not started", "starting" (with `phase`), "ready", "busy" (with `call` and `steps`), "failed",
+            "dead" (with `why`), "unreachable" (with `why`) or "closed"; and `since_s`, for how long [s]. From a server
+            that answers also `pid`, `uptime_s`, `resets`, `last_line` of the log, `problems` (how many it has had),
+            `sessions` and `holders`.
+        """
+        return self._watch.status()
+
+    @overload
+    def logs(self, lines: int = 100, *, follow: Literal[False] = False) -> str: ...
+    @overload
+    def logs(self, lines: int = 100, *, follow: Literal[True]) -> Iterator[str]: ...
+    def logs(self, lines: int = 100, *, follow: bool = False) -> str | Iterator[str]:
+        """The last `lines` lines of the server's log; also after the simulator's death.
+
+        Args:
+            lines: how many.
+            follow: an iterator over these lines and then over each that is written, until the server ends. It has a
+                connection of its own, which closing the iterator frees.
+        """
+        return self._watch.follow(lines) if follow else self._watch.log_tail(lines)
+
+    def check_remote_log(self, path: str | None = None, lines: int = 100) -> RemoteLog:
+        """The last lines of a log on the host: a string, whose `problems` are what in it a user should see.
+
+        Args:
+            path: a file there; "~/" is your home. None: the server's own log.
+            lines: how many, of at most 1 MB.
+
+        Raises:
+            ConfigError, StartError: there is no such file, or you may not read it.
+            ConnectError: the host cannot be reached.
+        """
+        return self._watch.read_log(path, lines)
+
+    def check_remote_process(self, name: str) -> Processes:
+        """Your processes on the host whose command line contains `name`; none is ended.
+
+        Returns:
+            Of each its `pid`, `elapsed_s` since it began [s] and `command`.
+
+        Raises:
+            ConnectError: the host cannot be reached.
+        """
+        return self._watch.list_processes(name)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -395,7 +426,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def spec(self, spec: EnvSpec) -> None:
         self._spec = spec
         if spec.kwargs.get("token") is not None:
-            spec.kwargs["token"] = _Secret(spec.kwargs["token"])
+            spec.kwargs["token"] = Secret(spec.kwargs["token"])
 
     # Life
 
@@ -403,67 +434,22 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         return dict(self._running().ready["metadata"])
 
     def _running(self) -> Session:
-        if self._session is None:
-            self.start()
-        assert self._session is not None  # noqa: S101  start set it
-        return self._session
-
-    def _stop_all(self) -> None:
-        """End or leave everything; what a Ctrl-C keeps from ending can be ended by another call."""
-        try:
-            self._leave_session()
-        finally:
-            try:
-                self._end_server()
-            finally:
-                self._forget_place()
-        _open_environments.discard(self)
-
-    def _leave_session(self) -> None:
-        session, server = self._session, self._server
-        if session is None:
-            return
-        try:
-            if server is not None and server.started:
-                session.control.stop_server(time.monotonic() + STOP_TIMEOUT_S)
-        except RemoteEnvError as error:
-            log.debug("the server could not be asked to stop: %s", error)
-        finally:
-            session.close()
-        self._session = None
-
-    def _end_server(self) -> None:
-        server = self._server
-        if server is not None and server.started:
-            try:
-                server.stop(time.monotonic() + STOP_TIMEOUT_S)  # of its own: the link may have used up the other
-            except RemoteEnvError as error:
-                idle_s = self._arguments["idle_timeout_s"]
-                log.warning("%s cannot be reached to stop; it ends %g s after it loses us: %s", server, idle_s, error)
-        self._server = None
-
-    def _let_go(self) -> None:
-        """In a forked child: the parent's session and server are not ours to use, end or keep open."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.let_go()
-        if self._server is not None:
-            self._server.let_go()
-
-    def _forget_place(self) -> None:
-        place, self._place = self._place, None
-        if place is not None:
-            place.close()
+        life = self._life
+        if life.session is None:
+            life.start()
+            assert life.session is not None  # noqa: S101  start set it
+            self.render_mode = life.session.ready["render_mode"]
+        return life.session
 
     def _given_arguments(self) -> dict[str, Any]:
         defaults = {**(RemoteEnv.__init__.__kwdefaults__ or {}), "host": None, "port": None}
-        return {name: value for name, value in self._arguments.items() if value is not defaults[name]}
+        return {name: value for name, value in self._arguments.to_plain().items() if value is not defaults[name]}
 
     def __enter__(self) -> RemoteEnv:
         return self.start()
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._session is not None or self._server is not None:
+        if self._life.session is not None or self._life.server is not None:
             raise ConfigError(
                 "a RemoteEnv that runs cannot be pickled; pickle it before its first use, or make another"
             )
@@ -473,39 +459,13 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         self.__init__(**arguments)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        if getattr(self, "_server", None) is not None and self._pid == os.getpid():
+        life = getattr(self, "_life", None)
+        if life is not None and life.server is not None and life.is_ours:
             warnings.warn("a RemoteEnv was not closed; use `with`, or call close()", ResourceWarning, stacklevel=2)
             with contextlib.suppress(Exception):
                 self.close()
 
     def __str__(self) -> str:
-        return f"<RemoteEnv {self._task.label} on {self._arguments['host'] or 'local'}>"
+        return f"<RemoteEnv {self._life.task.label} on {self._arguments.host or 'local'}>"
 
     __repr__ = __str__
-
-
-_open_environments: weakref.WeakSet[RemoteEnv] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for env in list(_open_environments):
-        env.close()
-
-
-def _let_go_of_all() -> None:
-    for env in list(_open_environments):
-        env._let_go()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_of_all)
-
-
-class _Secret(str):
-    """A token that does not show itself where arguments are printed, as in `EnvSpec`'s repr."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'<token>'"

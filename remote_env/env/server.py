@@ -21,6 +21,7 @@ class Server:
         token: its token; never shown.
         started: whether we started it, so that closing ends it.
         where: its address, to show.
+        port: where it listens on its machine's loopback; 0 when it does not.
         redial: as `dial`, but never logs in anew: for a thread that works unseen and must not ask for passwords.
         stop: ends it, by force if need be, and removes what starting it made. Only if `started`.
         log_tail: the last lines of its log, for when it can no longer be asked.
@@ -32,6 +33,7 @@ class Server:
     token: str = field(repr=False)
     started: bool
     where: str
+    port: int = 0
     redial: Dial | None = None
     stop: Callable[[float], None] = lambda _deadline: None
     log_tail: Callable[[int], str] = lambda _lines: ""

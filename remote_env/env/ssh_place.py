@@ -79,7 +79,7 @@ class SshPlace:
             return self._open_port(port, deadline)
 
         where = f"{self.name} port {port}"
-        return Server(dial, token, **{"started": False, "where": where, "redial": redial, **more})
+        return Server(dial, token, **{"started": False, "where": where, "port": port, "redial": redial, **more})
 
     def _open_port(self, port: int, deadline: float) -> Transport:
         if not self._connection.is_open:

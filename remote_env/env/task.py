@@ -42,11 +42,13 @@ class TaskChoice:
         env: a name, a callable, a `LocalFolder` that is a Python file with `make_env`, or None: what the server has.
         kwargs: keyword arguments for the task.
         simulator: which backend.
+        beside: what is sent into the same folder as `env`, when that is a script that serves; None otherwise.
     """
 
     env: str | Callable[..., Any] | LocalFolder | None
     kwargs: Mapping[str, Any]
     simulator: str
+    beside: tuple[LocalFolder, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -59,7 +61,12 @@ class TaskChoice:
 
     def replaced(self, env: str | None, simulator: str | None) -> TaskChoice:
         """The same with another task or simulator, where one is given."""
-        return TaskChoice(env or self.env, self.kwargs, simulator or self.simulator)
+        beside = None if env else self.beside
+        return TaskChoice(env or self.env, self.kwargs, simulator or self.simulator, beside)
+
+    def served_by(self, script: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]]) -> TaskChoice:
+        """The same made by a Python file of the caller's, with files and folders beside it."""
+        return TaskChoice(LocalFolder(script), self.kwargs, self.simulator, tuple(map(LocalFolder, beside)))
 
     def specify(self, place: Place, deadline: float, *, allow_calls: Sequence[str] = ()) -> TaskSpec:
         """What to tell the far end, with every `LocalFolder` sent there.
@@ -77,6 +84,9 @@ class TaskChoice:
         return TaskSpec(env, kwargs, self.simulator, pickled, version, tuple(allow_calls))
 
     def _name(self, place: Place, deadline: float) -> tuple[str, bytes | None]:
+        if isinstance(self.env, LocalFolder) and self.beside is not None:
+            paths = [self.env.resolved(), *(item.resolved() for item in self.beside)]
+            return f"{place.send_bundle(paths, deadline)}/{paths[0].name}:make_env", None
         if isinstance(self.env, LocalFolder):
             return f"{place.send_folder(self.env.resolved(), deadline)}:make_env", None
         if callable(self.env):

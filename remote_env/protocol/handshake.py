@@ -109,7 +109,8 @@ def _expect(wanted: int, kind: int, message: dict[str, Any]) -> None:
 def refusal(message: dict[str, Any]) -> RemoteEnvError:
     """The error that a REFUSED message names."""
     kinds = {"auth": AuthError, "version": VersionMismatch, "protocol": ProtocolError}
-    return kinds.get(str(message.get("kind")), ConnectError)(str(message.get("message", "the server refused")))
+    kind = str(message.get("kind"))
+    return kinds.get(kind, ConnectError)(str(message.get("message", "the server refused")), kind=kind)
 
 
 class ServerHandshake:

@@ -1,6 +1,9 @@
 """A client's session with a task server; the client's only room that knows both messages and transports."""
 
-from remote_env.session.control import ControlLink, Dial
+from remote_env.session.control import ControlLink, Dial, LogPart
+from remote_env.session.explain import describe
+from remote_env.session.follow import follow_log
+from remote_env.session.monitor import Monitor, remote_logger
 from remote_env.session.session import Session
 
-__all__ = ["ControlLink", "Dial", "Session"]
+__all__ = ["ControlLink", "Dial", "LogPart", "Monitor", "Session", "describe", "follow_log", "remote_logger"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from remote_env.errors import (
     ConfigError,
@@ -18,6 +20,7 @@ from remote_env.errors import (
 )
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, pack_link, parse_link, refusal
+from remote_env.protocol.log_text import clean, last_line
 from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
@@ -26,23 +29,50 @@ Dial = Callable[[float], Transport]
 CONTROL_TIMEOUT_S = 10.0  # the supervisor never blocks: an answer that takes longer will not come
 AFTERMATH_TIMEOUT_S = 2.0  # how long to wait for the supervisor to say why a data connection ended
 EVENT_TICK_S = 0.5  # how often a caller who waits for a start hears of it
+MAX_LOG_PART = 256 << 10  # bytes of the log in one answer, well below the limit of a link message
+
+
+class LogPart(NamedTuple):
+    """A part of the server's log.
+
+    Attributes:
+        text: what it says.
+        next: where the part after it begins; such offsets keep growing when the server cuts its log.
+        size: where the log ends now.
+    """
+
+    text: str
+    next: int
+    size: int
 
 
 class ControlLink:
-    """The connection that the supervisor holds: start-up events, status, logs, stop.
+    """The connection that the supervisor holds: start-up events, status, logs, pings, stop.
 
     Args:
         dial: makes a transport to the server.
         token: the server's.
         session: "new" to take a session, None only to ask.
         client: how the server may name us to others.
+        lease_s: with a new session: we promise to ping it, and it ends when we have not for so long [s].
     """
 
-    def __init__(self, dial: Dial, token: str, deadline: float, *, session: str | None, client: str) -> None:
+    def __init__(
+        self,
+        dial: Dial,
+        token: str,
+        deadline: float,
+        *,
+        session: str | None,
+        client: str,
+        lease_s: float | None = None,
+    ) -> None:
+        lease = {} if lease_s is None else {"lease_s": lease_s}
         self._transport, self._stream, self.welcome = shake_hands(
-            dial, token, "control", deadline, session=session, client=client
+            dial, token, "control", deadline, session=session, client=client, **lease
         )
         self._sequence = 0
+        self._asking = threading.Lock()
         self.last_status: dict[str, Any] = {}
 
     def wait_ready(self, deadline: float, on_status: Callable[[dict[str, Any]], None] | None) -> None:
@@ -52,9 +82,10 @@ class ControlLink:
             StartError: it failed or died; `log_tail` holds its last lines.
             DeadlineExceeded: it still starts at the deadline; the message says in which phase.
         """
+        status = self.last_status  # which may have come before the answer to a question
         while True:
             try:
-                status = self.next_event(min(deadline, time.monotonic() + EVENT_TICK_S))
+                status = status or self.next_event(min(deadline, time.monotonic() + EVENT_TICK_S))
             except DeadlineExceeded:
                 status = self.status()
             if on_status is not None:
@@ -64,7 +95,8 @@ class ControlLink:
             if status["state"] in ("failed", "dead"):
                 raise _start_error(status)
             if time.monotonic() >= deadline:
-                raise DeadlineExceeded(_still_starting(status))
+                raise _still_starting(status)
+            status = {}
 
     def next_event(self, deadline: float) -> dict[str, Any]:
         """The next status that the supervisor sends unasked."""
@@ -77,16 +109,19 @@ class ControlLink:
                 raise refusal(parse_link(self._stream.body_bytes()))
 
     def ask(self, kind: int, deadline: float, **fields: Any) -> dict[str, Any]:
-        """One question, one answer; events that come between are kept as `last_status`."""
-        self._sequence += 1
-        self._stream.send(pack_link(kind, fields, sequence=self._sequence), deadline)
-        while True:
-            header = self._stream.recv(deadline)
-            message = parse_link(self._stream.body_bytes())
-            if header.type == frames.REPLY and header.sequence == self._sequence:
-                return message
-            if header.type == frames.EVENT:
-                self.last_status = message
+        """One question, one answer; events that come between are kept as `last_status`. Any thread may ask."""
+        with self._asking:
+            self._sequence += 1
+            self._stream.send(pack_link(kind, fields, sequence=self._sequence), deadline)
+            while True:
+                header = self._stream.recv(deadline)
+                message = parse_link(self._stream.body_bytes())
+                if header.type == frames.REPLY and header.sequence == self._sequence:
+                    return message
+                if header.type == frames.EVENT:
+                    self.last_status = message
+                elif header.type == frames.REFUSED:
+                    raise refusal(message)
 
     def status(self, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """What the simulator does now, answered at once whatever it does."""
@@ -94,7 +129,31 @@ class ControlLink:
 
     def logs(self, lines: int) -> str:
         """The last `lines` lines of the server's log."""
-        return str(self.ask(frames.LOGS, time.monotonic() + CONTROL_TIMEOUT_S, lines=lines)["text"])
+        return self.log_tail(lines).text
+
+    def log_tail(self, lines: int) -> LogPart:
+        """The last `lines` lines of the server's log, and where what comes after them begins."""
+        return _log_part(self.ask(frames.LOGS, time.monotonic() + CONTROL_TIMEOUT_S, lines=lines))
+
+    def log_since(self, offset: int, deadline: float) -> LogPart:
+        """What the log says from `offset` on, at most `MAX_LOG_PART` bytes of it."""
+        return _log_part(self.ask(frames.LOGS, deadline, since=offset, max_bytes=MAX_LOG_PART))
+
+    def ping(self, session: str, problems_after: int, deadline: float) -> dict[str, Any]:
+        """Renew that session's lease; the problems in the log whose number is above `problems_after`, and the state."""
+        return self.ask(frames.PING, deadline, session=session, problems_after=problems_after)
+
+    def dump(self, deadline: float) -> dict[str, Any]:
+        """Have the simulator write its Python stacks into the log, from `log_from` on; `error` when none runs."""
+        return self.ask(frames.DUMP, deadline)
+
+    def kill(self, deadline: float) -> None:
+        """Kill this session's simulator; the next session gets a fresh one."""
+        self.ask(frames.KILL, deadline)
+
+    def keep(self, deadline: float) -> None:
+        """Mark the server as left warm on purpose."""
+        self.ask(frames.KEEP, deadline, kept=True)
 
     def stop_server(self, deadline: float) -> None:
         """Have the server end; returns when it has closed everything, or raises DeadlineExceeded."""
@@ -157,21 +216,42 @@ def _recv_link(stream: frames.FrameStream, deadline: float) -> tuple[int, dict[s
     return header.type, parse_link(stream.body_bytes())
 
 
-def _still_starting(status: dict[str, Any]) -> str:
-    last = next((line for line in reversed(status.get("log_tail", "").splitlines()) if line.strip()), "(none)")
-    return (
-        f"the simulator is not ready in time: still {status.get('phase', 'starting')} after "
-        f"{status.get('since_s', 0.0):.0f} s; its last log line: {last}. Give it longer with start_timeout_s="
+def _log_part(reply: dict[str, Any]) -> LogPart:
+    text = str(reply["text"])
+    size = int(reply.get("size", 0))
+    return LogPart(text, int(reply.get("next", size)), size)
+
+
+def _still_starting(status: dict[str, Any]) -> DeadlineExceeded:
+    phase = str(status.get("phase", "starting"))
+    last = status.get("last_line") or last_line(status.get("log_tail", "")) or "(none)"
+    return DeadlineExceeded(
+        f"the simulator is not ready in time: still {phase} after {status.get('since_s', 0.0):.0f} s; its last log "
+        f"line: {last}. Give it longer with start_timeout_s=",
+        phase=phase,
+        last_line=last,
     )
 
 
 def _start_error(status: dict[str, Any]) -> Exception:
-    tail = status.get("log_tail", "")
+    tail = clean(status.get("log_tail", ""))
+    details = {"log_tail": tail, "phase": str(status.get("phase", ""))}
     if status["state"] == "dead":
-        return StartError(f"the simulator died while starting: {status['why']}\n{tail}", log_tail=tail)
-    message, details = status["message"], {"log_tail": tail, "remote_traceback": status["traceback"]}
-    if status["kind"] == "ModuleNotFoundError":
+        details |= describe_ending(status)
+        return StartError(f"the simulator died while starting: {status['why']}\n{tail}", **details)
+    message, kind = status["message"], status["kind"]
+    details["remote_traceback"] = status["traceback"]
+    if kind == "ModuleNotFoundError":
         return StartError(f"{message}; install it there, or pass python= with the interpreter that has it", **details)
-    if status["kind"] in ("ConfigError", "Unsupported"):
+    if kind == "MissingRequirements":
+        return StartError(message, **details)
+    if kind in ("ConfigError", "Unsupported"):
         return ConfigError(message, **details)
-    return TaskError(f"the task could not be made: {status['kind']}: {message}", remote_type=status["kind"], **details)
+    return TaskError(f"the task could not be made: {kind}: {message}", remote_type=kind, **details)
+
+
+def describe_ending(status: dict[str, Any]) -> dict[str, Any]:
+    """How a dead simulator ended: its `exit_status`, or the name of the `signal` that killed it."""
+    why = str(status.get("why", ""))
+    exited, killed = re.search(r"exited with status (-?\d+)", why), re.search(r"killed by (?:signal )?(\w+)", why)
+    return {"exit_status": int(exited[1]) if exited else None, "signal": killed[1] if killed else None}

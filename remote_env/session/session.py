@@ -23,13 +23,12 @@ from remote_env.errors import (
 from remote_env.protocol import codec, frames, layout
 from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
-from remote_env.session.control import ControlLink, Dial, shake_hands
+from remote_env.session.control import ControlLink, Dial, describe_ending, shake_hands
+from remote_env.session.explain import explain_delay
 from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout, SceneState
 
 log = logging.getLogger("remote_env")
-
-EXPLAIN_TIMEOUT_S = 1.0  # how much later than its deadline a call may end, to say what the simulator is doing
 
 _KINDS: dict[str, type[RemoteEnvError]] = {
     "InputError": InputError,
@@ -40,6 +39,17 @@ _KINDS: dict[str, type[RemoteEnvError]] = {
 
 class Session:
     """A hold on one simulator. One request at a time.
+
+    Args:
+        dial: makes transports to the server.
+        token: the server's.
+        deadline: monotonic [s]; for the simulator to be ready.
+        client: how the server may name us to others.
+        digest: of the task that is wanted; None takes what is served.
+        asked: that task's name, to show.
+        lease_s: the session is to end when it was not pinged for so long [s]; whoever opens it pings. None: never.
+        on_open: given the control link as soon as the session is ours, while its simulator may still start.
+        on_status: told of each status while the simulator starts.
 
     Attributes:
         observation_space: the task's.
@@ -59,11 +69,15 @@ class Session:
         client: str = "",
         digest: str | None = None,
         asked: str = "",
+        lease_s: float | None = None,
+        on_open: Callable[[ControlLink], None] | None = None,
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.control = ControlLink(dial, token, deadline, session="new", client=client)
+        self.control = ControlLink(dial, token, deadline, session="new", client=client, lease_s=lease_s)
         try:
             self._check_task(digest, asked)
+            if on_open is not None:
+                on_open(self.control)
             self.control.wait_ready(deadline, on_status)
             self._open_data(dial, token, deadline)
         except BaseException:
@@ -102,7 +116,7 @@ class Session:
             raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
         except DeadlineExceeded as error:
             self._transport.close()
-            raise DeadlineExceeded(self._explain_delay(frames.READY)) from error
+            raise explain_delay(self.control, frames.READY) from error
         except BaseException:
             self._transport.close()
             raise
@@ -289,7 +303,7 @@ class Session:
                 self._skip(header, sequence, deadline)
                 header = stream.recv(deadline)
         except DeadlineExceeded as error:
-            raise DeadlineExceeded(self._explain_delay(kind)) from error
+            raise explain_delay(self.control, kind) from error
         except ConnectionLost as error:
             raise self._lose(error) from error
         except ProtocolError as error:
@@ -424,6 +438,7 @@ class Session:
             self.is_lost = SessionLost(
                 f"the simulator is gone: {why}; reset() starts a new one. Its last log lines:\n{last}",
                 log_tail=tail,
+                **describe_ending(status),
             )
         else:
             self.is_lost = SessionLost(f"the link to the simulator broke ({error}); reset() starts a new session")
@@ -439,19 +454,4 @@ class Session:
             f"{raised}{value['during']}: {value['message']}",
             remote_type=value["type"],
             remote_traceback=value["traceback"],
-        )
-
-    def _explain_delay(self, kind: int) -> str:
-        asked = frames.NAMES[kind]
-        try:
-            status = self.control.status(EXPLAIN_TIMEOUT_S)
-        except RemoteEnvError as error:
-            return f"no answer to {asked} in time, and the server does not say why ({error})"
-        if status["state"] == "busy":
-            doing = f"busy in {status['call']} (step {status['steps']}) for {status['since_s']:.1f} s"
-        else:
-            doing = status["state"]
-        return (
-            f"no answer to {asked} in time; the simulator is {doing}. resume() waits for it, reset() abandons it; "
-            "for a slow task raise step_timeout_s or reset_timeout_s"
         )

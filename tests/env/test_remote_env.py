@@ -231,7 +231,7 @@ def test_an_environment_made_directly_has_a_spec_that_recreates_it() -> None:
     assert env.spec.kwargs == {"env": "CartPole-v1", "step_timeout_s": 33.0}
     again = gymnasium.make(env.spec)
     assert again.unwrapped._step_timeout_s == 33.0
-    assert again.unwrapped._session is None  # nothing was started by asking
+    assert again.unwrapped._life.session is None  # nothing was started by asking
     env.close()
 
 
@@ -262,12 +262,18 @@ def test_pickles_before_the_start_and_refuses_after() -> None:
 
 
 def test_the_token_is_in_no_text(cartpole: RemoteEnv) -> None:
-    token = cartpole._server.token
-    for text in (repr(cartpole), str(cartpole), repr(cartpole._server), cartpole.logs(1000), str(cartpole.status())):
+    token = cartpole._life.server.token
+    for text in (
+        repr(cartpole),
+        str(cartpole),
+        repr(cartpole._life.server),
+        cartpole.logs(1000),
+        str(cartpole.status()),
+    ):
         assert token not in text
     env = RemoteEnv("tcp://127.0.0.1:1", token="s" * 64)
     assert "s" * 64 not in f"{env!r} {env} {env.spec!r} {env.spec}"
-    assert pickle.loads(pickle.dumps(env))._arguments["token"] == "s" * 64
+    assert pickle.loads(pickle.dumps(env))._arguments.token == "s" * 64
 
 
 # Attributes of the task
@@ -312,7 +318,7 @@ def test_nothing_starts_before_first_use() -> None:
     assert env.render_mode is None
     assert env.resume() is None
     assert env.logs() == ""
-    assert env._server is None
+    assert env._life.server is None
     env.close()
 
 
@@ -320,13 +326,13 @@ def test_explicit_steps_are_idempotent() -> None:
     env = RemoteEnv() if "REMOTE_ENV_TASK" in os.environ else RemoteEnv(env="CartPole-v1")
     for _ in range(2):
         assert env.start_remote_server() is env
-    server = env._server
+    server = env._life.server
     for _ in range(2):
-        assert env.setup_tunnel() is env._place
+        assert env.setup_tunnel() is env._life.place
     for _ in range(2):
         assert env.connect() is env
     assert env.start() is env
-    assert env._server is server
+    assert env._life.server is server
     env.reset(seed=0)
     env.close()
     env.close()
@@ -346,7 +352,7 @@ def test_start_remote_server_takes_the_old_words(tmp_path: Any) -> None:
 def test_time_between_the_explicit_steps_does_not_count() -> None:
     env = RemoteEnv(env="CartPole-v1", start_timeout_s=30.0)
     env.start_remote_server()
-    env._deadline = 0.0  # as if the caller had come back an hour later
+    assert env._life.progress is None  # whose deadline ended with the first step
     env.connect()
     env.close()
 
@@ -355,7 +361,7 @@ def test_use_after_close_is_refused() -> None:
     env = RemoteEnv(env="CartPole-v1")
     env.reset()
     env.close()
-    for use in (env.reset, lambda: env.step(0), env.render, env.start, env.connect, env.status, env.setup_tunnel):
+    for use in (env.reset, lambda: env.step(0), env.render, env.start, env.connect, env.restart, env.setup_tunnel):
         with pytest.raises(ConfigError, match="closed"):
             use()
     assert env.resume() is None

@@ -50,7 +50,7 @@ def shared() -> Iterator[RemoteEnv]:
 
 @pytest.fixture
 def env(shared: RemoteEnv) -> Iterator[RemoteEnv]:
-    pid = shared._session.control.status()["pid"] if shared._session else 0
+    pid = shared._life.session.control.status()["pid"] if shared._life.session else 0
     shared.reset()
     yield shared
     # Still the same simulator, and still usable.
@@ -136,7 +136,7 @@ def test_an_old_step_of_four(shared: RemoteEnv) -> None:
         ({"env_kwargs": {"init": "raise-surrogate"}}, TaskError, "no file"),
         ({"env_kwargs": {"init": "sys.exit"}}, TaskError, "SystemExit: the task gave up"),
         ({"env_kwargs": {"init": "exit"}}, StartError, "died while starting: it exited with status 3"),
-        ({"env_kwargs": {"init": "segv"}}, StartError, "SIGSEGV in make"),
+        ({"env_kwargs": {"init": "segv"}}, StartError, "SIGSEGV while building"),
         ({"env_kwargs": {"unknown": 1}}, TaskError, "unexpected keyword argument 'unknown'"),
         ({"env_kwargs": {"init": object()}}, InputError, r"env_kwargs\['init'\] is an object"),
         ({"env": "NoSuchTask-v0"}, ConfigError, "`NoSuchTask` doesn't exist"),
@@ -168,18 +168,18 @@ def test_a_task_that_cannot_be_made(arguments: dict[str, Any], kind: type[Remote
     assert type(caught.value) is kind
     if kind is TaskError:
         assert "Traceback" in caught.value.remote_traceback
-    assert env._server is None  # nothing is left, even before close()
+    assert env._life.server is None  # nothing is left, even before close()
 
 
 def test_a_start_that_takes_too_long_says_what_it_does(isolated_home: Path) -> None:
-    env = RemoteEnv(env=TASK, env_kwargs={"init": f"until:{isolated_home / 'never'}"}, start_timeout_s=2.2)
     told: list[str] = []
-    env._arguments["on_progress"] = told.append
+    never = f"until:{isolated_home / 'never'}"
+    env = RemoteEnv(env=TASK, env_kwargs={"init": never}, start_timeout_s=2.2, on_progress=told.append)
     with pytest.raises(DeadlineExceeded, match=r"still building after [123] s.*start_timeout_s="):
         # Its simulator is not done by the end: it is asked, then told, to end.
         env.start()
     assert any("building" in line for line in told)
-    assert env._server is None
+    assert env._life.server is None
 
 
 # The simulator dies
@@ -226,7 +226,7 @@ def _wait_busy(env: RemoteEnv) -> None:
     # Read where the supervisor reads: another connection, since the session's own is not for two threads.
     from remote_env.session import ControlLink
 
-    server = env._server
+    server = env._life.server
     assert server is not None
     link = ControlLink(server.dial, server.token, time.monotonic() + 5, session=None, client="the test")
     wait_until(lambda: link.status()["state"] == "busy", "the simulator is busy")
@@ -235,7 +235,7 @@ def _wait_busy(env: RemoteEnv) -> None:
 
 def test_death_of_the_supervisor(own: RemoteEnv) -> None:
     status = own.status()
-    own._server.stop.__self__._process.kill()
+    own._life.server.stop.__self__._process.kill()
     with within(4.0), pytest.raises(SessionLost):
         step_often(own)
     wait_until(lambda: not is_alive(status["pid"]), "the simulator dies with its supervisor", 1.0)
@@ -243,7 +243,7 @@ def test_death_of_the_supervisor(own: RemoteEnv) -> None:
 
 
 def test_the_link_is_cut(own: RemoteEnv) -> None:
-    own._session._transport._sock.shutdown(2)
+    own._life.session._transport._sock.shutdown(2)
     with pytest.raises(SessionLost, match="reset"):
         own.step(ACTION)
     own.reset()

@@ -37,7 +37,9 @@ def die(how: str) -> None:
     if how == "sleep":
         time.sleep(60)
     if how == "hold-gil":
-        ctypes.PyDLL(None).usleep(60_000_000)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:  # a signal cuts a sleep short, also that of a request for its stacks
+            ctypes.PyDLL(None).usleep(60_000_000)
     if how.startswith("until:"):
         wait_for_file(Path(how.removeprefix("until:")))
 

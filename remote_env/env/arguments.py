@@ -1,0 +1,141 @@
+"""What a RemoteEnv was made with."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from remote_env.env.task import LocalFolder
+from remote_env.errors import ConfigError
+
+# What other clients of remote simulators call it, and we by another name.
+_OTHER_NAMES = {
+    "remote_host": "host",
+    "ssh_host": "host",
+    "hostname": "host",
+    "address": "host",
+    "user": 'host="user@box"',
+    "username": 'host="user@box"',
+    "remote_port": "port",
+    "local_port": 'host="tcp://127.0.0.1:PORT"',
+    "use_tunnel": "tunnel",
+    "python_path": "python",
+    "python_executable": "python",
+    "interpreter": "python",
+    "remote_script_path": "server_script",
+    "script": "server_script",
+    "task": "env",
+    "task_name": "env",
+    "env_id": "env",
+    "id": "env",
+    "kwargs": "env_kwargs",
+    "environment": "server_env",
+    "env_vars": "server_env",
+    "workdir": "cwd",
+    "num_envs": "max_sessions",
+    "key_filename": "identity_file",
+    "identity": "identity_file",
+    "ssh_key": "identity_file",
+    "password": "ask_secret",
+    "jump_host": "via",
+    "proxy_jump": "via",
+    "timeout": "step_timeout_s",
+    "timeout_s": "step_timeout_s",
+    "keep_alive": "keep",
+    "session_id": "session",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a `RemoteEnv`, which says what each means and has the defaults."""
+
+    host: str | None
+    port: int | None
+    env: str | Callable[..., Any] | LocalFolder | None
+    env_kwargs: Mapping[str, Any] | None
+    simulator: str
+    render_mode: str | None
+    capture_state: bool
+    python: str | None
+    requirements: Sequence[str]
+    server_script: str | os.PathLike[str] | None
+    upload: Sequence[str | os.PathLike[str]]
+    server_env: Mapping[str, str] | None
+    cwd: str | None
+    allow_calls: Sequence[str]
+    max_sessions: int
+    keep: bool
+    reuse: bool
+    session: str | None
+    cleanup_old: bool
+    start_timeout_s: float
+    reset_timeout_s: float
+    step_timeout_s: float
+    idle_timeout_s: float
+    lease_timeout_s: float | None
+    busy_poll_s: float
+    token: str | None
+    tunnel: str
+    via: str | Sequence[str] | None
+    launch: str | None
+    launch_host: str | None
+    ssh_port: int | None
+    identity_file: str | None
+    ask_secret: Callable[[Any], str | None] | None
+    accept_new_host_key: bool
+    known_hosts_file: str | None
+    ssh_config_file: str | None
+    connect_timeout_s: float
+    progress: bool | None
+    on_progress: Callable[[str], None] | None
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            object.__setattr__(self, "token", Secret(self.token))
+        for name in ("requirements", "upload", "allow_calls"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is one string; write a list: [{getattr(self, name)!r}]"
+                )
+        if self.port is not None and not (isinstance(self.port, int) and 0 < self.port < 65536):
+            raise ConfigError(f"port={self.port!r}: the task server's port is a number from 1 to 65535")
+        if self.session is not None and self.port is not None:
+            raise ConfigError("session= names a server by its id and port= by its port; give one of them")
+        if self.lease_timeout_s is not None and self.lease_timeout_s <= 0:
+            raise ConfigError(f"lease_timeout_s={self.lease_timeout_s!r}: seconds above 0, or None for no lease")
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """The names of all arguments."""
+        return frozenset(field.name for field in fields(cls))
+
+    def to_plain(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def unknown_arguments(names: Iterable[str]) -> TypeError:
+    """The error for arguments that there are not; it names those that were meant."""
+    told = [f"{name}= (did you mean {_meant(name)}?)" for name in sorted(names)]
+    return TypeError(f"RemoteEnv has no argument {', '.join(told)}")
+
+
+def _meant(name: str) -> str:
+    if name in _OTHER_NAMES:
+        other = _OTHER_NAMES[name]
+        return other if "=" in other else f"{other}="
+    close = difflib.get_close_matches(name, sorted(Arguments.names()), 1)
+    return f"{close[0]}=" if close else "env_kwargs={...}, for the task's own"
+
+
+class Secret(str):
+    """A token that does not show itself where arguments are printed, as in `EnvSpec`'s repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'<token>'"

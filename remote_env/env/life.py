@@ -1,0 +1,341 @@
+"""The life of a RemoteEnv: the way to its host, the server, the session, and their ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+from remote_env.env.arguments import Arguments
+from remote_env.env.ending import end_at_exit, end_by_signals, has_ended
+from remote_env.env.places import Place, PlaceOptions, open_place
+from remote_env.env.progress import StartProgress
+from remote_env.env.server import STOP_TIMEOUT_S, Server
+from remote_env.env.starting import Search, describe_client, log_differences
+from remote_env.env.task import TaskChoice
+from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, RemoteEnvError, StartError
+from remote_env.session import ControlLink, Monitor, Session, remote_logger
+
+log = logging.getLogger("remote_env")
+
+
+class Life:
+    """What a RemoteEnv holds, from its first use to its end.
+
+    Args:
+        arguments: of the environment.
+        task: what is to run.
+
+    Attributes:
+        task: what runs.
+        place: the way to the host, once prepared.
+        server: found or started.
+        session: open.
+        monitor: watches the session, when somebody has to.
+        progress: of the start that goes on.
+        is_closed: for good.
+    """
+
+    def __init__(self, arguments: Arguments, task: TaskChoice) -> None:
+        self.arguments, self.task = arguments, task
+        self.place: Place | None = None
+        self.server: Server | None = None
+        self.session: Session | None = None
+        self.monitor: Monitor | None = None
+        self.progress: StartProgress | None = None
+        self.is_closed = False
+        self._pid = os.getpid()
+        self._bookmark: tuple[int, int] | None = None  # up to where the server's log has been passed on
+        self._is_kept = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it; a forked child's copy is its parent's."""
+        return self._pid == os.getpid()
+
+    def check_usable(self) -> None:
+        """ConfigError when it is closed, or another process's."""
+        if self.is_closed:
+            raise ConfigError("this environment is closed; make a new one")
+        if not self.is_ours:
+            raise ConfigError("this environment was made in another process; make it in the one that uses it")
+
+    # Starting
+
+    def start(self) -> None:
+        """Find or start the server, and open a session with it, unless that is done already."""
+        if self.session is None:
+            self.check_usable()
+            with self._reporting():
+                self.start_server()
+                self.connect()
+
+    def prepare_way(self) -> Place:
+        """The place where servers run; nothing is connected yet."""
+        if self.place is None:
+            self.check_usable()
+            names = PlaceOptions.__dataclass_fields__
+            options = {name: value for name, value in self.arguments.to_plain().items() if name in names}
+            self.place = open_place(self.arguments.host, PlaceOptions(**options))
+        return self.place
+
+    def start_server(self, besides: frozenset[int] = frozenset(), *, cleanup_old: bool | None = None) -> None:
+        """Find the server, or start one; nothing when that is done already.
+
+        Args:
+            besides: ports of servers that are not wanted.
+            cleanup_old: instead of the argument of that name.
+        """
+        if self.server is not None:
+            return
+        self.check_usable()
+        self._check_something_to_run()
+        with self._reporting() as progress, contextlib.ExitStack() as undo:
+            place = self.prepare_way()
+            undo.callback(self.end)
+            end_at_exit(self)
+            if place.is_remote:
+                end_by_signals(self)
+            cleanup_old = self.arguments.cleanup_old if cleanup_old is None else cleanup_old
+            search = Search(place, self.task, self.arguments, progress, besides)
+            self.server = search.find_or_start(cleanup_old=cleanup_old)
+            undo.pop_all()
+
+    def _check_something_to_run(self) -> None:
+        arguments = self.arguments
+        attaches_only = arguments.host is not None and arguments.host.startswith("tcp://")
+        if self.task.env is None and arguments.port is None and arguments.session is None and not attaches_only:
+            raise ConfigError(
+                "nothing to run: name the task with env= (or REMOTE_ENV_TASK), or a server's port= to take what it has"
+            )
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Any:
+        """The progress of a start, shown until it ends; one inside another is the same."""
+        if self.progress is not None:
+            yield self.progress
+            return
+        arguments = self.arguments
+        what = f"{self.task.label} on {arguments.host or 'this machine'}"
+        self.progress = StartProgress(
+            what, arguments.start_timeout_s, show=arguments.progress, on_progress=arguments.on_progress
+        )
+        try:
+            with self.progress:
+                yield self.progress
+        except (DeadlineExceeded, StartError) as error:
+            told = self.progress.explain(error)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            self.progress = None
+
+    def connect(self) -> None:
+        """Open a session with the server, and wait for its simulator; when that fails everything is ended."""
+        try:
+            with self._reporting() as progress:
+                self._open_session(progress)
+        except BaseException:
+            self.end()
+            raise
+
+    def _open_session(self, progress: StartProgress) -> None:
+        """Open a session, with another server when this one was warm and somebody was faster."""
+        taken: frozenset[int] = frozenset()
+        while True:
+            server = self.server
+            assert server is not None  # noqa: S101  start_server set it
+            try:
+                self._open(server, progress)
+            except ConnectError as error:
+                self._leave_monitor()
+                is_taken = getattr(error, "kind", "") == "busy"
+                if not (is_taken and self.arguments.reuse and not server.started and server.port not in taken):
+                    raise
+                taken |= {server.port}
+                self.server = None
+                self.start_server(taken)
+            except BaseException:
+                self._leave_monitor()
+                raise
+            else:
+                return
+
+    def _open(self, server: Server, progress: StartProgress) -> None:
+        self.check_usable()
+        is_named = not server.started and self.task.env is not None  # else what it serves is what we want
+        digest = self.task.specify(self.prepare_way(), progress.deadline).digest if is_named else None
+        session = Session(
+            server.dial,
+            server.token,
+            progress.deadline,
+            client=describe_client(),
+            digest=digest,
+            asked=self.task.label,
+            lease_s=self._lease_s(server),
+            on_open=self._watch,
+            on_status=progress.report_status,
+        )
+        log_differences(session.ready["facts"])
+        self.session = session
+
+    def _lease_s(self, server: Server) -> float | None:
+        """How long the session is to outlive our pings; one of an embedded server ends with us anyway."""
+        return self.arguments.lease_timeout_s if server.can_stay else None
+
+    def _watch(self, control: ControlLink) -> None:
+        """Have the new session watched, by a link of its own."""
+        server, host = self.server, self.arguments.host or "local"
+        assert server is not None  # noqa: S101  it was dialled
+        lease_s = self._lease_s(server)
+        if lease_s is None and not remote_logger(host).isEnabledFor(logging.INFO):
+            return
+        problems_after, lines_from = self._bookmark or ((0, 0) if server.started else _end_of_log(control))
+        self.monitor = Monitor(
+            server.redial or server.dial,
+            server.token,
+            session=control.welcome["session"],
+            lease_s=lease_s,
+            host=host,
+            problems_after=problems_after,
+            lines_from=lines_from,
+        )
+
+    # Starting again
+
+    def renew(self) -> None:
+        """After a lost session: a new one with the same server, or with a new server when that one is gone."""
+        self._leave_monitor()
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+        if self.server is not None:
+            try:
+                with self._reporting() as progress:
+                    self._open_session(progress)
+            except ConnectError as error:
+                where = self.server.where if self.server else "the server"
+                self.end()
+                if isinstance(error, StartError):
+                    raise
+                log.info("%s is gone, or has no session free; starting anew: %s", where, error)
+            except BaseException:
+                self.end()
+                raise
+        self.start()
+
+    def restart(self) -> None:
+        """Kill the simulator, and open a new session with the same server, or with a new one when that is gone."""
+        if self.session is None:
+            self.start()
+            return
+        try:
+            self.session.control.kill(time.monotonic() + STOP_TIMEOUT_S)
+        except RemoteEnvError as error:
+            log.info("the simulator could not be asked to end: %s", error)
+        self.renew()
+        log.warning("%s was restarted as asked: its episode is gone; call reset() to begin another", self.task.label)
+
+    # Ending
+
+    def end(self, *, keep: bool = False) -> None:
+        """End or leave everything; what a Ctrl-C keeps from ending can be ended by another call.
+
+        Args:
+            keep: leave the server that we started running.
+        """
+        if not self.is_ours:
+            return
+        monitor, self.monitor = self.monitor, None
+        with contextlib.ExitStack() as steps:  # from the last to the first, whatever becomes of each
+            if monitor is not None:
+                steps.callback(monitor.join)
+            steps.callback(self._forget_place)
+            steps.callback(self._end_server, keep=keep)
+            steps.callback(self._leave_session, keep=keep)
+            if monitor is not None:
+                monitor.stop()
+        has_ended(self)
+
+    def close(self, keep: bool | None) -> None:
+        """End it for good; see `RemoteEnv.close`."""
+        if not self.is_ours:
+            return
+        keep = self.arguments.keep if keep is None else keep
+        if keep and self.server is not None and self.server.started and not self.server.can_stay:
+            raise ConfigError(
+                "this server ends with this process, so it cannot be kept; make the environment with keep=True, or "
+                "close() it"
+            )
+        self.is_closed = True
+        self.end(keep=keep)
+
+    def _leave_monitor(self) -> None:
+        monitor, self.monitor = self.monitor, None
+        if monitor is not None:
+            monitor.stop()
+            monitor.join()
+            self._bookmark = monitor.bookmark
+
+    def _leave_session(self, *, keep: bool) -> None:
+        session, server = self.session, self.server
+        if session is None:
+            return
+        try:
+            if server is not None and server.started:
+                deadline = time.monotonic() + STOP_TIMEOUT_S
+                session.control.keep(deadline) if keep else session.control.stop_server(deadline)
+                self._is_kept = keep
+        except RemoteEnvError as error:
+            log.debug("the server could not be asked to %s: %s", "stay" if keep else "stop", error)
+        finally:
+            session.close()
+        self.session = None
+
+    def _end_server(self, *, keep: bool) -> None:
+        server = self.server
+        if server is not None and server.started:
+            deadline = time.monotonic() + STOP_TIMEOUT_S  # of its own: the link may have used up the other
+            try:
+                self._keep(server, deadline) if keep else server.stop(deadline)
+            except RemoteEnvError as error:
+                log.warning(
+                    "%s cannot be reached to %s; it ends %g s after it loses us: %s",
+                    server.where,
+                    "keep it" if keep else "stop",
+                    self.arguments.idle_timeout_s,
+                    error,
+                )
+        self.server, self._bookmark, self._is_kept = None, None, False
+
+    def _keep(self, server: Server, deadline: float) -> None:
+        if self._is_kept:
+            return
+        link = ControlLink(server.dial, server.token, deadline, session=None, client="")
+        try:
+            link.keep(deadline)
+        finally:
+            link.close()
+
+    def _forget_place(self) -> None:
+        place, self.place = self.place, None
+        if place is not None:
+            place.close()
+
+    def let_go(self) -> None:
+        """In a forked child: the parent's session and server are not ours to use, end or keep open."""
+        session, self.session = self.session, None
+        if self.monitor is not None:
+            self.monitor.let_go()
+        if session is not None:
+            session.let_go()
+        if self.server is not None:
+            self.server.let_go()
+
+
+def _end_of_log(control: ControlLink) -> tuple[int, int]:
+    """The number of the last problem in the log, and where the log ends."""
+    return int(control.status().get("problems", 0)), control.log_tail(1).next

@@ -1,0 +1,108 @@
+"""What a start is doing, for whoever waits: a status line on a terminal, log lines, and a callback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from remote_env.errors import DeadlineExceeded, StartError
+from remote_env.protocol.log_text import clean
+
+log = logging.getLogger("remote_env")
+
+REDRAWS_PER_S = 4
+PHASES = ("connecting", "uploading", "starting", "checking", "importing", "building", "ready")
+
+
+class StartProgress:
+    """Follows one start from its first phase to its end; a context manager that removes the line it shows.
+
+    Args:
+        what: is started, to show.
+        timeout_s: for all of it [s].
+        show: draw a status line on standard error; None: when that is a terminal.
+        on_progress: told in words of everything new.
+
+    Attributes:
+        phase: one of `PHASES`.
+        detail: the last log line, or what is done just now.
+        deadline: monotonic [s].
+    """
+
+    def __init__(
+        self,
+        what: str,
+        timeout_s: float,
+        *,
+        show: bool | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.phase, self.detail = PHASES[0], ""
+        self._what = what
+        self._show = sys.stderr.isatty() if show is None else show
+        self._on_progress = on_progress
+        self._told = ""
+        self._began = time.monotonic()
+        self.deadline = self._began + timeout_s
+        self._live: Any = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the start began [s]."""
+        return time.monotonic() - self._began
+
+    def report(self, phase: str, detail: str = "") -> None:
+        """Say what the start does now; what was said already is not said again."""
+        self.phase, self.detail = phase, detail
+        text = f"{phase}: {detail}" if detail else phase
+        if text == self._told:
+            return
+        self._told = text
+        log.info("%s", text)
+        if self._on_progress is not None:
+            self._on_progress(text)
+
+    def report_status(self, status: dict[str, Any]) -> None:
+        """Say what a starting simulator's status tells."""
+        phase = "ready" if status["state"] in ("ready", "busy") else str(status.get("phase") or status["state"])
+        self.report(phase, str(status.get("last_line") or ""))
+
+    def explain(self, error: DeadlineExceeded | StartError) -> DeadlineExceeded | StartError:
+        """The error with what is known of the start: its phase, and its log without noise."""
+        if isinstance(error, StartError):
+            error.phase = error.phase or self.phase
+            error.log_tail = clean(error.log_tail)
+            return error
+        if error.phase:
+            return error
+        return DeadlineExceeded(
+            f"{error} (after {self.elapsed_s:.0f} s, in the phase {self.phase!r}; last log line: "
+            f"{self.detail or '(none)'}); give it longer with start_timeout_s=",
+            phase=self.phase,
+            last_line=self.detail,
+        )
+
+    def __enter__(self) -> StartProgress:
+        if self._show:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(stderr=True, force_terminal=True)
+            self._live = Live(self, console=console, transient=True, refresh_per_second=REDRAWS_PER_S)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        line = f"{self._what}: {self.phase}, {self.elapsed_s:.0f} s"
+        detail = f" · {self.detail}" if self.detail else ""
+        return Text(line + detail, no_wrap=True, overflow="ellipsis")
