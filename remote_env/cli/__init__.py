@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 
 from remote_env.errors import RemoteEnvError
+from remote_env.protocol.log_text import clean
 
-COMMANDS: tuple[str, ...] = ()  # modules of this package, each with an `add_parsers`
+COMMANDS: tuple[str, ...] = ("doctor", "servers")  # modules of this package, each with an `add_parsers`
+EPILOG = """
+Begin with a machine that is new to you:   remote-env doctor user@box
+See what runs there:                       remote-env ps user@box
+Each command explains itself:              remote-env doctor --help
+
+HOST is what ssh takes: box, user@box, ssh://user@box:2222, an alias of ~/.ssh/config; or "local", this machine.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status: 0 when all went well, 1 on an error, 130 after Ctrl-C."""
     options = make_parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
     except RemoteEnvError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {clean(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return 141
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `remote-env` with every command's own."""
-    parser = argparse.ArgumentParser(prog="remote-env", description="Look after task servers on other machines.")
+    parser = argparse.ArgumentParser(
+        prog="remote-env",
+        description="Look after task servers on other machines.",
+        epilog=EPILOG.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"remote-env {importlib.metadata.version('remote-env')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"{__name__}.{name}").add_parsers(commands)

@@ -26,6 +26,7 @@ from remote_env.protocol.log_text import clean
 GAP = "  "
 SIZE_STEP = 1024
 SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+CONSOLE = Console(highlight=False)  # of whatever stdout is at the moment
 _asking = threading.Lock()  # several hosts may ask for a password at once
 
 
@@ -130,7 +131,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    CONSOLE.print(table)
 
 
 def _print_plain(rows: Sequence[Sequence[str]]) -> None:
@@ -165,7 +166,7 @@ def status_line(text: str) -> Iterator[Line]:
     if not sys.stdout.isatty():
         yield _Unseen()
         return
-    with Console().status("") as status:
+    with CONSOLE.status("") as status:
         line = _Shown(status)
         line.update(text)
         yield line

@@ -195,7 +195,7 @@ def cache_home() -> Path:
 def folders() -> "list[dict[str, Any]]":
     """Whether the folders that a server needs take files, and how much is free [bytes]."""
     temporary = Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108  where tempfile looks first
-    named = [("cache", cache_home() / "remote-env"), ("temporary", temporary), ("home", Path.home())]
+    named = [("cache", cache_home() / "remote-env"), ("temp", temporary), ("home", Path.home())]
     return [dict(try_folder(path), use=use) for use, path in named]
 
 
@@ -230,7 +230,7 @@ def packages(names: "list[str]") -> "dict[str, Any]":
     """The versions of installed packages, None for one that is not; and what keeps numpy or gymnasium from loading."""
     from importlib import metadata
 
-    versions: "dict[str, Any]" = {}
+    versions: dict[str, Any] = {}
     for name in names:
         try:
             versions[name] = metadata.version(name)
