@@ -3,12 +3,14 @@
 from remote_env.ssh.connection import CompletedCommand, SshConnection
 from remote_env.ssh.credentials import SecretPrompt
 from remote_env.ssh.far_end import ship_far_end, upload_bundle, upload_folder
+from remote_env.ssh.launch import LaunchedShell
 from remote_env.ssh.server import ServerHandle, find_server, list_servers
 from remote_env.ssh.starting import start_server
 from remote_env.ssh.target import SshTarget
 
 __all__ = [
     "CompletedCommand",
+    "LaunchedShell",
     "SecretPrompt",
     "ServerHandle",
     "SshConnection",

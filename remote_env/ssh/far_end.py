@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.pack import Pack, pack_bundle, pack_far_end, pack_folder
 from remote_env.ssh.programs import UPLOAD
-from remote_env.ssh.scripts import Sent, Shell, run_script
-
-Progress = Callable[[str, str], None]  # told a phase and a detail
+from remote_env.ssh.scripts import Progress, Sent, Shell, run_script
 
 
 def ship_far_end(

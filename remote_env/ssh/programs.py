@@ -208,3 +208,53 @@ for file in "$servers"/*.json; do
   [ ! -d "$folder" ] && [ "$(tr -d '\n' < "$file")" = "$content" ] && rm -f "$file"
 done
 """
+
+# launch, bootstrap; everything after it on standard input is the bootstrap's.
+LAUNCH = r"""
+world() { printf '%s %s' "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" "$(readlink /proc/self/ns/net)"; }
+shell=sh
+command -v bash >/dev/null && shell=bash
+say "outside $(world)"
+umask "$mask"
+"$shell" -c 'launch=$1; shift; eval "$launch \"\$@\""' remote-env "$launch" sh -c "$bootstrap"
+say "left $?"
+"""
+
+# What the prefix runs. Nothing may be sent before it says that it is inside: a terminal would echo and change it.
+BOOTSTRAP = r"""
+if [ -t 0 ] || [ -t 1 ]; then
+  terminal=0
+  [ -t 0 ] || terminal=1
+  why=$(stty raw -echo <&$terminal 2>&1) || {
+    printf '\n@remote-env refusal the terminal that this prefix makes cannot be made raw: %s\n' "$why"
+    exit 70
+  }
+fi
+world="$(cat /proc/sys/kernel/random/boot_id 2>/dev/null) $(readlink /proc/self/ns/net)"
+printf '\n@remote-env inside %s\n' "$world"
+while read -r word size nonce && [ "$word" = run ]; do
+  program=$(dd bs=1 count="$size" 2>/dev/null)
+  (eval "$program")
+  status=$?
+  printf '\n@remote-env done %s %s\n' "$nonce" "$status"
+  [ "$status" != 99 ] || exit 0
+done
+"""
+
+# pid, start, interpreter, loader, size; data: the relay's source. It becomes the relay, beside the server `pid`.
+RELAY = r"""
+is_alive "$pid" "$start" || { say gone; exit 0; }
+exec "$interpreter" -I -S -c "$loader" "$size"
+"""
+
+RELAY_LOADER = r"""
+import os, sys
+os.write(1, b"\n@remote-env give\n")
+size, source = int(sys.argv[1]), b""
+while len(source) < size:
+    part = os.read(0, size - len(source))
+    if not part:
+        sys.exit(1)
+    source += part
+exec(compile(source, "relay.py", "exec"), {"__name__": "__main__"})
+"""

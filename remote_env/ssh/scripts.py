@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from remote_env.errors import ConnectionLost, StartError
 from remote_env.ssh.connection import RunningCommand, SshConnection
 from remote_env.ssh.programs import DATA_FOLLOWS, MARK, PRELUDE
+from remote_env.transport import Buffer, Transport
 
 FAILURES = ("failed", "refusal")
 PIECE_BYTES = 256 * 2**10  # of data, between two reports of how much was sent
 LOGIN_SHARE = 1 / 3  # of the time to stop a server: how much a login gets to show that it is alive
 Sent = Callable[[int], None]
+Progress = Callable[[str, str], None]  # told a phase and a detail
+Dial = Callable[[float], Transport]
 
 
 class Answer(NamedTuple):
@@ -60,7 +63,19 @@ class Shell(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether programs can be tried."""
+        """Whether it runs."""
+
+    def enter(self, deadline: float, on_progress: Progress | None = None) -> None:
+        """Have it run.
+
+        Args:
+            deadline: absolute `time.monotonic()` [s].
+            on_progress: called with "starting" and what is said while it lets us wait.
+
+        Raises:
+            StartError: it cannot be had; the message has what was said.
+            DeadlineExceeded, ConnectionLost: as `SshConnection.start_command`.
+        """
 
     def start(
         self, program: str, variables: Mapping[str, object], data: bytes, deadline: float, sent: Sent | None = None
@@ -87,6 +102,23 @@ class Shell(Protocol):
             DeadlineExceeded, ConnectionLost: as `SshConnection.run`.
         """
 
+    def dialer(self, pid: int, start_time: str, port: int, deadline: float) -> Dial | None:
+        """How a server that listens on a port beside this shell is reached; None: like a port of the login's host.
+
+        Args:
+            pid: the server's process.
+            start_time: when it started.
+            port: where it listens.
+            deadline: for trying the ways [s].
+
+        Raises:
+            StartError: there is no way.
+            DeadlineExceeded, ConnectionLost: as `start`.
+        """
+
+    def close(self) -> None:
+        """Let go of it; servers go on where that lets them. Never raises, and may be called again."""
+
 
 class SshShell:
     """The shell of a login. See `Shell`."""
@@ -99,6 +131,9 @@ class SshShell:
     def is_open(self) -> bool:
         """See `Shell.is_open`."""
         return self.connection.is_open
+
+    def enter(self, deadline: float, on_progress: Progress | None = None) -> None:
+        """See `Shell.enter`; there is nothing to do."""
 
     def start(
         self, program: str, variables: Mapping[str, object], data: bytes, deadline: float, sent: Sent | None = None
@@ -119,11 +154,33 @@ class SshShell:
         if not self.connection.is_answering(now + LOGIN_SHARE * (deadline - now)):
             self.connection.connect(deadline)
 
+    def dialer(self, pid: int, start_time: str, port: int, deadline: float) -> None:
+        """See `Shell.dialer`."""
+
+    def close(self) -> None:
+        """See `Shell.close`; the login is the caller's."""
+
+
+class Command(Protocol):
+    """A command whose input takes bytes and whose output gives them: a `RunningCommand`, or one through a relay."""
+
+    def send_all(self, buffers: Sequence[Buffer], deadline: float) -> None:
+        """See `Transport.send_all`."""
+
+    def finish_sending(self, deadline: float) -> None:
+        """Tell it that no more bytes will come."""
+
+    def read_some(self, deadline: float) -> bytes:
+        """Whatever has come; b"" at its end."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
 
 class RunningLines:
-    """A command of a login, line by line. See `Running`."""
+    """A command, line by line. See `Running`."""
 
-    def __init__(self, command: RunningCommand) -> None:
+    def __init__(self, command: Command) -> None:
         self._command = command
         self._lines = Lines()
 
@@ -139,9 +196,6 @@ class RunningLines:
 
     def feed(self, source: bytes, data: bytes, deadline: float, sent: Sent | None) -> None:
         """Send the program, its data and the end."""
-        if sent is None:
-            self._command.send_input(source + data, deadline)
-            return
         with contextlib.suppress(ConnectionLost):  # when it ended early, its last words say why
             self._command.send_all([source], deadline)
             for piece in pieces(data, sent):
@@ -159,6 +213,8 @@ class RunningLines:
 
     def ending(self, deadline: float) -> tuple[int, str]:
         """See `Running.ending`."""
+        if not isinstance(self._command, RunningCommand):
+            return -1, ""
         done = self._command.finish(b"", deadline)
         return done.returncode, done.stderr.decode(errors="replace")
 

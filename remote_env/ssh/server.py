@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.programs import FIND, LIST, LOG_TAIL, STOP
-from remote_env.ssh.scripts import Shell, as_shell, parse_answer, run_script
-from remote_env.transport import Transport
+from remote_env.ssh.scripts import Dial, Shell, as_shell, parse_answer, run_script
 
 STOP_GRACE_S = 8.0  # how long a server may take to end its simulators before it is killed
 
@@ -39,7 +38,7 @@ class ServerHandle:
     port: int
     token: str = field(repr=False)  # it would end up in logs
     python: str = ""
-    dial: Callable[[float], Transport] | None = field(default=None, repr=False, compare=False)
+    dial: Dial | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_record(cls, connection: SshConnection | Shell, port: int, record: Mapping[str, Any]) -> ServerHandle:
@@ -70,8 +69,11 @@ class ServerHandle:
             DeadlineExceeded, ConnectionLost: as `SshConnection.run`; the server may run on.
         """
         shell = as_shell(self.connection)
-        shell.revive(deadline)
-        stop_process(shell, self.pid, self.start_time, self.session_folder, deadline, port=self.port)
+        try:
+            shell.revive(deadline)
+            stop_process(shell, self.pid, self.start_time, self.session_folder, deadline, port=self.port)
+        finally:
+            shell.close()
 
 
 def stop_process(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 from remote_env.errors import DeadlineExceeded, RemoteEnvError, StartError
 from remote_env.protocol.log_text import clean, last_line
 from remote_env.ssh.connection import SshConnection
-from remote_env.ssh.far_end import Progress, ship_far_end
+from remote_env.ssh.far_end import ship_far_end
+from remote_env.ssh.launch import LaunchedShell
 from remote_env.ssh.pack import pack_far_end
 from remote_env.ssh.programs import START
 from remote_env.ssh.scripts import (
     FAILURES,
+    Progress,
     Running,
     Shell,
     SshShell,
@@ -44,6 +46,8 @@ def start_server(
     deadline: float,
     on_progress: Progress | None = None,
     source: Path | None = None,
+    launch: str | None = None,
+    launch_host: str | None = None,
 ) -> ServerHandle:
     """Start a task server on the far end and return once it listens.
 
@@ -57,6 +61,9 @@ def start_server(
         on_progress: called with a phase and a detail: "uploading" and how much of how much, "starting" and, about
             once a second, the last line of the far end's log.
         source: the package folder to ship; default this package.
+        launch: a prefix behind which it is started; see `LaunchedShell`.
+        launch_host: the address by which the host reaches it there; it listens on that, which it refuses unless the
+            settings have `insecure`: that network sees the data.
 
     Raises:
         StartError: the interpreter is missing or too old, the server died or cannot listen, or the host
@@ -66,13 +73,21 @@ def start_server(
         ConnectionLost: the link broke; the far end ends what it started within a second or two.
     """
     settings = {"token": secrets.token_hex(32), "listen": {"tcp": ["127.0.0.1", 0]}, **settings}
-    shell = as_shell(connection)
+    if launch_host is not None:
+        settings["listen"] = {"tcp": [launch_host, settings["listen"]["tcp"][1]]}
+    is_inside = launch is not None and isinstance(connection, SshConnection)
+    shell = LaunchedShell(connection, launch, launch_host) if is_inside else as_shell(connection)  # type: ignore[arg-type]
+    shell.enter(deadline, on_progress)
     starter = _Starter(shell, settings, python, deadline, on_progress)
     digest = pack_far_end(source).digest
-    handle = starter.try_start(digest)
-    if handle is None:
-        ship_far_end(shell, deadline, source=source, on_progress=on_progress)
+    try:
         handle = starter.try_start(digest)
+        if handle is None:
+            ship_far_end(shell, deadline, source=source, on_progress=on_progress)
+            handle = starter.try_start(digest)
+    except BaseException:
+        shell.close()
+        raise
     if handle is None:
         raise StartError(f"the far end's files vanished from {shell.name} while it was started; try again")
     return handle
@@ -84,7 +99,7 @@ class _Starter:
     settings: Mapping[str, Any]
     python: str
     deadline: float
-    on_progress: Callable[[str, str], None] | None
+    on_progress: Progress | None
     started: tuple[int, str, str] | None = None  # pid, start time, folder
     last_line: str = ""
 
@@ -100,7 +115,9 @@ class _Starter:
         began = time.monotonic()
         try:
             with self.shell.start(START, variables, data, self.deadline) as running:
-                return self._follow(running)
+                ready = self._follow(running)
+                self._read_rest(running)
+            return None if ready is None else self._handle(ready)
         except DeadlineExceeded as error:
             self._end_started()
             raise DeadlineExceeded(
@@ -111,7 +128,8 @@ class _Starter:
             self._end_started()
             raise
 
-    def _follow(self, running: Running) -> ServerHandle | None:
+    def _follow(self, running: Running) -> Mapping[str, Any] | None:
+        """What the ready server says; None when the far end's files are not there."""
         while (line := running.read_line(self.deadline)) is not None:
             word, rest = parse_answer(line) or ("", "")
             if word == "absent":
@@ -124,16 +142,19 @@ class _Starter:
             elif word == "progress":
                 self._report(rest)
             elif word == "ready" and self.started:
-                return self._ready(json.loads(rest), self.started[2])
+                return dict(json.loads(rest))
             elif word in ("refused", "died"):
                 raise self._ended(word, rest, self._read_log(running))
         raise no_answer(self.shell, *running.ending(self.deadline))
 
-    def _read_log(self, running: Running) -> str:
+    def _read_rest(self, running: Running) -> list[str]:
         lines = []
         while (line := running.read_line(self.deadline)) is not None:
             lines.append(line)
-        _, _, log = "\n".join(lines).partition("@remote-env log\n")
+        return lines
+
+    def _read_log(self, running: Running) -> str:
+        _, _, log = "\n".join(self._read_rest(running)).partition("@remote-env log\n")
         return clean(log).strip("\n")
 
     def _report(self, line: str) -> None:
@@ -141,15 +162,18 @@ class _Starter:
         if self.on_progress is not None:
             self.on_progress("starting", self.last_line)
 
-    def _ready(self, ready: Mapping[str, Any], folder: str) -> ServerHandle:
+    def _handle(self, ready: Mapping[str, Any]) -> ServerHandle:
+        assert self.started is not None  # noqa: S101  it said so before it was ready
+        pid, start_time, port = int(ready["pid"]), str(ready["start_time"]), int(ready["listen"]["tcp"][1])
         return ServerHandle(
             connection=self.shell.connection if isinstance(self.shell, SshShell) else self.shell,
-            session_folder=folder,
-            pid=int(ready["pid"]),
-            start_time=str(ready["start_time"]),
-            port=int(ready["listen"]["tcp"][1]),
+            session_folder=self.started[2],
+            pid=pid,
+            start_time=start_time,
+            port=port,
             token=str(self.settings["token"]),
             python=str(ready.get("python", "")),
+            dial=self.shell.dialer(pid, start_time, port, self.deadline),
         )
 
     def _ended(self, word: str, detail: str, log: str) -> StartError:

@@ -25,10 +25,9 @@ from remote_env.ssh import (
     start_server,
     upload_folder,
 )
-from remote_env.ssh.connection import RunningCommand
 from remote_env.ssh.pack import pack_far_end
 from remote_env.ssh.programs import UPLOAD
-from remote_env.ssh.scripts import run_script
+from remote_env.ssh.scripts import RunningLines, run_script
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -78,13 +77,13 @@ def test_the_far_end_is_uploaded_once_per_content(
     connection: SshConnection, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
-    real = RunningCommand.send_input
+    real = RunningLines.feed
 
-    def counting(self: RunningCommand, data: bytes, deadline: float) -> None:
-        sent.append(len(data))
-        real(self, data, deadline)
+    def counting(self: RunningLines, source: bytes, data: bytes, *rest: Any) -> None:
+        sent.append(len(source) + len(data))
+        real(self, source, data, *rest)
 
-    monkeypatch.setattr(RunningCommand, "send_input", counting)
+    monkeypatch.setattr(RunningLines, "feed", counting)
     folder = Path(ship_far_end(connection, soon(), source=package))
     size = len(pack_far_end(package).archive())
     assert max(sent) > size
