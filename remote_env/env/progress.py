@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remote_env.errors import DeadlineExceeded, StartError
-from remote_env.protocol.log_text import clean
+from remote_env.protocol.log_text import clean, last_line
 
 log = logging.getLogger("remote_env")
 
@@ -68,7 +68,8 @@ class StartProgress:
     def report_status(self, status: dict[str, Any]) -> None:
         """Say what a starting simulator's status tells."""
         phase = "ready" if status["state"] in ("ready", "busy") else str(status.get("phase") or status["state"])
-        self.report(phase, str(status.get("last_line") or ""))
+        line = status.get("last_line") or last_line(status.get("log_tail", ""))
+        self.report(phase, line if phase != "ready" else "")
 
     def explain(self, error: DeadlineExceeded | StartError) -> DeadlineExceeded | StartError:
         """The error with what is known of the start: its phase, and its log without noise."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -252,6 +251,4 @@ def _start_error(status: dict[str, Any]) -> Exception:
 
 def describe_ending(status: dict[str, Any]) -> dict[str, Any]:
     """How a dead simulator ended: its `exit_status`, or the name of the `signal` that killed it."""
-    why = str(status.get("why", ""))
-    exited, killed = re.search(r"exited with status (-?\d+)", why), re.search(r"killed by (?:signal )?(\w+)", why)
-    return {"exit_status": int(exited[1]) if exited else None, "signal": killed[1] if killed else None}
+    return {"exit_status": status.get("exit_status"), "signal": status.get("signal")}

@@ -28,12 +28,6 @@ def vector() -> Iterator[RemoteEnv]:
 
 
 @pytest.fixture(scope="module")
-def cartpole() -> Iterator[RemoteEnv]:
-    with RemoteEnv(env="CartPole-v1") as env:
-        yield env
-
-
-@pytest.fixture(scope="module")
 def nested() -> Iterator[RemoteEnv]:
     with RemoteEnv(env=f"{TASKS}:Nested") as env:
         yield env

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import os
-import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,17 +13,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
-import remote_env
 from remote_env import RemoteEnv
-from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
+from remote_env.errors import InputError, TaskError, Unsupported
 
 TASKS = "tasks_for_tests.misbehaving"
-
-
-@pytest.fixture(scope="module")
-def cartpole() -> Iterator[RemoteEnv]:
-    with RemoteEnv(env="CartPole-v1") as env:
-        yield env
 
 
 @pytest.fixture(scope="module")
@@ -209,73 +199,6 @@ def test_an_error_of_the_task_crosses_async_vector_env() -> None:
         envs.close(terminate=True)
 
 
-# Identity: spec, metadata, pickles
-
-
-def test_spec_recreates_the_remote_environment() -> None:
-    env = gymnasium.make("Remote-v0", env="CartPole-v1", env_kwargs={"sutton_barto_reward": True})
-    assert env.spec is not None
-    assert env.spec.id == "Remote-v0"
-    again = gymnasium.make(env.spec)
-    assert isinstance(again.unwrapped, RemoteEnv)
-    with again:
-        again.reset(seed=0)
-        assert again.step(0)[1] == 0.0  # the keyword argument made it
-        assert again.unwrapped.remote_spec["id"] == "CartPole-v1"
-        assert again.unwrapped.remote_spec["max_episode_steps"] == 500
-    env.close()
-
-
-def test_an_environment_made_directly_has_a_spec_that_recreates_it() -> None:
-    env = RemoteEnv(env="CartPole-v1", step_timeout_s=33.0)
-    assert env.spec.kwargs == {"env": "CartPole-v1", "step_timeout_s": 33.0}
-    again = gymnasium.make(env.spec)
-    assert again.unwrapped._step_timeout_s == 33.0
-    assert again.unwrapped._life.session is None  # nothing was started by asking
-    env.close()
-
-
-def test_metadata_of_class_and_instance(cartpole: RemoteEnv) -> None:
-    assert "rgb_array" in RemoteEnv.metadata["render_modes"]
-    assert cartpole.metadata["render_fps"] == 50
-
-
-def test_generator_is_seeded_by_reset(cartpole: RemoteEnv) -> None:
-    cartpole.reset(seed=42)
-    first = cartpole.np_random.random()
-    assert cartpole.np_random_seed == 42
-    cartpole.reset(seed=42)
-    assert cartpole.np_random.random() == first
-
-
-def test_pickles_before_the_start_and_refuses_after() -> None:
-    env = RemoteEnv(env="CartPole-v1", env_kwargs={"sutton_barto_reward": True}, step_timeout_s=9.0)
-    for again in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
-        assert again.spec.kwargs == env.spec.kwargs
-    env.start_remote_server()
-    with pytest.raises(ConfigError, match="cannot be pickled"):
-        pickle.dumps(env)
-    env.connect()
-    with pytest.raises(ConfigError, match="cannot be pickled"):
-        pickle.dumps(env)
-    env.close()
-
-
-def test_the_token_is_in_no_text(cartpole: RemoteEnv) -> None:
-    token = cartpole._life.server.token
-    for text in (
-        repr(cartpole),
-        str(cartpole),
-        repr(cartpole._life.server),
-        cartpole.logs(1000),
-        str(cartpole.status()),
-    ):
-        assert token not in text
-    env = RemoteEnv("tcp://127.0.0.1:1", token="s" * 64)
-    assert "s" * 64 not in f"{env!r} {env} {env.spec!r} {env.spec}"
-    assert pickle.loads(pickle.dumps(env))._arguments.token == "s" * 64
-
-
 # Attributes of the task
 
 
@@ -306,119 +229,3 @@ def test_a_task_without_a_scene_says_so(cartpole: RemoteEnv) -> None:
     cartpole.reset()
     with pytest.raises(Unsupported, match="CartPole-v1 has no scene state"):
         cartpole.get_state()
-
-
-# Life
-
-
-def test_nothing_starts_before_first_use() -> None:
-    env = RemoteEnv(env="CartPole-v1")
-    assert env.spec.id == "Remote-v0"
-    assert repr(env) == "<RemoteEnv CartPole-v1 on local>"
-    assert env.render_mode is None
-    assert env.resume() is None
-    assert env.logs() == ""
-    assert env._life.server is None
-    env.close()
-
-
-def test_explicit_steps_are_idempotent() -> None:
-    env = RemoteEnv() if "REMOTE_ENV_TASK" in os.environ else RemoteEnv(env="CartPole-v1")
-    for _ in range(2):
-        assert env.start_remote_server() is env
-    server = env._life.server
-    for _ in range(2):
-        assert env.setup_tunnel() is env._life.place
-    for _ in range(2):
-        assert env.connect() is env
-    assert env.start() is env
-    assert env._life.server is server
-    env.reset(seed=0)
-    env.close()
-    env.close()
-
-
-def test_start_remote_server_takes_the_old_words(tmp_path: Any) -> None:
-    script = tmp_path / "my_task.py"
-    script.write_text("import gymnasium\ndef make_env(**kwargs):\n    return gymnasium.make('CartPole-v1', **kwargs)\n")
-    with RemoteEnv(env="nothing").start_remote_server(server_script=str(script)) as env:
-        assert env.remote_spec["id"] == "CartPole-v1"
-    with RemoteEnv(env="nothing").start_remote_server(task_name="CartPole-v1", simulator="gymnasium") as env:
-        assert env.remote_spec["id"] == "CartPole-v1"
-    with pytest.raises(Unsupported, match="num_envs=4"):
-        RemoteEnv(env="CartPole-v1").start_remote_server(num_envs=4)
-
-
-def test_time_between_the_explicit_steps_does_not_count() -> None:
-    env = RemoteEnv(env="CartPole-v1", start_timeout_s=30.0)
-    env.start_remote_server()
-    assert env._life.progress is None  # whose deadline ended with the first step
-    env.connect()
-    env.close()
-
-
-def test_use_after_close_is_refused() -> None:
-    env = RemoteEnv(env="CartPole-v1")
-    env.reset()
-    env.close()
-    for use in (env.reset, lambda: env.step(0), env.render, env.start, env.connect, env.restart, env.setup_tunnel):
-        with pytest.raises(ConfigError, match="closed"):
-            use()
-    assert env.resume() is None
-
-
-def test_a_forgotten_environment_warns_and_cleans_up() -> None:
-    env = RemoteEnv(env="CartPole-v1")
-    env.reset()
-    with pytest.warns(ResourceWarning, match="not closed"):
-        del env
-
-
-def test_a_forked_child_cannot_use_or_end_it(cartpole: RemoteEnv) -> None:
-    cartpole.reset(seed=1)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            cartpole.close()
-            cartpole.__del__()
-            try:
-                cartpole.step(0)
-            except ConfigError as error:
-                status = 0 if "another process" in str(error) else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    cartpole.step(0)
-
-
-def test_a_missing_task_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="name the task with env="):
-        RemoteEnv().start()
-    monkeypatch.setenv("REMOTE_ENV_TASK", "CartPole-v1")
-    with RemoteEnv() as env:
-        assert env.remote_spec["id"] == "CartPole-v1"
-
-
-@pytest.mark.parametrize("port", [0, -1, 65536])
-def test_impossible_ports(port: int) -> None:
-    with pytest.raises(ConfigError, match="from 1 to 65535"):
-        RemoteEnv(port=port, env="CartPole-v1")
-
-
-def test_facts_name_the_far_interpreter(cartpole: RemoteEnv) -> None:
-    assert cartpole.facts["numpy"] == np.__version__
-    assert cartpole.facts["gymnasium"] == gymnasium.__version__
-    assert remote_env.__version__
-
-
-def test_a_long_temporary_folder_is_no_obstacle(isolated_home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tempfile
-
-    deep = isolated_home / "tmp" / ("d" * 120)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with RemoteEnv(env="CartPole-v1") as env:
-        env.reset(seed=0)
-    assert list(deep.iterdir()) == []
-    deep.rmdir()
