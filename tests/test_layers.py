@@ -53,7 +53,7 @@ IO_MODULES = {
     *("fcntl", "mmap", "time", "datetime", "sched", "logging", "paramiko"),
 }
 # What the supervisor's process runs: the standard library and these.
-SUPERVISOR = ("launch", "supervisor", "peer", "process", "board", "folder", "web")
+SUPERVISOR = ("launch", "supervisor", "peer", "process", "board", "folder", "web", "relay")
 SUPERVISOR_MAY = {
     "remote_env.errors",
     "remote_env.protocol.frames",
