@@ -217,6 +217,12 @@ class SshServer:
         mark = f"XDG_CACHE_HOME={self.cache}".encode()
         return [pid for pid in _all_pids() if mark in _read(f"/proc/{pid}/environ").split(b"\0")]
 
+    @property
+    def pid(self) -> int:
+        """The listener's process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def connection_pids(self) -> list[int]:
         """The sshd processes that serve logins, the listener's descendants."""
         assert self._process is not None

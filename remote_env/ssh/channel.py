@@ -112,8 +112,8 @@ class ChannelTransport:
             return DeadlineExceeded(f"{self._name} stopped answering; the SSH connection was closed")
         if error is None and self._ended_in_order():
             return ConnectionLost(f"{self._name} closed the connection")
-        why = f": {error}" if error is not None and str(error) else ""
-        return ConnectionLost(f"the SSH connection to {self._name} broke{why}")
+        why = self._link.trouble or ("" if error is None else str(error))
+        return ConnectionLost(f"the SSH connection to {self._name} broke" + (f": {why}" if why else ""))
 
     def finish_sending(self, deadline: float) -> None:
         """Tell the other end that no more bytes will come."""

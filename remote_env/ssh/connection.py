@@ -224,9 +224,10 @@ class SshConnection:
 
     def _tell_trouble(self) -> str:
         """Why what leads through this jump host may have ended; "" while its connection is well."""
-        if self.is_open:
+        link = self._link  # it knows of the end before the transport does
+        if self.is_open and link is not None and not (link.ended_by_peer or link.expired or link.trouble):
             return ""
-        trouble = self._link.trouble if self._link is not None else ""
+        trouble = "" if link is None else link.trouble
         return f"the connection to the jump host {self.login.host} has ended" + (f": {trouble}" if trouble else "")
 
     @property

@@ -64,6 +64,7 @@ class Link:
         self._alive_interval_s, self._alive_limit_s = 0.0, float("inf")
         self._has_heard = True  # something came since the last check
         self._heard_at = self._asked_at = 0.0
+        self._unanswered_since: float | None = None  # the first question that nothing has come after
         self.ended_by_peer = False
         self.greeting = b""
 
@@ -106,6 +107,8 @@ class Link:
         if not self._alive_interval_s or now < max(self._heard_at, self._asked_at) + self._alive_interval_s:
             return False
         self._asked_at = now
+        if self._unanswered_since is None:
+            self._unanswered_since = now
         return True
 
     def _check(self) -> None:
@@ -118,7 +121,7 @@ class Link:
             self._expired = True
             self._shut_down()
         elif self._has_heard:
-            self._has_heard = False
+            self._has_heard, self._unanswered_since = False, None
             self._heard_at = now
         elif self._alive_interval_s:
             self._check_silence(now)
@@ -128,8 +131,8 @@ class Link:
 
         A process that was itself stopped for minutes asks first.
         """
-        silent_s = now - self._heard_at
-        has_asked = self._heard_at < self._asked_at <= now - self._alive_interval_s
+        silent_s, asked_at = now - self._heard_at, self._unanswered_since
+        has_asked = asked_at is not None and now >= asked_at + self._alive_interval_s
         if has_asked and silent_s >= self._alive_limit_s:
             self._silence = f"nothing came from it for {silent_s:.0f} s (ServerAliveInterval × ServerAliveCountMax)"
             self._shut_down()

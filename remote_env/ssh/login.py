@@ -56,7 +56,7 @@ class Login:
     is_key_alias: bool = False
     via: Login | None = None
     proxy_command: str | None = None
-    alive_interval_s: int = DEFAULT_ALIVE_INTERVAL_S
+    alive_interval_s: float = DEFAULT_ALIVE_INTERVAL_S
     alive_count: int = DEFAULT_ALIVE_COUNT
     config_file: Path | None = None
 
@@ -121,7 +121,7 @@ class Login:
         return [
             "BatchMode=yes",
             *(["IdentitiesOnly=yes"] if self.identities_only else []),
-            f"ServerAliveInterval={self.alive_interval_s}",
+            f"ServerAliveInterval={self.alive_interval_s:.0f}",
             f"ServerAliveCountMax={self.alive_count}",
             "ControlMaster=no",
             "ControlPath=none",

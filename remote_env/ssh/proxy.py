@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from typing import IO, cast
 
@@ -15,6 +16,7 @@ from remote_env.errors import ConnectError, Unsupported
 from remote_env.ssh.ways import SocketWay
 
 GRACE_S = 1.0  # it has so long to end after SIGTERM
+LAST_WORDS_S = 0.2  # a message about a broken way waits so long for how it ended
 STDERR_LINES, LINE_BYTES = 5, 500  # of what it says, in an error
 
 
@@ -33,6 +35,7 @@ class ProxyWay(SocketWay):
         if os.name == "nt":
             raise Unsupported("ProxyCommand does not run on Windows; use ProxyJump")
         self._command = command
+        self._reading = threading.Lock()
         self._lines: collections.deque[bytes] = collections.deque([b""], STDERR_LINES + 1)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -56,16 +59,24 @@ class ProxyWay(SocketWay):
 
     def poll(self) -> None:
         """Take what the process has written to its standard error, so that it never blocks there."""
-        with contextlib.suppress(OSError, ValueError):  # nothing there; closed meanwhile by another thread
-            while data := os.read(self._stderr.fileno(), 65536):
+        if self._reading.acquire(blocking=False):
+            try:
+                self._read_stderr()
+            finally:
+                self._reading.release()
+
+    def _read_stderr(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while not self._stderr.closed and (data := os.read(self._stderr.fileno(), 65536)):
                 first, *more = data.split(b"\n")
                 self._lines[-1] = (self._lines[-1] + first)[-LINE_BYTES:]
                 self._lines.extend(line[-LINE_BYTES:] for line in more)
 
     def trouble(self) -> str:
         """How the process ended and its last lines; "" when it ended well and said nothing."""
-        self._wait(GRACE_S / 2)
-        self.poll()
+        self._wait(LAST_WORDS_S)
+        with self._reading:
+            self._read_stderr()
         status = self._status()
         said = b" | ".join(line.strip() for line in self._lines if line.strip()).decode(errors="replace")
         if not status and not said:
@@ -80,7 +91,9 @@ class ProxyWay(SocketWay):
         self._wait(GRACE_S)
         self._signal_group(signal.SIGKILL)
         self._process.wait()
-        self._stderr.close()
+        with self._reading:
+            self._read_stderr()
+            self._stderr.close()
 
     def _wait(self, timeout_s: float) -> None:
         """Wait until the process has ended, or not longer than `timeout_s` [s]."""
@@ -93,7 +106,10 @@ class ProxyWay(SocketWay):
         """Its exit status, None while it runs; it is not reaped, so that the group's number stays its own."""
         if self._process.returncode is not None or not hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
             return self._process.poll()
-        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        try:
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # another thread is just closing the way
+            return self._process.returncode
         if ended is None:
             return None
         return int(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)

@@ -1,0 +1,471 @@
+"""Logins through jump hosts, each a real sshd."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ssh_server import SshServer, make_key
+
+from remote_env.errors import AuthError, ConnectError, ConnectionLost, DeadlineExceeded, HostKeyError
+from remote_env.ssh import SshConnection
+
+
+def soon(seconds: float = 10.0) -> float:
+    return time.monotonic() + seconds
+
+
+def options(server: SshServer) -> dict[str, Any]:
+    """Arguments that leave everything but the known keys to the server's client configuration."""
+    return {"known_hosts_file": str(server.known_hosts), "config_file": str(server.config)}
+
+
+def open_fds() -> set[str]:
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"{entry.name} {entry.readlink()}")
+        except FileNotFoundError:  # the listing's own descriptor
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def jump() -> Iterator[SshServer]:
+    with SshServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def behind(jump: SshServer) -> Iterator[SshServer]:
+    """An sshd whose alias `testbox` is reached through `jump`."""
+    with SshServer(jump=jump) as server:
+        yield server
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[SshServer, SshServer]]:
+    """A jump host and a host behind it, which a test may stop or kill."""
+    with SshServer() as jump, SshServer(jump=jump) as behind:
+        yield jump, behind
+
+
+def test_a_login_through_a_jump_host_works_and_leaves_nothing(jump: SshServer, behind: SshServer) -> None:
+    threads, fds, logins = set(threading.enumerate()), open_fds(), jump.log().count("Accepted publickey")
+    data = os.urandom(2**20) * 12
+    with SshConnection("testbox", **options(behind)) as connection:
+        assert jump.log().count("Accepted publickey") == logins + 1
+        assert connection.run("cat", stdin=data, deadline=soon(30)).stdout == data
+        stream = connection.open_port(behind.port, soon())
+        view = memoryview(bytearray(4))
+        stream.recv_exactly_into(view, soon())
+        assert bytes(view) == b"SSH-"
+        stream.close()
+        assert connection.is_answering(soon())
+    assert not connection.is_open
+    assert set(threading.enumerate()) == threads
+    assert open_fds() == fds
+
+
+def test_a_chain_of_jump_hosts_may_be_an_argument(
+    jump: SshServer, behind: SshServer, ssh_server: SshServer, tmp_path: Path
+) -> None:
+    known = tmp_path / "known_hosts"
+    known.write_text(behind.known_hosts.read_text() + ssh_server.known_hosts.read_text())
+    login = {**ssh_server.login, "known_hosts_file": str(known), "config_file": str(behind.config)}
+    for via in ("jumpbox,testbox", ["testbox"]):  # the first hop's own ProxyJump counts
+        seen = [server.log().count("Accepted publickey") for server in (jump, behind)]
+        with SshConnection(ssh_server.target, via=via, **login) as connection:
+            assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
+        assert [server.log().count("Accepted publickey") for server in (jump, behind)] == [n + 1 for n in seen]
+
+
+def test_via_none_goes_directly(jump: SshServer, behind: SshServer) -> None:
+    logins = jump.log().count("Accepted publickey")
+    with SshConnection("testbox", via="none", **options(behind)) as connection:
+        assert connection.is_open
+    assert jump.log().count("Accepted publickey") == logins
+
+
+def test_names_are_looked_up_by_the_jump_host(behind: SshServer, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(behind.config.read_text().replace("HostName 127.0.0.1", "HostName no-such-host.invalid", 1))
+    with pytest.raises(ConnectError, match=r"^via jumpbox: jumpbox refused .*no-such-host\.invalid"):
+        SshConnection("testbox", config_file=str(config), known_hosts_file=str(behind.known_hosts)).connect(soon())
+
+
+def _without(line: str, server: SshServer, tmp_path: Path) -> str:
+    path = tmp_path / "known_hosts"
+    path.write_text(server.known_hosts.read_text().replace(line, ""))
+    return str(path)
+
+
+def test_the_host_key_of_every_hop_is_checked(jump: SshServer, behind: SshServer, tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    known = _without(jump.known_hosts_line(), behind, tmp_path)
+    with pytest.raises(HostKeyError, match=rf"^via jumpbox: the host key of jumpbox .*{jump.port}"):
+        SshConnection("testbox", config_file=str(behind.config), known_hosts_file=known).connect(soon())
+    known = _without(behind.known_hosts_line(), behind, tmp_path)
+    with pytest.raises(HostKeyError, match=r"^the host key of testbox .*accept it by running: ssh -J root@127"):
+        SshConnection("testbox", config_file=str(behind.config), known_hosts_file=known).connect(soon())
+    Path(known).write_text("")
+    login = {"config_file": str(behind.config), "known_hosts_file": known}
+    with SshConnection("testbox", accept_new_host_key=True, **login) as connection:  # type: ignore[arg-type]
+        assert connection.is_open
+    assert Path(known).read_text() == jump.known_hosts_line() + behind.known_hosts_line()
+    assert set(threading.enumerate()) == threads
+
+
+def test_a_jump_host_that_refuses_us_is_named(
+    behind: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    make_key(tmp_path / "stranger", "ed25519")
+    config = tmp_path / "config"
+    block, jump_block = behind.config.read_text().split("Host jumpbox")
+    jump_block = "\n".join(line for line in jump_block.splitlines() if "IdentityFile" not in line)
+    config.write_text(f"{block}Host jumpbox{jump_block}\n  IdentityFile {tmp_path}/stranger\n")
+    connection = SshConnection("testbox", config_file=str(config), known_hosts_file=str(behind.known_hosts))
+    with pytest.raises(AuthError, match=r"^via jumpbox: .*@jumpbox:\d+ refused the login.*stranger: refused"):
+        connection.connect(soon())
+
+
+def test_a_jump_host_that_is_not_there_is_named(behind: SshServer) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        via = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(ConnectError, match=rf"^via 127\.0\.0\.1: {via} refused the connection"):
+            SshConnection(behind.target, via=via, **behind.login).connect(soon())
+
+
+@pytest.mark.parametrize("line", ["AllowTcpForwarding no", "PermitOpen 127.0.0.1:1"])
+def test_a_jump_host_that_forwards_nowhere_is_named(behind: SshServer, line: str, tmp_path: Path) -> None:
+    with SshServer(extra_config=line) as closed:
+        known = tmp_path / "known_hosts"
+        known.write_text(behind.known_hosts_line() + closed.known_hosts_line())
+        login = {**behind.login, "known_hosts_file": str(known), "config_file": str(closed.config)}
+        forbids = (
+            rf"^via testbox: sshd on testbox forbids opening a channel to 127\.0\.0\.1:{behind.port}; .*PermitOpen"
+        )
+        with pytest.raises(ConnectError, match=forbids):
+            SshConnection(behind.target, via="testbox", **login).connect(soon())
+
+
+def test_a_jump_host_that_runs_no_commands_will_do() -> None:
+    with (
+        SshServer(extra_config="MaxSessions 0\nPermitTTY no") as jump,
+        SshServer(jump=jump) as behind,
+        SshConnection("testbox", **options(behind)) as connection,
+    ):
+        assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
+
+
+def _stop(server: SshServer) -> None:
+    for pid in server.connection_pids():
+        os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("stopped", ["jump", "host"])
+def test_a_stopped_hop_costs_no_more_than_the_deadline(pair: tuple[SshServer, SshServer], stopped: str) -> None:
+    jump, behind = pair
+    threads = set(threading.enumerate())
+    connection = SshConnection("testbox", **options(behind))
+    connection.connect(soon())
+    stream = connection.open_port(behind.port, soon())
+    _stop(jump if stopped == "jump" else behind)
+    for call in (
+        lambda end: stream.recv_exactly_into(memoryview(bytearray(1000)), end),
+        lambda end: connection.run("true", deadline=end),
+        lambda end: connection.open_port(behind.port, end),
+        lambda end: stream.send_all([bytes(64 * 2**20)], end),
+    ):
+        begun = time.monotonic()
+        with pytest.raises((DeadlineExceeded, ConnectionLost)):
+            call(soon(0.5))
+        assert time.monotonic() - begun < 2.0
+    begun = time.monotonic()
+    stream.close()
+    connection.close()
+    assert time.monotonic() - begun < 2.0
+    assert set(threading.enumerate()) == threads
+
+
+@pytest.mark.parametrize("stopped", ["jump", "host"])
+def test_sending_to_a_stopped_hop_ends_at_the_deadline(pair: tuple[SshServer, SshServer], stopped: str) -> None:
+    jump, behind = pair
+    with SshConnection("testbox", **options(behind)) as connection:
+        stream = connection.open_port(behind.port, soon())
+        _stop(jump if stopped == "jump" else behind)
+        begun = time.monotonic()
+        with pytest.raises((DeadlineExceeded, ConnectionLost)):
+            stream.send_all([bytes(64 * 2**20)], soon(0.5))
+        stream.close()
+        connection.close()
+        assert time.monotonic() - begun < 3.0
+
+
+@pytest.mark.parametrize("stopped", ["jump", "host"])
+def test_a_login_through_a_silent_hop_ends_at_the_deadline(pair: tuple[SshServer, SshServer], stopped: str) -> None:
+    jump, behind = pair
+    silent = jump if stopped == "jump" else behind
+    threads, fds = set(threading.enumerate()), open_fds()
+    os.kill(silent.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(ConnectError, match=r"^via jumpbox: " if stopped == "jump" else "said nothing in time"):
+        SshConnection("testbox", **options(behind)).connect(soon(1.0))
+    assert time.monotonic() - begun < 2.5
+    os.kill(silent.pid, signal.SIGCONT)
+    assert set(threading.enumerate()) == threads
+    assert open_fds() == fds
+
+
+@pytest.mark.parametrize("dead", ["jump", "host"])
+def test_a_lost_hop_is_told_and_the_way_is_made_anew(pair: tuple[SshServer, SshServer], dead: str) -> None:
+    jump, behind = pair
+    with SshConnection("testbox", **options(behind)) as connection:
+        stream = connection.open_port(behind.port, soon())
+        for pid in (jump if dead == "jump" else behind).connection_pids():
+            os.kill(pid, signal.SIGKILL)
+        told = "the connection to the jump host jumpbox has ended" if dead == "jump" else "broke"
+        with pytest.raises(ConnectionLost, match=told):
+            stream.recv_exactly_into(memoryview(bytearray(1000)), soon())
+        with pytest.raises(ConnectionLost):
+            connection.run("true", deadline=soon())
+        connection.connect(soon())
+        assert connection.run("echo on", deadline=soon()).stdout == b"on\n"
+
+
+def _use_and_close(connection: SshConnection, answer: multiprocessing.connection.Connection) -> None:
+    connection.close()
+    connection.connect(soon())  # logins of the child's own
+    answer.send(connection.run("echo child", deadline=soon()).stdout)
+    connection.close()
+
+
+def test_a_forked_child_leaves_every_hop_alone(behind: SshServer) -> None:
+    with SshConnection("testbox", **options(behind)) as connection:
+        mine, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_use_and_close, args=(connection, theirs))
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        assert mine.recv() == b"child\n"
+        assert connection.run("echo on", deadline=soon()).stdout == b"on\n"
+
+
+def test_32_simultaneous_logins_get_through_a_jump_host_that_drops_some() -> None:
+    few = "MaxStartups 3:50:10"
+    with (
+        SshServer(extra_config=few) as jump,
+        SshServer(extra_config=few, jump=jump) as behind,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        connections = [SshConnection("testbox", **options(behind)) for _ in range(32)]
+        try:
+            list(pool.map(lambda connection: connection.connect(soon(60)), connections))
+            assert all(connection.is_open for connection in connections)
+        finally:
+            list(pool.map(SshConnection.close, connections))
+        assert "MaxStartups" in jump.log()
+
+
+def test_the_ssh_program_makes_the_same_login(jump: SshServer, behind: SshServer) -> None:
+    login = SshConnection("testbox", **options(behind)).login
+    logins = jump.log().count("Accepted publickey")
+    command = ["ssh", *login.ssh_arguments(), "echo far"]
+    done = subprocess.run(command, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"far\n", b"")
+    assert jump.log().count("Accepted publickey") == logins + 1
+    assert login.ssh_arguments()[-1] == f"{behind.user}@127.0.0.1"
+
+
+def test_the_ssh_program_checks_the_key_of_the_jump_host_too(
+    jump: SshServer, behind: SshServer, tmp_path: Path
+) -> None:
+    known = _without(jump.known_hosts_line(), behind, tmp_path)
+    login = SshConnection("testbox", config_file=str(behind.config), known_hosts_file=known).login
+    command = ["ssh", *login.ssh_arguments(), "echo far"]
+    done = subprocess.run(command, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
+    assert done.returncode == 255
+    assert b"Host key verification failed" in done.stderr
+
+
+@pytest.fixture
+def island() -> Iterator[tuple[str, list[str]]]:
+    """A network of its own with one cable to us: its address there, and a command to enter it."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    made = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
+    try:
+        name = f"re{made.pid}"[:14]
+        enter = ["nsenter", "--net", "--target", str(made.pid)]
+        address = "169.254.77.2"
+        deadline = soon()
+        ours = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{made.pid}/ns/net").readlink() == ours:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        cable = ["ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(made.pid)]
+        if subprocess.run(cable, capture_output=True, timeout=30).returncode:
+            pytest.skip("this kernel has no veth")
+        for command in (
+            ["ip", "addr", "add", "169.254.77.1/30", "dev", name],
+            ["ip", "link", "set", name, "up"],
+            [*enter, "ip", "link", "set", "lo", "up"],
+            [*enter, "ip", "addr", "add", f"{address}/30", "dev", "eth0"],
+            [*enter, "ip", "link", "set", "eth0", "up"],
+        ):
+            subprocess.run(command, check=True, timeout=30)
+        yield address, enter
+    finally:
+        made.communicate(timeout=10)
+
+
+def test_a_host_that_only_the_jump_host_can_reach(island: tuple[str, list[str]]) -> None:
+    address, enter = island
+    with (
+        SshServer(address=address, prefix=enter) as jump,
+        SshServer(prefix=enter, jump=jump) as behind,  # on the island's own 127.0.0.1
+    ):
+        with pytest.raises(ConnectError, match="refused the connection"):
+            SshConnection("testbox", via="none", **options(behind)).connect(soon())
+        with SshConnection("testbox", **options(behind)) as connection:
+            assert connection.run("echo $SSH_CONNECTION", deadline=soon()).stdout.startswith(b"127.0.0.1 ")
+
+
+_COPY = """
+import os, socket, sys, threading
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def up():
+    while data := os.read(0, 65536):
+        sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+threading.Thread(target=up, daemon=True).start()
+while data := sock.recv(65536):
+    while data:
+        data = data[os.write(1, data):]
+"""
+
+
+def _proxied(server: SshServer, tmp_path: Path, command: str) -> dict[str, Any]:
+    """Options under which `testbox` is reached through `command`, in which COPY is `nc`."""
+    (tmp_path / "copy.py").write_text(_COPY)
+    config = tmp_path / "config"
+    command = command.replace("COPY", f"{sys.executable} {tmp_path}/copy.py %h %p")
+    config.write_text(f"{server.config.read_text()}  ProxyCommand {command}\n")
+    return {"known_hosts_file": str(server.known_hosts), "config_file": str(config)}
+
+
+def _children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def test_a_proxy_command_carries_the_login_and_ends_with_it(ssh_server: SshServer, tmp_path: Path) -> None:
+    threads, fds, children = set(threading.enumerate()), open_fds(), _children()
+    marker = tmp_path / "marker"
+    command = f"sh -c 'sleep 600 & echo $! > {marker}; exec COPY'"
+    data = os.urandom(2**20) * 4
+    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)) as connection:
+        assert connection.run("cat", stdin=data, deadline=soon(30)).stdout == data
+        assert len(_children() - children) == 1
+        sleeper = int(marker.read_text())
+        os.kill(sleeper, 0)
+    assert set(threading.enumerate()) == threads
+    assert open_fds() == fds
+    assert _children() == children
+    deadline = soon()
+    while Path(f"/proc/{sleeper}").exists() and "Z" not in Path(f"/proc/{sleeper}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_proxy_command_that_says_much_does_not_stall(ssh_server: SshServer, tmp_path: Path) -> None:
+    command = "sh -c 'yes | head -c 300000 >&2; exec COPY'"
+    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)) as connection:
+        assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "sh -c 'echo one >&2; echo the gate is shut >&2; exit 7'",
+            r"ended with status 7; it said: one \| the gate is",
+        ),
+        ("/no/such/program %h", r"ended with status 127; it said: .*/no/such/program"),
+        ("sh -c 'kill -9 $$'", "ended with status -9"),
+    ],
+)
+def test_what_a_failed_proxy_command_said_is_shown(
+    ssh_server: SshServer, tmp_path: Path, command: str, told: str
+) -> None:
+    fds, children, begun = open_fds(), _children(), time.monotonic()
+    with pytest.raises(ConnectError, match=f"the login to .*testbox.* failed: the ProxyCommand .* {told}"):
+        SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)).connect(soon())
+    assert time.monotonic() - begun < 5.0
+    assert open_fds() == fds
+    assert _children() == children
+
+
+def test_a_proxy_command_that_hangs_ends_at_the_deadline(ssh_server: SshServer, tmp_path: Path) -> None:
+    fds, children, begun = open_fds(), _children(), time.monotonic()
+    command = "sh -c 'echo waiting >&2; sleep 600'"
+    with pytest.raises(ConnectError, match=r"nothing came through the ProxyCommand .* in time.*it said: waiting"):
+        SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)).connect(soon(0.5))
+    assert time.monotonic() - begun < 3.0
+    assert open_fds() == fds
+    assert _children() == children
+
+
+def test_a_stopped_proxy_command_costs_no_more_than_the_deadline(ssh_server: SshServer, tmp_path: Path) -> None:
+    children = _children()
+    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, "COPY")) as connection:
+        (proxy,) = _children() - children
+        os.kill(proxy, signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            connection.run("true", deadline=soon(0.5))
+        connection.close()
+        assert time.monotonic() - begun < 4.0
+    assert _children() == children
+
+
+def test_a_failed_login_ends_its_proxy_command(
+    ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    children = _children()
+    login = _proxied(ssh_server, tmp_path, "COPY")
+    with pytest.raises(AuthError):
+        SshConnection("testbox", identity_file="/no/such/key", **login).connect(soon())
+    assert _children() == children
+
+
+def test_a_forked_child_leaves_a_proxy_command_alone(ssh_server: SshServer, tmp_path: Path) -> None:
+    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, "COPY")) as connection:
+        mine, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_use_and_close, args=(connection, theirs))
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        assert mine.recv() == b"child\n"
+        assert connection.run("echo on", deadline=soon()).stdout == b"on\n"
+
+
+def test_the_ssh_program_uses_the_same_proxy_command(ssh_server: SshServer, tmp_path: Path) -> None:
+    command = f"sh -c 'echo 100%% >> {tmp_path}/used; exec COPY'"
+    login = SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)).login
+    done = subprocess.run(["ssh", *login.ssh_arguments(), "echo far"], capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"far\n", b"")
+    assert (tmp_path / "used").read_text() == "100%\n"
