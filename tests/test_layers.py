@@ -53,7 +53,10 @@ IO_MODULES = {
     *("fcntl", "mmap", "time", "datetime", "sched", "logging", "paramiko"),
 }
 # What the supervisor's process runs: the standard library and these.
-SUPERVISOR = ("launch", "supervisor", "peer", "process", "board", "folder", "web", "relay")
+SUPERVISOR = (
+    *("launch", "supervisor", "connections", "peer", "sessions", "answers", "simulators", "process", "orphans"),
+    *("endings", "stacks", "output", "board", "log", "folder", "web", "metrics", "gpu", "relay"),
+)
 SUPERVISOR_MAY = {
     "remote_env.errors",
     "remote_env.protocol.frames",

@@ -78,7 +78,7 @@ def clean(text: str) -> str:
     shown: list[str] = []
     last, repeats = None, 0
     for line in clean_lines(text):
-        said = _TIME.sub("", line, count=1)
+        said = without_time(line)
         if said == last:
             repeats += 1
             continue
@@ -92,6 +92,11 @@ def clean(text: str) -> str:
 def _note_repeats(shown: list[str], repeats: int) -> None:
     if repeats and shown[-1].strip():
         shown.append(f"… repeated {repeats} time{'s' * (repeats > 1)}")
+
+
+def without_time(line: str) -> str:
+    """`line` without the time stamps that it begins with: what two lines that say the same have in common."""
+    return _TIME.sub("", line, count=1)
 
 
 def clean_lines(text: str) -> list[str]:

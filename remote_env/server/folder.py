@@ -6,13 +6,10 @@ import contextlib
 import json
 import os
 import stat
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError
-
-LOG_TAIL_BYTES = 256 << 10
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -57,13 +54,3 @@ def remove_folder(folder: Path) -> None:
             path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def read_log_tail(folder: Path, lines: int) -> str:
-    """The last `lines` lines of the folder's log; a server run by hand has none."""
-    path = folder / "log"
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-        return "\n".join(deque(file.read().decode(errors="replace").splitlines(), maxlen=lines))

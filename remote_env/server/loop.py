@@ -121,8 +121,10 @@ class SimulatorLoop:
             sequence = stream.recv_shaped(vector.step_shape, NEVER)
             if sequence:
                 self._sequence = sequence
-                self._board.steps += 1
-                self._board.begin(_STEP)
+                board = self._board
+                board.steps += 1
+                board.received += vector.step_shape.size
+                board.begin(_STEP)
                 self._answer(self._step_vector, vector, vector.read_step(stream.body))
                 return True
         header = stream.recv(NEVER)
@@ -141,6 +143,7 @@ class SimulatorLoop:
         arguments = _parts(request, parts) if parts else (request,)
         self._board.steps += kind == frames.STEP
         self._board.resets += kind == frames.RESET
+        self._board.received += frames.HEADER_SIZE + header.body_size + header.payload_size
         self._board.begin(call)
         self._answer(handler, header.flags, *arguments)
         return True
@@ -165,6 +168,7 @@ class SimulatorLoop:
         if frame is None:
             self._send_transition(transition, 0)
             return
+        self._board.sent += len(frame)
         self._board.end()
         self._send_bytes((frame,))
 
@@ -298,6 +302,7 @@ class SimulatorLoop:
             frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
         except MessageTooBig as error:
             raise TaskError(f"it ran, but its result is too large to send: {error}") from error
+        self._board.sent += len(frame) + size
         self._board.end()  # before the client can know, so that it never sees a finished call as running
         self._send_bytes((frame, *payload))
 

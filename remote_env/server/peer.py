@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from remote_env.protocol import frames
 from remote_env.protocol.handshake import ServerHandshake, parse_link
 
 HANDSHAKE_TIMEOUT_S = 10.0
-SEND_TIMEOUT_S = 2.0  # link messages are small; a client that takes none of them for so long is dropped
+SEND_TIMEOUT_S = 10.0  # a client that takes nothing of what it is sent for so long is dropped
+MAX_UNSENT_SIZE = 4 << 20  # of answers that a client asked for and does not take
 MAX_STRANGER_BODY_SIZE = 16 << 10  # a HELLO is some hundred bytes
 MAX_HTTP_SIZE = 8 << 10
 
@@ -23,6 +25,8 @@ class Peer:
     Attributes:
         sock: None once closed or passed on.
         deadline: monotonic time by which it must have authenticated; infinite from then on.
+        send_deadline: monotonic time by which it must have taken some of what it is sent; infinite when it has all.
+        is_closing: it is to be closed once it has taken what it is sent.
         http_request: the bytes of a whole HTTP request, when that is what came instead of frames.
         ended: the other side closed.
     """
@@ -32,9 +36,17 @@ class Peer:
         self.sock: socket.socket | None = sock
         self.handshake = handshake
         self.deadline = deadline
+        self.send_deadline = float("inf")
+        self.is_closing = False
         self.http_request = b""
         self.ended = False
         self._received = bytearray()
+        self._unsent = bytearray()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether it has not taken all that it was sent; `flush` when it takes more."""
+        return bool(self._unsent)
 
     def receive(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """The whole link messages that have come: type, sequence, fields.
@@ -89,19 +101,31 @@ class Peer:
             self.http_request = bytes(self._received)
 
     def send(self, data: bytes | bytearray) -> None:
-        """Send all of `data`, waiting a little for a slow reader; OSError when it takes too long."""
+        """Send `data`, now as far as the connection takes it, the rest by `flush`; OSError when it is broken."""
         if self.sock is None:
             return
-        self.sock.settimeout(SEND_TIMEOUT_S)
-        try:
-            self.sock.sendall(data)
-        finally:
-            self.sock.settimeout(0.0)
+        self._unsent += data
+        if len(self._unsent) > MAX_UNSENT_SIZE:
+            raise OSError("it asks for more than it takes")
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the connection takes now; OSError when it is broken."""
+        if self.sock is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                del self._unsent[: self.sock.send(self._unsent)]
+                self.send_deadline = time.monotonic() + SEND_TIMEOUT_S
+        if not self._unsent:
+            self.send_deadline = float("inf")
+        elif self.send_deadline == float("inf"):
+            self.send_deadline = time.monotonic() + SEND_TIMEOUT_S
 
     def detach(self) -> socket.socket:
         """The socket, to be passed on; this peer is done with it."""
-        if self.sock is None:
-            raise OSError("the connection is closed already")
+        if self.sock is None or self._unsent:
+            raise OSError("the connection is closed already, or stuck")
         sock, self.sock = self.sock, None
         return sock
 

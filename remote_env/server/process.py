@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,7 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from remote_env.server.board import Board
+from remote_env.server import orphans
+from remote_env.server.board import Board, BoardReading
+from remote_env.server.endings import UNKNOWN_KILLER, MemoryWatch, describe_exit, signal_name
+from remote_env.server.stacks import DUMP_SIGNAL
 
 CLOSE_TIMEOUT_S = 5.0  # how long a task's own close() may take
 TERMINATE_TIMEOUT_S = 1.0
@@ -28,15 +32,24 @@ class SimulatorProcess:
         channel: the line to it; readable when it has said something.
         ready: its task is made, and it takes connections.
         ending: how it ended, in words; "" while it runs.
+        killed_by: after a SIGKILL whose, in words; else "".
+        condemned: why it has been killed, in words, from then on until it has ended and after; else "".
+        mark: what its environment and those of its descendants hold under `orphans.MARK`.
+
+    Args:
+        folder: the session folder.
+        settings: what stands there.
+        memory: tells why a simulator was killed.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], memory: MemoryWatch) -> None:
         self.channel, theirs = socket.socketpair()
         self.channel.setblocking(False)
         self._board = Board.create()
         leash, self._leash = os.pipe()
         descriptors = (theirs.fileno(), self._board.descriptor, leash)
-        environment = dict(os.environ)
+        self.mark = secrets.token_hex(8)
+        environment = {**os.environ, orphans.MARK: self.mark}
         path = [*settings.get("python_path", []), *filter(None, [environment.get("PYTHONPATH")])]
         if path:
             environment["PYTHONPATH"] = os.pathsep.join(path)
@@ -51,12 +64,16 @@ class SimulatorProcess:
         os.close(leash)
         self.pid = self._process.pid
         self.ready = False
-        self.ending = ""
+        self.ending = self.killed_by = self.condemned = ""
         self.channel_closed = False
+        self._memory = memory
+        self._condemned_at = 0.0
+        self._was_signalled = False
+        self._returncode: int | None = None
         self._failure: dict[str, Any] | None = None
         self._phase = "starting"
         self._heard = b""
-        self._started = time.monotonic()
+        self._started = self._phase_since = time.monotonic()
         self._epoch = 0
         self._is_occupied = False  # from a connection that it was given until it has let go of it
         self._abandoned_at = 0.0
@@ -68,9 +85,23 @@ class SimulatorProcess:
         return time.monotonic() - self._abandoned_at if self._abandoned_at else 0.0
 
     @property
+    def condemned_for_s(self) -> float:
+        """How long ago it was killed [s]."""
+        return time.monotonic() - self._condemned_at
+
+    @property
     def usable(self) -> bool:
         """Whether a new session may have it."""
-        return not self.ending and self._failure is None
+        return not self.ending and self._failure is None and not self.condemned
+
+    @property
+    def age_s(self) -> float:
+        """For how long it has existed [s]."""
+        return time.monotonic() - self._started
+
+    def read_board(self) -> BoardReading:
+        """What it does, and has done in all."""
+        return self._last_reading if self._leash < 0 else self._board.read()
 
     def hear(self) -> list[dict[str, Any]]:
         """What it has said since; also notes it."""
@@ -86,9 +117,9 @@ class SimulatorProcess:
 
     def _note(self, message: dict[str, Any]) -> None:
         if message["event"] == "phase":
-            self._phase = message["phase"]
+            self._phase, self._phase_since = message["phase"], time.monotonic()
         elif message["event"] == "ready":
-            self.ready = True
+            self.ready, self._phase = True, "ready"
         elif message["event"] == "released" and message["epoch"] == self._epoch:
             self._is_occupied, self._abandoned_at = False, 0.0
         elif message["event"] == "failed":
@@ -96,25 +127,36 @@ class SimulatorProcess:
 
     def status(self) -> dict[str, Any]:
         """State, and what belongs to it: phase, call and its age, or why it is dead."""
-        reading = self._board.read()
-        common = {"pid": self.pid, "steps": reading.steps, "resets": reading.resets}
+        reading = self.read_board()
+        common = {"pid": self.pid, "steps": reading.steps, "resets": reading.resets, "age_s": self.age_s}
         if self._failure is not None:
-            return {
-                "state": "failed",
-                **{key: self._failure[key] for key in ("kind", "message", "traceback")},
-                **common,
-            }
+            failure = {key: self._failure[key] for key in ("kind", "message", "traceback")}
+            return {"state": "failed", "phase": self._phase, **failure, **common}
         if self.ending:
-            doing = "" if reading.call == "nothing" else f" in {reading.call} (step {reading.steps})"
-            return {"state": "dead", "why": self.ending + doing, **common}
+            return {"state": "dead", **self._death(reading), **common}
+        if self.condemned:
+            return {"state": "dead", "why": f"it is ending: {self.condemned}", **common}
         if self._abandoned_at:
             phase = f"busy in {reading.call} for a session that has ended"
             return {"state": "starting", "phase": phase, "since_s": self.abandoned_for_s, **common}
         if not self.ready:
-            since = time.monotonic() - self._started
-            return {"state": "starting", "phase": self._phase, "since_s": since, **common}
+            since_s = time.monotonic() - self._phase_since
+            return {"state": "starting", "phase": self._phase, "since_s": since_s, **common}
         state = "ready" if reading.call == "nothing" else "busy"
         return {"state": state, "call": reading.call, "since_s": reading.since_s, **common}
+
+    def _death(self, reading: BoardReading) -> dict[str, Any]:
+        """Why it ended, and what it was doing: its phase until it was ready, its call from then on."""
+        status = self._returncode or 0
+        how: dict[str, Any] = {"signal": signal_name(-status)} if status < 0 else {"exit_status": status}
+        if self._phase != "ready":
+            doing, what = f" while {self._phase}", {"phase": self._phase}
+        else:
+            doing = "" if reading.call == "nothing" else f" in {reading.call} (step {reading.steps})"
+            what = {"call": reading.call}
+        # What nobody here can tell is said in the log alone.
+        by = f": {self.killed_by}" if self.killed_by and self.killed_by != UNKNOWN_KILLER else ""
+        return {"why": f"{self.ending}{doing}{by}", "killed_by": self.killed_by, **how, **what}
 
     def take(self, sock: socket.socket) -> None:
         """Pass a data connection to it; from now on the socket is its own."""
@@ -142,9 +184,21 @@ class SimulatorProcess:
         if self._is_occupied and not self._abandoned_at:
             self._abandoned_at = time.monotonic()
 
-    def kill(self) -> None:
-        """End it by force, with its process group; `reap` tells when it has gone."""
+    def kill(self, why: str) -> None:
+        """End it by force, with its process group; `reap` tells when it has gone. No new session gets it."""
+        if not self.condemned:
+            self.condemned, self._condemned_at = why, time.monotonic()
         self._signal(signal.SIGKILL)
+
+    def dump_stacks(self) -> bool:
+        """Have it write the stacks of its Python threads to the log; whether it can.
+
+        It can once it has told the kernel so; the signal would end a process that has not.
+        """
+        if self.ending or DUMP_SIGNAL not in caught_signals(self.pid):
+            return False
+        os.kill(self.pid, DUMP_SIGNAL)  # unreaped, hence still its number
+        return True
 
     def reap(self) -> bool:
         """Whether it has ended; if so `ending` says how, and its process group is gone too."""
@@ -154,7 +208,10 @@ class SimulatorProcess:
         if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return False
         self._signal(signal.SIGKILL)
-        self.ending = _describe_exit(self._process.wait())
+        self._returncode = status = self._process.wait()
+        self.ending = describe_exit(status)
+        if status == -signal.SIGKILL and not self._was_signalled:
+            self.killed_by = self.condemned or self._memory.explain_kill()
         self.ready = False
         return True
 
@@ -170,6 +227,7 @@ class SimulatorProcess:
         for wait_s, then in ((close_timeout_s, signal.SIGTERM), (TERMINATE_TIMEOUT_S, signal.SIGKILL)):
             if self._wait(wait_s):
                 break
+            self._was_signalled = True
             self._signal(then)
         while not self.ending and not self.reap():
             time.sleep(0.005)
@@ -191,18 +249,20 @@ class SimulatorProcess:
         """Free the descriptors of a process that has ended."""
         self.channel.close()
         if self._leash >= 0:
+            self._last_reading = self._board.read()
             os.close(self._leash)
             self._leash = -1
             self._board.close()
 
 
-def _describe_exit(status: int) -> str:
-    if status >= 0:
-        return f"it exited with status {status}"
+def caught_signals(pid: int) -> set[int]:
+    """The signals for which a process has handlers."""
     try:
-        return f"it was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"it was killed by signal {-status}"
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    except (OSError, StopIteration, ValueError):
+        return set()
+    return {number + 1 for number in range(mask.bit_length()) if mask >> number & 1}
 
 
 def process_start_time(pid: int) -> str:

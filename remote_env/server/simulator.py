@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.server.board import CALL_NUMBERS, Board
+from remote_env.server.output import forgive_failing_writes
+from remote_env.server.requirements import check_requirements
+from remote_env.server.stacks import write_stacks_on_demand
 
 REQUIRED = ("numpy", "gymnasium")
 
@@ -28,6 +31,8 @@ def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_desc
     """Make the task that the session folder's settings name, and serve connections until the channel closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     _hold_leash(leash_descriptor)
+    forgive_failing_writes()
+    write_stacks_on_demand()
     channel = Channel(socket.socket(fileno=channel_descriptor))
     board = Board(board_descriptor)
     board.begin(CALL_NUMBERS["import"])
@@ -88,6 +93,9 @@ class Channel:
 
 
 def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
+    channel.say(event="phase", phase="checking")
+    _check_interpreter()
+    check_requirements(settings.get("requirements") or ())
     channel.say(event="phase", phase="importing")
     _import_package()
     from remote_env.protocol.task import TaskSpec
@@ -104,8 +112,8 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     return SimulatorLoop(backend, board, server_facts(), frozenset(task.allow_calls))
 
 
-def _import_package() -> None:
-    """Run the package's `__init__`, which the launcher has left out.
+def _check_interpreter() -> None:
+    """Look for what every task needs.
 
     Raises:
         ModuleNotFoundError: this interpreter lacks what every task needs; it names all of it.
@@ -113,6 +121,10 @@ def _import_package() -> None:
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"no module named {missing}", name=" and ".join(missing))
+
+
+def _import_package() -> None:
+    """Run the package's `__init__`, which the launcher has left out."""
     package = sys.modules["remote_env"]
     if package.__spec__ is not None and package.__spec__.loader is not None:
         package.__spec__.loader.exec_module(package)

@@ -1,4 +1,4 @@
-"""The supervisor: owns the socket, the sessions, the lease and the log, and answers whatever the simulators do.
+"""The supervisor: owns the socket, the sessions, the leases and the log, and answers whatever the simulators do.
 
 One thread, one selector, the standard library only. It authenticates each connection, keeps the control ones, and
 passes the data ones on to the simulator of their session.
@@ -9,42 +9,32 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import secrets
 import selectors
 import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
-from remote_env.errors import AuthError, ConfigError, ProtocolError, RemoteEnvError, VersionMismatch
+from remote_env.errors import ConfigError, ProtocolError, RemoteEnvError
 from remote_env.protocol import frames
-from remote_env.protocol.handshake import ServerHandshake, pack_link
-from remote_env.server.folder import read_log_tail, read_settings, record_path, remove_folder, write_atomically
+from remote_env.server.answers import Answers
+from remote_env.server.connections import Connections, open_listener
+from remote_env.server.folder import read_settings, record_path, remove_folder, write_atomically
+from remote_env.server.gpu import GpuWatch
+from remote_env.server.log import LIMIT_BYTES, Log
+from remote_env.server.metrics import read_metrics, write_metrics
+from remote_env.server.output import forgive_failing_writes
 from remote_env.server.peer import HANDSHAKE_TIMEOUT_S, Peer
 from remote_env.server.process import SimulatorProcess, process_start_time
+from remote_env.server.sessions import Session, Sessions
+from remote_env.server.simulators import Simulators
 from remote_env.server.web import answer_http
 
-FIRST_CLIENT_TIMEOUT_S = 120.0  # a started server to which nobody ever comes ends itself
-RELEASE_TIMEOUT_S = 30.0  # how long a simulator may go on with a call whose session has ended
-MAX_STRANGERS = 64  # connections at once that have not authenticated
-ACCEPT_PAUSE_S = 1.0
-BACKLOG = 128
-
-
-class Session:
-    """One client's hold on one simulator."""
-
-    def __init__(self, control: Peer, simulator: SimulatorProcess, holder: str) -> None:
-        self.id = secrets.token_hex(8)
-        self.secret = secrets.token_hex(16)
-        self.control = control
-        self.simulator = simulator
-        self.holder = holder
-        self.since = time.time()
-        self.has_link = False  # whether it has had a data connection
+QUIET_TURN_S = 5.0  # how often the log is looked at while nothing runs, and while something does
+BUSY_TURN_S = 1.0
+HASTY_TURN_S = 0.2
 
 
 class Supervisor:
@@ -52,37 +42,32 @@ class Supervisor:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = read_settings(folder)
-        self.started = time.monotonic()
-        self.simulators: list[SimulatorProcess] = []
-        self.sessions: dict[str, Session] = {}
-        self._token: str = self.settings["token"]
-        self._idle_timeout_s = float(self.settings["idle_timeout_s"])
-        self._max_sessions = int(self.settings["max_sessions"])
+        self.settings = settings = read_settings(folder)
         self._selector = selectors.DefaultSelector()
-        self._peers: set[Peer] = set()
-        self._had_client = False
-        self._idle_since = time.monotonic()
-        self._release_timeout_s = float(self.settings.get("release_timeout_s", RELEASE_TIMEOUT_S))
-        self._accept_again_at = 0.0  # while the listener rests, when it may be tried again
+        self._log = Log(folder / "log", int(settings.get("log_limit_bytes", LIMIT_BYTES)))
+        self._simulators = Simulators(folder, settings, self._selector, self._on_simulator, self._say)
+        self._sessions = Sessions(self._simulators, int(settings["max_sessions"]), float(settings["idle_timeout_s"]))
+        self._answers = Answers(self._log, self._sessions, self._simulators, self._say, self._on_keep)
+        self._gpus = GpuWatch(self._selector)
         self._is_announced = False
         self._stopping = ""
-        self._registry: Path | None = None
+        self._record: Path | None = None
+        self._recorded: dict[str, Any] = {}
 
     # Life
 
     def run(self) -> int:
         """Listen, serve, and clean up; the exit status."""
         self._wake_on_signals()
-        self._listener = self._listen()
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        leash = self.settings.get("leash_fd")
-        if leash is not None:
-            self._selector.register(int(leash), selectors.EVENT_READ, lambda: self.stop("its starter is gone"))
+        listener = self._listen()
+        self._connections = Connections(
+            self, self._selector, listener, self.settings["token"], self._say, handshake_timeout_s=HANDSHAKE_TIMEOUT_S
+        )
+        self._hold_leash()
         status = 0
         try:
-            self._announce()
-            self._spawn()
+            self._announce(listener)
+            self._simulators.spawn()
             while not self._stopping:
                 self._turn()
             status = 1 if self._stopping.startswith("failed") else 0
@@ -99,29 +84,23 @@ class Supervisor:
         for key, _ in self._selector.select(self._next_wait_s()):
             key.data()
         now = time.monotonic()
-        for peer in [peer for peer in self._peers if peer.deadline < now]:
-            self._drop(peer, "silent for too long")
-        limit = self._idle_limit_s()
-        if not self.sessions and now - self._idle_since > limit:
-            self.stop(f"no client for {limit:g} s")
-        for simulator in self.simulators:
-            if simulator.abandoned_for_s > self._release_timeout_s:
-                self._say(f"simulator {simulator.pid} is still busy for a session that is gone; killed")
-                simulator.kill()
-        self._mind_listener()
-
-    def _idle_limit_s(self) -> float:
-        return self._idle_timeout_s if self._had_client else max(self._idle_timeout_s, FIRST_CLIENT_TIMEOUT_S)
+        self._connections.turn(now)
+        for session in self._sessions.overdue(now):
+            self._expire(session)
+        if self._sessions.idle_s > self._sessions.idle_limit_s:
+            self.stop(f"no client for {self._sessions.idle_limit_s:g} s")
+        self._gpus.turn(now)
+        self._simulators.turn(self._gpus.pids)
+        self._log.scan()
+        if self._log.bound():
+            self._say("the log was above its limit: its first part is gone")
 
     def _next_wait_s(self) -> float:
-        deadlines = [peer.deadline for peer in self._peers]
-        if not self.sessions:
-            deadlines.append(self._idle_since + self._idle_limit_s())
-        if self._accept_again_at:
-            deadlines.append(self._accept_again_at)
-        wait = min(deadlines, default=float("inf")) - time.monotonic()
-        is_abandoned = any(simulator.abandoned_for_s for simulator in self.simulators)
-        return min(max(wait, 0.0) + 0.01, 0.2 if is_abandoned else 5.0)
+        deadline = min(self._connections.next_deadline(), self._sessions.next_deadline(), self._gpus.deadline)
+        wait_s = max(deadline - time.monotonic(), 0.0) + 0.01
+        if self._simulators.is_waiting or self._log.is_behind:
+            return min(wait_s, HASTY_TURN_S)
+        return min(wait_s, BUSY_TURN_S if self._simulators.is_busy else QUIET_TURN_S)
 
     def _wake_on_signals(self) -> None:
         reader, writer = socket.socketpair()
@@ -139,48 +118,48 @@ class Supervisor:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake[0].recv(4096)
-        for simulator in list(self.simulators):
-            if simulator.reap():
-                self._simulator_ended(simulator)
+        self._simulators.reap()
+
+    def _hold_leash(self) -> None:
+        """End when our starter does, if it has given us a leash."""
+        leash = self.settings.get("leash_fd")
+        if leash is not None and int(leash) not in self._selector.get_map():
+            self._selector.register(int(leash), selectors.EVENT_READ, lambda: self.stop("its starter is gone"))
 
     def _listen(self) -> socket.socket:
         listen = self.settings["listen"]
         try:
-            return _open_listener(listen, insecure=bool(self.settings.get("insecure")))
+            return open_listener(listen, insecure=bool(self.settings.get("insecure")))
         except OSError as error:
             taken = error.errno in (98, 48)  # EADDRINUSE on Linux and macOS
             place = listen.get("unix") or "{}:{}".format(*listen["tcp"])
             hint = "; choose another port, or attach to what listens there" if taken else ""
             message = f"cannot listen on {place}: {error.strerror or error}{hint}"
-            write_atomically(
-                self.folder / "failed.json",
-                {
-                    "kind": "port-in-use" if taken else "other",
-                    "message": message,
-                },
-            )
+            kind = "port-in-use" if taken else "other"
+            write_atomically(self.folder / "failed.json", {"kind": kind, "message": message})
             raise ConfigError(message) from error
 
-    def _announce(self) -> None:
-        name = self._listener.getsockname()
-        listen = {"unix": name} if self._listener.family == socket.AF_UNIX else {"tcp": [name[0], name[1]]}
+    def _announce(self, listener: socket.socket) -> None:
+        name = listener.getsockname()
+        listen = {"unix": name} if listener.family == socket.AF_UNIX else {"tcp": [name[0], name[1]]}
         facts = {"pid": os.getpid(), "start_time": process_start_time(os.getpid())}
         if "tcp" in listen:
-            self._registry = record_path(name[1])
-            for folder in (self._registry.parents[1], self._registry.parent):
+            self._record = record_path(name[1])
+            for folder in (self._record.parents[1], self._record.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._registry, {**facts, **self._record(), "port": name[1]})
-            self._say(f"clients of this user find the token in {self._registry}")
+            self._recorded = {**facts, **self._describe(), "port": name[1]}
+            write_atomically(self._record, self._recorded)
+            self._say(f"clients of this user find the token in {self._record}")
         python = ".".join(map(str, sys.version_info[:3]))
         ready = {**facts, "listen": listen, "python": python, "protocol": frames.VERSION}
         write_atomically(self.folder / "ready.json", ready)
         self._is_announced = True
         self._say(f"serving {self._label()} at {listen.get('unix') or '{}:{}'.format(*listen['tcp'])}")
 
-    def _record(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """What this user's clients find the server by, and what they choose it by."""
         return {
-            "token": self._token,
+            "token": self.settings["token"],
             "session_folder": str(self.folder),
             "id": self.folder.name,
             "task_label": self._label(),
@@ -190,6 +169,7 @@ class Supervisor:
             "user": _user(),
             "python": sys.executable,
             "host": os.uname().nodename,
+            "kept": False,
         }
 
     def _label(self) -> str:
@@ -203,210 +183,119 @@ class Supervisor:
     def _end(self) -> None:
         """Stop every simulator, then remove every file, then let the clients see that we are gone."""
         # The record goes before the port is free: the next server there writes one of its own.
-        if self._registry is not None:
-            self._registry.unlink(missing_ok=True)
-        self._listener.close()
-        for simulator in self.simulators:
-            simulator.ask_to_end()
-        for simulator in self.simulators:
-            simulator.end()
+        if self._record is not None:
+            self._record.unlink(missing_ok=True)
+        self._connections.stop_listening()
+        self._gpus.end()
+        self._simulators.end()
         if self._is_announced:
             remove_folder(self.folder)  # else its starter reads there why, and removes it
-        for peer in list(self._peers):
-            peer.close()
+        self._connections.close()
         signal.set_wakeup_fd(-1)
         for sock in self._wake:
             sock.close()
         self._selector.close()
 
-    # Simulators
+    # What happens
 
-    def _spawn(self) -> SimulatorProcess:
-        simulator = SimulatorProcess(self.folder, self.settings)
-        self.simulators.append(simulator)
-        with (self.folder / "simulators").open("a") as file:
-            file.write(f"{simulator.pid} {process_start_time(simulator.pid)}\n")
-        self._selector.register(simulator.channel, selectors.EVENT_READ, lambda: self._hear(simulator))
-        return simulator
+    def _on_simulator(self, simulator: SimulatorProcess, message: dict[str, Any]) -> None:
+        if message["event"] == "failed" and not self._sessions.had_client and self.settings.get("stop_on_failure"):
+            self.stop(f"failed: {message['kind']}: {message['message']}")
+        if message["event"] in ("ended", "failed"):
+            self._log.scan_to_end()
+        for session in self._sessions.holding(simulator):
+            if message["event"] == "ended" and session.is_waiting:
+                # It has had nothing of that one yet, and gets another.
+                session.simulator, session.is_waiting = self._simulators.spawn(), False
+            self._tell(session)
 
-    def _hear(self, simulator: SimulatorProcess) -> None:
-        if simulator not in self.simulators:
-            return  # its end and its last words were one turn's events, and its end came first
-        for message in simulator.hear():
-            if message["event"] == "failed" and not self._had_client and self.settings.get("stop_on_failure"):
-                self.stop(f"failed: {message['kind']}: {message['message']}")
-            self._tell(simulator)
-        if simulator.channel_closed and simulator.channel in self._selector.get_map():
-            self._selector.unregister(simulator.channel)
+    def _tell(self, session: Session) -> None:
+        """Tell a session how its simulator fares."""
+        self._connections.send(session.control, frames.EVENT, self._answers.describe(session.simulator, session))
 
-    def _simulator_ended(self, simulator: SimulatorProcess) -> None:
-        self._hear(simulator)  # its last words
-        self._say(f"simulator {simulator.pid} ended: {simulator.ending}")
-        self.simulators.remove(simulator)
-        if simulator.abandoned_for_s:
-            # Whoever waits for it has had nothing of it yet, and gets another.
-            for session in self.sessions.values():
-                if session.simulator is simulator and not session.has_link:
-                    session.simulator = self._spawn()
-                    self._tell(session.simulator)
-        self._tell(simulator)
-        simulator.hang_up()
-        if simulator.channel in self._selector.get_map():
-            self._selector.unregister(simulator.channel)
-        simulator.free()
-
-    def _tell(self, simulator: SimulatorProcess) -> None:
-        """Tell the session that holds `simulator` how it fares."""
-        for session in list(self.sessions.values()):  # one that cannot be told is dropped
-            if session.simulator is simulator:
-                self._send(session.control, frames.EVENT, self._status(simulator))
-
-    def _status(self, simulator: SimulatorProcess) -> dict[str, Any]:
-        status = simulator.status()
-        status["uptime_s"] = time.monotonic() - self.started
-        if status["state"] in ("starting", "failed", "dead"):
-            status["log_tail"] = read_log_tail(self.folder, 40)
-        return status
-
-    # Connections
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError as error:
-            self._say(f"a connection could not be accepted: {error}")
-            self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_S
-            return
-        peer = Peer(sock, ServerHandshake(self._token), time.monotonic() + HANDSHAKE_TIMEOUT_S)
-        self._peers.add(peer)
-        self._selector.register(sock, selectors.EVENT_READ, lambda: self._readable(peer))
-
-    def _mind_listener(self) -> None:
-        """Let the listener rest while there are too many strangers, or no descriptors; the kernel queues who comes."""
-        if self._accept_again_at <= time.monotonic():
-            self._accept_again_at = 0.0
-        strangers = sum(not peer.handshake.done for peer in self._peers)
-        may_accept = strangers < MAX_STRANGERS and not self._accept_again_at
-        is_accepting = self._listener in self._selector.get_map()
-        if may_accept and not is_accepting:
-            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        elif is_accepting and not may_accept:
-            self._selector.unregister(self._listener)
-
-    def _readable(self, peer: Peer) -> None:
-        try:
-            for kind, sequence, message in peer.receive():
-                self._handle(peer, kind, sequence, message)
-                if peer.sock is None:
-                    return
-            if peer.http_request:
-                peer.send(answer_http(self, peer.http_request))
-                self._drop(peer)
-            elif peer.ended:
-                self._drop(peer)
-        except VersionMismatch as error:
-            self._refuse(peer, "version", error)
-        except AuthError as error:
-            self._refuse(peer, "auth", error)
-        except (ProtocolError, OSError) as error:
-            self._refuse(peer, "protocol", error)
-        except Exception as error:  # noqa: BLE001  no message, whatever is in it, may end the server for the others
-            traceback.print_exc()
-            self._refuse(peer, "protocol", error)
-
-    def _handle(self, peer: Peer, kind: int, sequence: int, message: dict[str, Any]) -> None:
-        if peer.handshake.done:
-            self._answer(peer, kind, sequence, message)
-            return
-        reply = peer.handshake.feed(kind, message)
-        if reply is not None:
-            peer.send(reply)
-        elif peer.handshake.hello["role"] == "data":
+    def on_proved(self, peer: Peer) -> None:
+        """See `connections.Owner`."""
+        if peer.handshake.hello["role"] == "data":
             self._hand_over(peer)
+        elif peer.handshake.hello.get("session") == "new":
+            self._open_session(peer)
         else:
-            self._welcome(peer)
+            self._connections.send(peer, frames.WELCOME, self._facts())
 
-    def _welcome(self, peer: Peer) -> None:
-        peer.deadline = float("inf")
-        hello = peer.handshake.hello
-        facts = {"task": self._label(), "digest": self.settings.get("digest", ""), "pid": os.getpid()}
-        if hello.get("session") != "new":
-            self._send(peer, frames.WELCOME, facts)
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "task": self._label(),
+            "digest": self.settings.get("digest", ""),
+            "setup": self.settings.get("setup", ""),
+            "id": self.folder.name,
+            "pid": os.getpid(),
+            "log_size": self._log.size,
+            "problems": self._log.problems.count,
+        }
+
+    def _open_session(self, peer: Peer) -> None:
+        try:
+            session = self._sessions.open(peer)
+        except OSError as error:
+            self._connections.refuse(peer, "other", RemoteEnvError(f"no simulator can be started: {error}"))
             return
-        if len(self.sessions) >= self._max_sessions:
-            holders = ", ".join(
-                f"{session.holder} since {time.strftime('%H:%M:%S', time.localtime(session.since))}"
-                for session in self.sessions.values()
-            )
-            busy = f"all {self._max_sessions} session(s) of this server are taken (by {holders})"
-            self._refuse(peer, "busy", RemoteEnvError(f"{busy}; close one, or start the server with more"))
+        except RemoteEnvError as error:
+            self._connections.refuse(peer, "protocol" if isinstance(error, ProtocolError) else "busy", error)
             return
-        taken = {id(session.simulator) for session in self.sessions.values()}
-        free = [simulator for simulator in self.simulators if simulator.usable and id(simulator) not in taken]
-        holder = "".join(filter(str.isprintable, str(hello.get("client", "a client"))))[:200]
-        session = Session(peer, free[0] if free else self._spawn(), holder)
-        self.sessions[session.id] = session
-        self._had_client = True
-        self._send(peer, frames.WELCOME, {**facts, "session": session.id, "secret": session.secret})
-        self._send(peer, frames.EVENT, self._status(session.simulator))
+        opened: dict[str, Any] = {"session": session.id, "secret": session.secret}
+        if session.lease_s < float("inf"):
+            opened["lease_s"] = session.lease_s
+        self._connections.send(peer, frames.WELCOME, {**self._facts(), **opened})
+        self._tell(session)
         self._say(f"session {session.id} opened by {session.holder}")
 
     def _hand_over(self, peer: Peer) -> None:
         hello = peer.handshake.hello
-        session = self.sessions.get(str(hello.get("session")))
-        given = str(hello.get("secret")).encode("utf-8", "replace")
-        if session is None or not secrets.compare_digest(given, session.secret.encode()):
-            raise AuthError("no such session here; open a control connection first")
-        if not session.simulator.ready or session.simulator.abandoned_for_s:
-            raise ProtocolError("the simulator is not ready; wait for its event")
-        self._send(peer, frames.WELCOME, {"session": session.id})
-        sock = peer.detach()
-        self._forget(peer, sock)
-        session.has_link = True
-        session.simulator.take(sock)
+        session = self._sessions.prove(str(hello.get("session")), str(hello.get("secret")))
+        self._connections.send(peer, frames.WELCOME, {"session": session.id})
+        session.simulator.take(self._connections.hand_over(peer))
 
-    def _answer(self, peer: Peer, kind: int, sequence: int, message: dict[str, Any]) -> None:
-        session = next((held for held in self.sessions.values() if held.control is peer), None)
-        if kind == frames.STATUS:
-            shown = session.simulator if session else next(iter(self.simulators), None)
-            reply = self._status(shown) if shown else {"state": "dead", "why": "no simulator runs"}
-            self._send(peer, frames.REPLY, {**reply, "sessions": len(self.sessions)}, sequence)
-        elif kind == frames.LOGS:
-            lines = min(max(int(message.get("lines", 100)), 1), 10_000)
-            self._send(peer, frames.REPLY, {"text": read_log_tail(self.folder, lines)}, sequence)
-        elif kind == frames.PING:
-            self._send(peer, frames.REPLY, {}, sequence)
-        elif kind == frames.STOP:
+    def _expire(self, session: Session) -> None:
+        why = f"its lease ran out: nothing was heard of its client for {session.lease_s:g} s"
+        self._say(f"session {session.id} of {session.holder}: {why}")
+        self._sessions.close(session, why)
+        self._connections.send(session.control, frames.EVENT, {"state": "dead", "why": why, "kind": "lease"})
+        self._connections.drop(session.control)
+
+    def on_message(self, peer: Peer, kind: int, sequence: int, message: dict[str, Any]) -> None:
+        """See `connections.Owner`."""
+        if kind == frames.STOP:
             self.stop("a client asked for it")
-        else:
-            raise ProtocolError(f"unknown link message {frames.NAMES.get(kind, kind)}")
-
-    def _send(self, peer: Peer, kind: int, message: dict[str, Any], sequence: int = 0) -> None:
-        try:
-            peer.send(pack_link(kind, message, sequence=sequence))
-        except OSError as error:
-            self._drop(peer, f"cannot be written to: {error}")
-
-    def _refuse(self, peer: Peer, kind: str, error: Exception) -> None:
-        with contextlib.suppress(OSError):
-            peer.send(pack_link(frames.REFUSED, {"kind": kind, "message": str(error)}))
-        self._drop(peer, str(error))
-
-    def _drop(self, peer: Peer, why: str = "") -> None:
-        if peer.sock is None:
             return
-        if why:
-            self._say(f"connection dropped: {why}")
-        self._forget(peer, peer.sock)
-        peer.close()
+        self._connections.send(peer, frames.REPLY, self._answers.answer(peer, kind, message), sequence)
 
-    def _forget(self, peer: Peer, sock: socket.socket) -> None:
-        self._selector.unregister(sock)
-        self._peers.discard(peer)
-        for session in [held for held in self.sessions.values() if held.control is peer]:
-            del self.sessions[session.id]
-            session.simulator.abandon()
-            self._idle_since = time.monotonic()
+    def _on_keep(self, kept: bool) -> None:
+        """Outlive our starter, or not; and say in the record that we do."""
+        leash = self.settings.get("leash_fd")
+        if not kept:
+            self._hold_leash()
+        elif leash is not None and int(leash) in self._selector.get_map():
+            self._selector.unregister(int(leash))
+        if self._record is not None:
+            self._recorded["kept"] = kept
+            with contextlib.suppress(OSError):  # a full disk costs the note, not the server
+                write_atomically(self._record, self._recorded)
+
+    def on_http(self, request: bytes) -> bytes:
+        """See `connections.Owner`."""
+        return answer_http(request, self._simulators.statuses(), self._write_metrics)
+
+    def _write_metrics(self, ready: bool) -> str:
+        gpus, uptime_s = self._gpus.read(), self._answers.uptime_s
+        return write_metrics(
+            read_metrics(self._simulators, self._sessions, self._log, gpus, ready=ready, uptime_s=uptime_s)
+        )
+
+    def on_gone(self, peer: Peer) -> None:
+        """See `connections.Owner`: a session lasts as long as its control connection."""
+        session = self._sessions.held_by(peer)
+        if session is not None:
+            self._sessions.close(session, "its client closed it, or its connection broke")
             self._say(f"session {session.id} closed")
 
 
@@ -417,32 +306,9 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _open_listener(listen: dict[str, Any], *, insecure: bool) -> socket.socket:
-    if "unix" in listen:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        address: Any = listen["unix"]
-    else:
-        host, port = listen["tcp"]
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not insecure and address[0] not in ("127.0.0.1", "::1"):
-            raise ConfigError(
-                f"refusing to listen on {address[0]}: whoever reaches that address could see and change the traffic. "
-                "Listen on 127.0.0.1 and come through SSH: RemoteEnv('user@this-host', port); or say --insecure"
-            )
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def main(folder: str) -> int:
     """Run the supervisor of `folder`."""
+    forgive_failing_writes()
     path = Path(folder).absolute()
     try:
         settings = read_settings(path)
@@ -453,6 +319,7 @@ def main(folder: str) -> int:
         return Supervisor(path).run()
     except (RemoteEnvError, OSError) as error:
         if not (path / "failed.json").exists() and path.is_dir():
-            write_atomically(path / "failed.json", {"kind": "other", "message": str(error)})
+            with contextlib.suppress(OSError):
+                write_atomically(path / "failed.json", {"kind": "other", "message": str(error)})
         print(f"cannot serve: {error}", file=sys.stderr, flush=True)
         return 1

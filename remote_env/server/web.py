@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def answer_http(supervisor: Any, request: bytes) -> bytes:
-    """The whole response to an HTTP request: health on / and /healthz, Prometheus text on /metrics."""
+def answer_http(request: bytes, statuses: Iterable[dict[str, Any]], write_metrics: Callable[[bool], str]) -> bytes:
+    """The whole response to an HTTP request: health on / and /healthz, Prometheus text on /metrics.
+
+    Args:
+        request: line and headers.
+        statuses: of the simulators.
+        write_metrics: the metrics, given whether the server is ready.
+    """
     words = request.split(b"\r\n", 1)[0].split()
-    method, path = (words[0], words[1]) if len(words) >= 2 else (b"", b"")
+    method, path = (words[0], words[1].partition(b"?")[0]) if len(words) >= 2 else (b"", b"")
+    kind = "text/plain; charset=utf-8"
     if method not in (b"GET", b"HEAD"):
         status, body = "405 Method Not Allowed", "only GET and HEAD\n"
     elif path in (b"/", b"/healthz"):
-        ready, reason = _health(supervisor)
+        ready, reason = read_health(statuses)
         status, body = ("200 OK" if ready else "503 Service Unavailable"), reason + "\n"
     elif path == b"/metrics":
-        status, body = "200 OK", _metrics(supervisor)
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        status, body = "200 OK", write_metrics(read_health(statuses)[0])
     else:
         status, body = "404 Not Found", "there are /healthz and /metrics\n"
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return (head + ("" if method == b"HEAD" else body)).encode()
 
 
-def _health(supervisor: Any) -> tuple[bool, str]:
-    states = [simulator.status()["state"] for simulator in supervisor.simulators]
-    if "ready" in states or "busy" in states:
+def read_health(statuses: Iterable[dict[str, Any]]) -> tuple[bool, str]:
+    """Whether a client can begin now, and why not."""
+    found = list(statuses)
+    if any(status["state"] in ("ready", "busy") for status in found):
         return True, "ready"
-    return False, f"not ready: {states[0] if states else 'no simulator runs'}"
-
-
-def _metrics(supervisor: Any) -> str:
-    readings = [simulator.status() for simulator in supervisor.simulators]
-    values = {
-        "remote_env_sessions": ("gauge", len(supervisor.sessions)),
-        "remote_env_simulators": ("gauge", len(readings)),
-        "remote_env_ready": ("gauge", int(_health(supervisor)[0])),
-        "remote_env_steps_total": ("counter", sum(reading["steps"] for reading in readings)),
-        "remote_env_resets_total": ("counter", sum(reading["resets"] for reading in readings)),
-    }
-    return "".join(f"# TYPE {name} {kind}\n{name} {value}\n" for name, (kind, value) in values.items())
+    if not found:
+        return False, "not ready: no simulator runs; the next session starts one"
+    status = found[0]
+    if status["state"] == "starting":
+        return False, f"not ready: {status['phase']} for {status['since_s']:.0f} s"
+    if status["state"] == "failed":
+        return False, f"not ready: the task could not be made ({status['kind']} in {status['phase']})"
+    return False, f"not ready: {status['why']}"

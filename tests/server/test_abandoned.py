@@ -55,10 +55,11 @@ def test_a_simulator_that_finishes_its_call_in_time_is_kept(tmp_path: Path) -> N
         address = f"tcp://127.0.0.1:{server.port}"
         busy = hang_and_leave(address, server.token, f"until:{tmp_path / 'gate'}")
         told: list[str] = []
-        waiting = RemoteEnv(address, token=server.token, on_progress=lambda text: (told.append(text), open_gate()))
+        waiting = RemoteEnv(address, token=server.token, on_progress=lambda text: (told.append(text), open_gate(text)))
 
-        def open_gate() -> None:
-            (tmp_path / "gate").touch()
+        def open_gate(text: str) -> None:
+            if "busy in step" in text:
+                (tmp_path / "gate").touch()
 
         with waiting as env:
             env.reset()

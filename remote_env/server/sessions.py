@@ -1,0 +1,181 @@
+"""Who holds which simulator, since when, and for how long nothing has been heard of them. Standard library only."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from typing import Any
+
+from remote_env.errors import AuthError, ProtocolError, RemoteEnvError
+from remote_env.server.peer import Peer
+from remote_env.server.process import SimulatorProcess
+from remote_env.server.simulators import Simulators
+
+FIRST_CLIENT_TIMEOUT_S = 120.0  # a started server to which nobody ever comes ends itself
+MAX_LEASE_S = 7 * 86400.0
+MAX_REMEMBERED = 64
+
+
+class Session:
+    """One client's hold on one simulator.
+
+    Attributes:
+        id: which others may know.
+        secret: which opens its data connection.
+        control: its control connection; the session lasts as long as that.
+        simulator: which it holds.
+        holder: how its client calls itself.
+        since: when it began [s, Unix time].
+        lease_s: how long it lasts without a sign of life [s]; infinite without a lease.
+        is_waiting: its simulator still works for another session, or ends; it gets a new one if that ends.
+    """
+
+    def __init__(self, control: Peer, simulator: SimulatorProcess, holder: str, lease_s: float) -> None:
+        self.id = secrets.token_hex(8)
+        self.secret = secrets.token_hex(16)
+        self.control = control
+        self.simulator = simulator
+        self.holder = holder
+        self.since = time.time()
+        self.lease_s = lease_s
+        self.is_waiting = bool(simulator.condemned or simulator.abandoned_for_s)
+        self._renewed = time.monotonic()
+
+    def renew(self) -> None:
+        """Note a sign of life."""
+        self._renewed = time.monotonic()
+
+    @property
+    def expires(self) -> float:
+        """When its lease runs out, unless there is another sign of life [s, monotonic]."""
+        # Every call that begins or ends is one.
+        return max(self._renewed, self.simulator.read_board().since) + self.lease_s
+
+
+class Sessions:
+    """All that are open.
+
+    Args:
+        simulators: where new sessions get theirs.
+        max_sessions: how many there may be at once.
+        idle_timeout_s: how long the server outlives the last one [s].
+
+    Attributes:
+        had_client: whether there ever was one.
+        opened: how many there were in all.
+        kept: the server is to stay warm, by a client's wish.
+    """
+
+    def __init__(self, simulators: Simulators, max_sessions: int, idle_timeout_s: float) -> None:
+        self._simulators = simulators
+        self._max_sessions = max_sessions
+        self.idle_timeout_s = idle_timeout_s
+        self._open: dict[str, Session] = {}
+        self._ended: deque[tuple[str, str]] = deque(maxlen=MAX_REMEMBERED)
+        self._idle_since = time.monotonic()
+        self.opened = 0
+        self.kept = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def had_client(self) -> bool:
+        """Whether any was ever opened."""
+        return self.opened > 0
+
+    def holders(self) -> list[dict[str, Any]]:
+        """Who holds a session, and since when [s, Unix time]."""
+        return [{"client": session.holder, "since": session.since} for session in self._open.values()]
+
+    def held_by(self, peer: Peer) -> Session | None:
+        """The session whose control connection this is."""
+        return next((session for session in self._open.values() if session.control is peer), None)
+
+    def holding(self, simulator: SimulatorProcess) -> list[Session]:
+        """Those that hold or wait for this simulator."""
+        return [session for session in self._open.values() if session.simulator is simulator]
+
+    def find(self, name: str) -> Session | None:
+        """The open session of this id."""
+        return self._open.get(name)
+
+    def why_ended(self, name: str) -> str:
+        """Why there is no session of this id."""
+        return dict(self._ended).get(name, "there is no such session")
+
+    def open(self, peer: Peer) -> Session:
+        """A session for a client that has proved itself.
+
+        Raises:
+            RemoteEnvError: all are taken; the message says by whom.
+            ProtocolError: its lease is no positive number.
+        """
+        if len(self) >= self._max_sessions:
+            holders = ", ".join(
+                f"{holder['client']} since {time.strftime('%H:%M:%S', time.localtime(holder['since']))}"
+                for holder in self.holders()
+            )
+            busy = f"all {self._max_sessions} session(s) of this server are taken (by {holders})"
+            raise RemoteEnvError(f"{busy}; close one, or start the server with more")
+        hello = peer.handshake.hello
+        lease_s = _read_lease(hello.get("lease_s"))
+        holder = "".join(filter(str.isprintable, str(hello.get("client", "a client"))))[:200]
+        simulator = self._simulators.take([session.simulator for session in self._open.values()])
+        session = Session(peer, simulator, holder, lease_s)
+        self._open[session.id] = session
+        self.opened += 1
+        return session
+
+    def prove(self, name: str, secret: str) -> Session:
+        """The session that a data connection is for.
+
+        Raises:
+            AuthError: there is none, or this is not its secret.
+            ProtocolError: its simulator takes no connection now.
+        """
+        session = self.find(name)
+        given = secret.encode("utf-8", "replace")
+        if session is None or not secrets.compare_digest(given, session.secret.encode()):
+            raise AuthError("no such session here; open a control connection first")
+        if not session.simulator.ready or session.simulator.abandoned_for_s or session.simulator.condemned:
+            raise ProtocolError("the simulator is not ready; wait for its event")
+        session.is_waiting = False
+        return session
+
+    def close(self, session: Session, why: str) -> None:
+        """End one; its simulator is free when it has done what it does."""
+        if self._open.pop(session.id, None) is None:
+            return
+        self._ended.append((session.id, why))
+        session.simulator.abandon()
+        self._idle_since = time.monotonic()
+
+    def overdue(self, now: float) -> list[Session]:
+        """Those of whom nothing was heard for the time of their lease."""
+        return [session for session in self._open.values() if session.expires <= now]
+
+    @property
+    def idle_limit_s(self) -> float:
+        """How long the server waits for a client now [s]."""
+        return self.idle_timeout_s if self.had_client else max(self.idle_timeout_s, FIRST_CLIENT_TIMEOUT_S)
+
+    @property
+    def idle_s(self) -> float:
+        """How long nobody has held a session [s]; 0 while somebody does."""
+        return 0.0 if self._open else time.monotonic() - self._idle_since
+
+    def next_deadline(self) -> float:
+        """When the next lease runs out, or the server has waited long enough [s, monotonic]."""
+        if not self._open:
+            return self._idle_since + self.idle_limit_s
+        return min(session.expires for session in self._open.values())
+
+
+def _read_lease(given: Any) -> float:
+    if given is None:
+        return float("inf")
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
+        raise ProtocolError(f"lease_s is {given!r}; it must be a positive number of seconds")
+    return min(float(given), MAX_LEASE_S)
