@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -41,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `remote-env` with every command's own."""
+    from remote_env import __version__
+
     parser = argparse.ArgumentParser(
         prog="remote-env",
         description="Look after task servers on other machines.",
         epilog=EPILOG.strip("\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"remote-env {importlib.metadata.version('remote-env')}")
+    parser.add_argument("--version", action="version", version=f"remote-env {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"{__name__}.{name}").add_parsers(commands)

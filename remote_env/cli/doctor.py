@@ -22,7 +22,16 @@ from remote_env.cli.rows import FAIL, OK, SKIP, WARN, Row, Where, ssh_command
 from remote_env.cli.self_test import RememberingAsk, self_test_row
 from remote_env.cli.servers import describe_servers
 from remote_env.cli.shells import FarShell, OwnShell, Shell
-from remote_env.cli.show import CONSOLE, add_login_options, examples, login_options, one_line, print_json, status_line
+from remote_env.cli.show import (
+    CONSOLE,
+    add_login_options,
+    examples,
+    login_options,
+    login_words,
+    one_line,
+    print_json,
+    status_line,
+)
 from remote_env.env.local_place import LocalPlace
 from remote_env.env.places import Place, make_connection
 from remote_env.env.ssh_place import SshPlace
@@ -30,6 +39,8 @@ from remote_env.errors import ConnectionLost, DeadlineExceeded, RemoteEnvError
 
 LOOK_TIMEOUT_S, LIST_TIMEOUT_S = 30.0, 20.0
 NAME_WIDTH = 16
+NEXT = {"interpreter": "the machine", "gpu": "packages", "packages": "rendering", "rendering": "Isaac's needs"}
+NEEDED_TO_START = ("forwarding", "shell", "interpreter", "packages", "cache folder")
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red", SKIP: "dim"}
 EPILOG = """
 examples:
@@ -95,6 +106,16 @@ def _read_requirement(parser: argparse.ArgumentParser, text: str) -> Requirement
         parser.error(f"--require {text!r} is no requirement ({one_line(str(error))}); write 'torch>=2.4'")
 
 
+def _try(name: str, test: Callable[[], Row], connection: Any) -> Row:
+    """A test of the link; one that the host has not the tools for is skipped, and the row of those says which."""
+    try:
+        return test()
+    except (ConnectionLost, ValueError) as error:
+        if not connection.is_open:
+            raise
+        return Row(name, SKIP, f"not measured: {error}")
+
+
 class _Silent:
     def update(self, text: str) -> None:
         """Nothing but JSON is printed."""
@@ -115,7 +136,7 @@ class _Examination:
         self._options, self._required, self._tell = options, required, tell
         self._is_local = options.host == "local"
         default = sys.executable if self._is_local else "python3"
-        self._where = Where(options.host, "", options.python or default, options.launch or "")
+        self._where = Where(options.host, "", options.python or default, options.launch or "", login_words(options))
         self._told: dict[str, Any] = {}
         self._is_fit = True  # whether a server can be expected to start
 
@@ -132,7 +153,7 @@ class _Examination:
         try:
             yield from self._examine_far(connection, SshPlace(connection, options), ask)
         except (ConnectionLost, DeadlineExceeded) as error:
-            fix = self._where.command("uptime") + "   (does it answer?)"
+            fix = self._where.command("uptime") + "   # does it answer?"
             yield Row("connection", FAIL, f"the login ended, and the tests with it: {error}", fix)
         finally:
             connection.close()
@@ -147,21 +168,19 @@ class _Examination:
         ask.reuse()
         tests: list[tuple[str, Callable[[], Row]]] = [
             ("round trip", lambda: link_rows.round_trip_row(connection)),
-            ("bytes per second", lambda: link_rows.transfer_row(connection)),
+            ("transfer", lambda: link_rows.transfer_row(connection)),
             ("clock", lambda: link_rows.clock_row(connection, where)),
             ("forwarding", lambda: link_rows.forwarding_row(connection, where)),
         ]
         for doing, test in tests:
             self._tell(f"testing: {doing}")
-            row = test()
-            self._is_fit = self._is_fit and row.status != FAIL
-            yield row
+            yield self._note(_try(doing, test, connection))
         yield from self._examine(FarShell(connection), place, ask)
 
     def _examine(self, shell: Shell, place: Place, ask: RememberingAsk | None = None) -> Iterator[Row]:
         self._tell("looking around")
         look = look_around(shell, time.monotonic() + LOOK_TIMEOUT_S)
-        yield self._shell_row(look)
+        yield self._note(self._shell_row(look))
         yield from self._probe(shell, look)
         yield self._servers_row(place)
         if not self._is_fit:
@@ -172,16 +191,18 @@ class _Examination:
 
     def _shell_row(self, look: Look) -> Row:
         if not look.is_complete:
-            self._is_fit = False
-            fix = self._where.command("echo it works") + "   (it must print just that)"
+            fix = self._where.command("echo it works") + "   # it must print just that"
             return Row("shell", FAIL, "sh did not run our script; the account needs a shell that runs commands", fix)
         if look.missing:
-            self._is_fit = False
             fix = self._where.command(
                 f"sudo apt-get install -y {' '.join(sorted({TOOLS[tool] for tool in look.missing}))}"
             )
             return Row("shell", FAIL, f"{look.system}, without {', '.join(look.missing)}", fix)
         return Row("shell", OK, f"{look.system}; sh, {', '.join(TOOLS)}")
+
+    def _note(self, row: Row) -> Row:
+        self._is_fit = self._is_fit and not (row.status == FAIL and row.name in NEEDED_TO_START)
+        return row
 
     # The probe
 
@@ -198,16 +219,11 @@ class _Examination:
                 packages=names,
                 isaac=self._options.isaac,
             ):
-                self._tell(f"{self._where.python} tells: {part}")
+                self._tell(f"{self._where.python}: {NEXT.get(part, part)}")
                 done.append(part)
-                for row in self._judge(part, facts, look, time.monotonic() - began):
-                    self._is_fit = self._is_fit and (
-                        row.status != FAIL or row.name.startswith(("Isaac", "Vulkan", "GPU"))
-                    )
-                    yield row
+                yield from map(self._note, self._judge(part, facts, look, time.monotonic() - began))
         except ProbeFailed as failure:
-            self._is_fit = False
-            yield self._failed_row(failure, look, done)
+            yield self._note(self._failed_row(failure, look, done))
 
     def _judge(self, part: str, facts: Any, look: Look, elapsed_s: float) -> Iterator[Row]:
         where = self._where
@@ -259,7 +275,7 @@ class _Examination:
             return Row("our servers", FAIL, str(error), fix)
         if not idle:
             return Row("our servers", OK, text or "none runs there")
-        return Row("our servers", WARN, text, f"remote-env stop {self._options.host} {' '.join(idle)}")
+        return Row("our servers", WARN, text, self._where.ours("stop", *idle))
 
     def _arguments(self, ask: RememberingAsk | None) -> dict[str, Any]:
         options = self._options
@@ -284,12 +300,12 @@ class _Examination:
 
 
 def _print_row(row: Row) -> None:
-    lines = [one_line(line) for line in row.found.splitlines() if line.strip()]
+    lines, fix = [one_line(line) for line in row.found.splitlines() if line.strip()], one_line(row.fix)
     if not sys.stdout.isatty():
         indent = " " * (6 + NAME_WIDTH)
         print(f"{row.status:<6}{row.name:<{NAME_WIDTH - 1}} " + f"\n{indent}".join(lines))
-        if row.fix:
-            print(f"{indent}mend: {row.fix}")
+        if fix:
+            print(f"{indent}mend: {fix}")
         sys.stdout.flush()
         return
     table = Table.grid(padding=(0, 1, 0, 0))
@@ -297,9 +313,9 @@ def _print_row(row: Row) -> None:
     table.add_column(width=NAME_WIDTH)
     table.add_column(overflow="fold")
     table.add_row(Text(row.status, STYLES[row.status]), row.name, Text("\n".join(lines)))
-    if row.fix:
-        table.add_row("", Text("  mend with", "dim"), Text(row.fix, "cyan"))
     CONSOLE.print(table)
+    if fix:  # as one line, however long, so that it can be copied
+        CONSOLE.print(Text.assemble("     ", ("mend: ", "dim"), (fix, "cyan")), soft_wrap=True)
 
 
 def _summary(rows: Sequence[Row]) -> str:

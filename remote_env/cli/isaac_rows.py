@@ -53,7 +53,7 @@ def _isaac_lab(facts: Mapping[str, Any], versions: Mapping[str, str | None], whe
     version, torch = versions.get("isaaclab"), versions.get("torch")
     if version is None and not facts["modules"]["isaaclab"]:
         found = f"not installed for {where.python}"
-        fix = f"{where.again('--isaac', '--python', repr('~/IsaacLab/isaaclab.sh -p'))}   (or where it lies there)"
+        fix = f"{where.ours('doctor', '--isaac', '--python', '~/IsaacLab/isaaclab.sh -p')}   # or where it lies there"
         return Row("Isaac Lab", FAIL, found, fix)
     if torch is None:
         return Row("Isaac Lab", FAIL, f"isaaclab {version or 'from source'} without torch", where.pip_install("torch"))
@@ -71,14 +71,14 @@ def _isaac_sim(
         return Row("Isaac Sim", FAIL, found, _sim_fix(where))
     found = f"isaacsim {sim or 'found, of unknown version'}, not imported"
     if python is not None and python != facts["python"]:
-        fix = where.again("--isaac", "--python", f"…/python{python}")
+        fix = where.ours("doctor", "--isaac", "--python", f"python{python}")
         return Row("Isaac Sim", FAIL, f"{found}; it is made for Python {python}, and this is {facts['python']}", fix)
     return Row("Isaac Sim", OK, found)
 
 
 def _sim_fix(where: Where) -> str:
     extra = "--extra-index-url https://pypi.nvidia.com"
-    return where.inside(f"{where.python} -m pip install 'isaacsim[all,extscache]' {extra}")
+    return where.inside(f'{where.python} -m pip install "isaacsim[all,extscache]" {extra}')
 
 
 def _driver(gpus: Mapping[str, Any], release: int | None, where: Where) -> Row:
@@ -125,7 +125,7 @@ def _licence(facts: Mapping[str, Any]) -> Row:
         "Isaac licence",
         WARN,
         "OMNI_KIT_ACCEPT_EULA is not set there; Isaac Sim asks for it at its first start, and nobody can answer",
-        'read it, then RemoteEnv(…, server_env={"OMNI_KIT_ACCEPT_EULA": "YES"})',
+        'RemoteEnv(…, server_env={"OMNI_KIT_ACCEPT_EULA": "YES"})   # which says that you accept it',
     )
 
 

@@ -39,9 +39,9 @@ def login_row(connection: Any, where: Where, deadline: float, timeout_s: float) 
 
 def _login_fix(error: ConnectError, where: Where, timeout_s: float) -> str:
     if isinstance(error, HostKeyError):
-        return f"{where.login}   (compare the fingerprint with the host's: ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub)"
+        return f"{where.login}   # compare with what ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub says there"
     if isinstance(error, AuthError):
-        return f"{where.login.replace('ssh ', 'ssh-copy-id ', 1)}   (or ssh-add, for a key with a passphrase)"
+        return f"{where.login.replace('ssh ', 'ssh-copy-id ', 1)}   # or ssh-add, for a key with a passphrase"
     return f"{where.login.replace('ssh ', f'ssh -v -o ConnectTimeout={timeout_s:.0f} ', 1)}"
 
 

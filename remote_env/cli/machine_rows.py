@@ -8,6 +8,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from remote_env.cli.probing import Python
 from remote_env.cli.rows import FAIL, OK, SKIP, WARN, Row, Where
 from remote_env.cli.show import one_line, show_bytes
 
@@ -19,7 +20,7 @@ GL_PACKAGES = {"egl": ("libegl1", "libopengl0", "libgl1-mesa-dri"), "osmesa": ("
 GL_NAMES = {"egl": "EGL", "osmesa": "OSMesa"}
 
 
-def interpreter_row(facts: Mapping[str, Any], where: Where, started_s: float, others: Sequence[str]) -> Row:
+def interpreter_row(facts: Mapping[str, Any], where: Where, started_s: float, others: Sequence[Python]) -> Row:
     """Whether the interpreter is new enough.
 
     Args:
@@ -34,14 +35,14 @@ def interpreter_row(facts: Mapping[str, Any], where: Where, started_s: float, ot
     return Row("interpreter", FAIL, f"{found}; 3.10 or later is needed", other_interpreter(where, others))
 
 
-def other_interpreter(where: Where, others: Sequence[str]) -> str:
+def other_interpreter(where: Where, others: Sequence[Python]) -> str:
     """How to name another interpreter, or to get one."""
     if others:
-        return f"{where.again('--python', shlex.quote(others[-1]))}   (there: {', '.join(others)})"
-    return (
-        f"{where.inside('curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv -p 3.12 ~/sim')}"
-        f" && {where.again('--python', '~/sim/bin/python')}"
-    )
+        best = max(others, key=lambda one: (len(one.packages), one.version))
+        seen = "; ".join(str(one) for one in others)
+        return f"{where.ours('doctor', '--python', best.path)}   # there: {seen}"
+    get_one = "curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --seed -p 3.12 ~/sim"
+    return f"{where.inside(get_one)} && {where.ours('doctor', '--python', '~/sim/bin/python')}"
 
 
 def package_rows(
@@ -100,11 +101,11 @@ def machine_rows(facts: Mapping[str, Any], where: Where) -> Iterator[Row]:
     processors, load = facts["processors"], facts["load"]
     found = f"{processors} × {facts['machine']}, load {load:.1f}, {facts['kernel']}, node {facts['node']}"
     busy = load > 1.5 * processors
-    fix = f"{where.command('ps -eo pcpu,pid,user,args --sort=-pcpu | head')}   (who keeps it busy)"
+    fix = f"{where.command('ps -eo pcpu,pid,user,args --sort=-pcpu | head')}   # who keeps it busy"
     yield Row("processors", WARN if busy else OK, found, fix if busy else "")
     free, total = facts["memory_free"], facts["memory_total"]
     found = f"{show_bytes(free)} free of {show_bytes(total)}"
-    fix = f"{where.command('ps -eo rss,pid,user,args --sort=-rss | head')}   (who holds it)"
+    fix = f"{where.command('ps -eo rss,pid,user,args --sort=-rss | head')}   # who holds it"
     little = free < LITTLE_MEMORY_BYTES
     yield Row("memory", WARN if little else OK, found, fix if little else "")
 
@@ -133,7 +134,7 @@ def _folder_fix(folder: Mapping[str, Any], where: Where) -> str:
     look = where.inside(f"df -h {place}; df -i {place}; ls -ld {place}; du -xh -d1 {place} | sort -h | tail")
     if folder["use"] != "cache":
         return look
-    return f"{look}   (free space, make it writable, or have ~/.bashrc there set XDG_CACHE_HOME to a folder that is)"
+    return f"{look}   # free space, make it writable, or have ~/.bashrc there set XDG_CACHE_HOME"
 
 
 def gpu_row(facts: Mapping[str, Any], where: Where) -> Row:

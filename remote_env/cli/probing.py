@@ -27,6 +27,9 @@ TOOLS = {
     "dd": "coreutils",
     "head": "coreutils",
     "df": "coreutils",
+    "cat": "coreutils",
+    "wc": "coreutils",
+    "date": "coreutils",
     "sed": "sed",
     "ps": "procps",
 }
@@ -44,7 +47,13 @@ begin='command=$1; shift; eval "$command \"\$@\""'
 eval "$launch"' sh -c "$choose" sh "$begin" remote-env "$python" -c "$start" "$asked"' 2>&1
 exit
 """
-# tools
+# Path, version, prefix, and those of our packages that it has; nothing of one that is too old.
+_TELL = (
+    "import sys;sys.version_info<(3,10) and sys.exit(1);from importlib.util import find_spec as f;"
+    "print('\\n@remote-env python',sys.argv[1],'%d.%d'%sys.version_info[:2],sys.prefix,"
+    "*[n for n in('numpy','gymnasium')if f(n)],sep='\\t')"
+)
+# tools, tell
 _LOOK = r"""
 printf '\n@remote-env system %s\n' "$(uname -srm 2>/dev/null)"
 for tool in $tools; do
@@ -54,11 +63,31 @@ for place in python3.10 python3.11 python3.12 python3.13 python3 ~/miniconda3/en
   ~/anaconda3/envs/*/bin/python ~/miniforge3/envs/*/bin/python ~/.venv/bin/python /opt/*/bin/python; do
   found=$(command -v "$place" 2>/dev/null) || continue
   [ -x "$found" ] || continue
-  "$found" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && \
-    printf '\n@remote-env python %s\n' "$found"
+  "$found" -c "$tell" "$found" 2>/dev/null
 done
 printf '\n@remote-env looked\n'
 """
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter that is new enough.
+
+    Attributes:
+        path: to name it by.
+        version: such as (3, 12).
+        prefix: its environment.
+        packages: which of numpy and gymnasium it has.
+    """
+
+    path: str
+    version: tuple[int, ...]
+    prefix: str
+    packages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        has = f" with {', '.join(self.packages)}" if self.packages else ""
+        return f"{self.path} ({'.'.join(map(str, self.version))}{has})"
 
 
 @dataclass
@@ -74,14 +103,14 @@ class Look:
 
     system: str = ""
     missing: list[str] = field(default_factory=list)
-    pythons: list[str] = field(default_factory=list)
+    pythons: list[Python] = field(default_factory=list)
     is_complete: bool = False
 
 
 def look_around(shell: Shell, deadline: float) -> Look:
     """What `shell` sees; raises as `Shell.start`."""
     look = Look()
-    with shell.start(_LOOK, {"tools": " ".join(TOOLS)}, deadline) as running:
+    with shell.start(_LOOK, {"tools": " ".join(TOOLS), "tell": _TELL}, deadline) as running:
         while (line := running.read_line(deadline)) is not None:
             if line.startswith(MARK):
                 _note(look, *line.removeprefix(MARK).partition(" ")[::2])
@@ -93,8 +122,10 @@ def _note(look: Look, word: str, rest: str) -> None:
         look.system = rest
     elif word == "missing":
         look.missing.append(rest)
-    elif word == "python" and rest not in look.pythons:
-        look.pythons.append(rest)
+    elif word.startswith("python\t"):
+        _, path, version, prefix, *packages = f"{word} {rest}".strip().split("\t")
+        if prefix not in {one.prefix for one in look.pythons}:
+            look.pythons.append(Python(path, tuple(map(int, version.split("."))), prefix, tuple(packages)))
     elif word == "looked":
         look.is_complete = True
 

@@ -37,6 +37,7 @@ class Where:
     Attributes:
         host: as the caller named it.
         login: the command line of a login, "" for this machine.
+        options: the options of our own command that lead there.
         python: the interpreter's command line there.
         launch: the prefix that leads into the container or job where the interpreter lives.
     """
@@ -45,14 +46,15 @@ class Where:
     login: str
     python: str
     launch: str = ""
+    options: tuple[str, ...] = ()
 
     def command(self, text: str) -> str:
         """`text` as a command line to type here that runs there."""
-        return f"{self.login} {shlex.quote(text)}" if self.login else text
+        return f"{self.login} {quote(text)}" if self.login else text
 
     def inside(self, text: str) -> str:
         """As `command`, for what has to run where the interpreter lives."""
-        return self.command(f"{self.launch} sh -c {shlex.quote(text)}" if self.launch else text)
+        return self.command(f"{self.launch} sh -c {quote(text)}" if self.launch else text)
 
     def install(self, *packages: str) -> str:
         """The command that installs Debian packages there."""
@@ -60,11 +62,19 @@ class Where:
 
     def pip_install(self, *requirements: str) -> str:
         """The command that installs Python packages for the interpreter there."""
-        return self.inside(f"{self.python} -m pip install {shlex.join(requirements)}")
+        return self.inside(f"{self.python} -m pip install {' '.join(map(quote, requirements))}")
 
-    def again(self, *options: str) -> str:
-        """The doctor's own command line with other options."""
-        return f"remote-env doctor {self.host} {' '.join(options)}".rstrip()
+    def ours(self, command: str, *words: str) -> str:
+        """The command line of one of our own commands for this machine."""
+        return " ".join(["remote-env", command, *map(quote, (self.host, *self.options, *words))])
+
+
+def quote(text: str) -> str:
+    """One word for a shell, by double quotes where it may stand within single ones."""
+    plain = shlex.quote(text)
+    if plain == text or "'" in text or any(mark in text for mark in '"$`\\!'):
+        return plain
+    return f'"{text}"' if " " not in text or len(text) < 40 else plain
 
 
 def ssh_command(login: Any, options: Any) -> str:

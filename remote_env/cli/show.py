@@ -83,6 +83,18 @@ def login_options(options: argparse.Namespace, **more: Any) -> PlaceOptions:
     )
 
 
+def login_words(options: argparse.Namespace) -> tuple[str, ...]:
+    """The words of the command line that `login_options` reads, for another of our commands."""
+    flags = (
+        ("-p", options.ssh_port),
+        ("-i", options.identity_file),
+        ("--via", options.via),
+        ("--config", options.config),
+        ("--known-hosts", options.known_hosts),
+    )
+    return tuple(str(word) for flag, value in flags if value is not None for word in (flag, value))
+
+
 def ask_secret(prompt: Prompt) -> str | None:
     """What the person at the terminal types: unseen unless the host allows it; None after Ctrl-D."""
     question = f"{prompt.target}: {clean(prompt.text).strip()} "
@@ -157,7 +169,9 @@ class _Shown:
         self._status = status
 
     def update(self, text: str) -> None:
-        self._status.update(Text(one_line(text), no_wrap=True, overflow="ellipsis"))
+        shown = Text(one_line(text))
+        shown.truncate(max(CONSOLE.width - 4, 1), overflow="ellipsis")  # a line that wraps would not be wiped
+        self._status.update(shown)
 
 
 @contextlib.contextmanager
