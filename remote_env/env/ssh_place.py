@@ -46,37 +46,57 @@ class SshPlace:
         self._options = options
         self._python = options.python or "python3"
         self._tunnel: Any = None
+        self._launched: Any = None
         self.name = connection.description
 
     def _connect(self, deadline: float) -> Any:
         self._connection.connect(deadline)  # nothing when logged in already
         return self._connection
 
+    def _shell(self, deadline: float) -> Any:
+        """Where programs run: the login, or what `launch` leads to."""
+        connection = self._connect(deadline)
+        if self._options.launch is None:
+            return connection
+        if self._launched is None:
+            from remote_env.ssh import LaunchedShell
+
+            self._launched = LaunchedShell(connection, self._options.launch, self._options.launch_host)
+        return self._launched
+
     def find(self, port: int, deadline: float) -> Server | None:
         """See `Place.find`."""
         from remote_env.ssh import find_server
 
-        connection = self._connect(deadline)
-        entry = find_server(connection, port, deadline)
+        entry = find_server(self._shell(deadline), port, deadline)
         token = self._options.token or (entry["token"] if entry else os.environ.get("REMOTE_ENV_TOKEN"))
         if token is None or (entry is None and not self._answers(port, deadline)):
             return None
-        return self._server(port, token)
+        return self._server(port, token, self._own_dial(entry, port, deadline))
 
     def _answers(self, port: int, deadline: float) -> bool:
+        if self._options.launch is not None:
+            return False  # only a server of ours can be reached in there: by its record
         try:
             self._connect(deadline).open_port(port, deadline).close()
         except ConnectError:
             return False
         return True
 
-    def _server(self, port: int, token: str, **more: Any) -> Server:
+    def _own_dial(self, entry: dict[str, Any] | None, port: int, deadline: float) -> Dial | None:
+        """How a server behind `launch` is reached; None: like a port of the host."""
+        if entry is None or self._options.launch is None:
+            return None
+        dial: Dial | None = self._shell(deadline).dialer(int(entry["pid"]), str(entry["start_time"]), port, deadline)
+        return dial
+
+    def _server(self, port: int, token: str, own_dial: Dial | None = None, **more: Any) -> Server:
         def dial(deadline: float) -> Transport:
             self._connect(deadline)
-            return self._open_port(port, deadline)
+            return redial(deadline)
 
         def redial(deadline: float) -> Transport:
-            return self._open_port(port, deadline)
+            return self._open_port(port, deadline) if own_dial is None else own_dial(deadline)
 
         where = f"{self.name} port {port}"
         return Server(dial, token, **{"started": False, "where": where, "port": port, "redial": redial, **more})
@@ -98,62 +118,47 @@ class SshPlace:
         from remote_env.ssh import start_server
 
         del outlives  # they all do
-        connection = self._connect(deadline)
+        shell = self._shell(deadline)
         settings = {**settings, "listen": settings["listen"] or {"tcp": ["127.0.0.1", 0]}}
-        handle = start_server(
-            connection,
-            settings,
-            python=self._python,
-            deadline=deadline,
-            on_progress=lambda *words: on_progress(*words) if len(words) == 2 else on_progress("starting", *words),
-            **self._launch_options(),
-        )
-        own_dial: Dial | None = getattr(handle, "dial", None)  # when its port cannot be reached from here
-        own_way = {} if own_dial is None else {"redial": own_dial}
-        server = self._server(
+        handle = start_server(shell, settings, python=self._python, deadline=deadline, on_progress=on_progress)
+        return self._server(
             handle.port,
             settings["token"],
+            handle.dial,
             started=True,
             stop=handle.stop,
             log_tail=lambda lines: str(handle.log_tail(lines, time.monotonic() + STOP_TIMEOUT_S)),
-            **own_way,
         )
-        server.dial = own_dial or server.dial
-        return server
-
-    def _launch_options(self) -> dict[str, Any]:
-        given = {"launch": self._options.launch, "launch_host": self._options.launch_host}
-        return {name: value for name, value in given.items() if value is not None}
 
     def send_folder(self, folder: Path, deadline: float) -> str:
         """See `Place.send_folder`: by content, once."""
         from remote_env.ssh import upload_folder
 
-        return str(upload_folder(self._connect(deadline), folder, deadline))
+        return str(upload_folder(self._shell(deadline), folder, deadline))
 
     def send_bundle(self, paths: Sequence[Path], deadline: float) -> str:
         """See `Place.send_bundle`: by content, once."""
         from remote_env.ssh import upload_bundle
 
-        return str(upload_bundle(self._connect(deadline), paths, deadline))
+        return str(upload_bundle(self._shell(deadline), paths, deadline))
 
     def list(self, deadline: float) -> list[ServerRecord]:
         """See `Place.list`."""
         from remote_env.ssh import list_servers
 
-        found = list_servers(self._connect(deadline), deadline)
+        found = list_servers(self._shell(deadline), deadline)
         return sorted(map(ServerRecord.from_plain, found), key=lambda record: record.started)
 
-    def attach(self, record: ServerRecord, deadline: float) -> Server:  # noqa: ARG002  dialled when it is used
+    def attach(self, record: ServerRecord, deadline: float) -> Server:
         """See `Place.attach`."""
-        return self._server(record.port, record.token)
+        own_dial = self._own_dial(record.to_plain(), record.port, deadline)
+        return self._server(record.port, record.token, own_dial)
 
     def stop(self, record: ServerRecord, deadline: float) -> None:
         """See `Place.stop`."""
         from remote_env.ssh import ServerHandle
 
-        connection = self._connect(deadline)
-        ServerHandle.from_record(connection, record.port, record.to_plain()).stop(deadline)
+        ServerHandle.from_record(self._shell(deadline), record.port, record.to_plain()).stop(deadline)
 
     def read_tail(self, path: str, lines: int, deadline: float) -> str:
         """See `Place.read_tail`."""
@@ -166,11 +171,13 @@ class SshPlace:
     def _run(self, script: str, variables: dict[str, object], deadline: float) -> str:
         from remote_env.ssh.scripts import run_script
 
-        return str(run_script(self._connect(deadline), script, variables, deadline=deadline).following)
+        return str(run_script(self._shell(deadline), script, variables, deadline=deadline).following)
 
     def close(self) -> None:
         """See `Place.close`."""
         with contextlib.suppress(OSError):
+            if self._launched is not None:
+                self._launched.close()
             if self._tunnel is not None:
                 self._tunnel.close()
             self._connection.close()

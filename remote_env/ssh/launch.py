@@ -7,6 +7,7 @@ programs that it is sent, one after another. The last is the relay, which carrie
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
 import time
@@ -60,9 +61,10 @@ class LaunchedShell:
         self.connection = connection
         self.launch = launch
         self.name = f"{connection.login.host} behind launch={launch!r}"
-        self._launch_host = launch_host
+        self.launch_host = launch_host
         self._inside: _Inside | None = None
         self._stream: Stream | None = None
+        self._pid = os.getpid()
         self._lock = threading.RLock()  # held while the stream is made or serves one program at a time
 
     @property
@@ -116,7 +118,7 @@ class LaunchedShell:
     def dialer(self, pid: int, start_time: str, port: int, deadline: float) -> Dial | None:
         """See `Shell.dialer`; a relay is only run beside that very process."""
         self._relay(pid, start_time, deadline)
-        host = self._launch_host
+        host = self.launch_host
         if host is not None:
             return lambda until: self.connection.open_port(port, until, host)
         if self._inside is not None and self._inside.shares_network and self._is_reachable(port, deadline):
@@ -155,6 +157,8 @@ class LaunchedShell:
 
     def close(self) -> None:
         """End the stream, and with it the prefix; a server in there goes on where the prefix lets it. Never raises."""
+        if self._pid != os.getpid():
+            return  # a forked child: the stream is the parent's
         with self._lock:
             self._drop()
 

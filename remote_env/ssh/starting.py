@@ -62,8 +62,8 @@ def start_server(
             once a second, the last line of the far end's log.
         source: the package folder to ship; default this package.
         launch: a prefix behind which it is started; see `LaunchedShell`.
-        launch_host: the address by which the host reaches it there; it listens on that, which it refuses unless the
-            settings have `insecure`: that network sees the data.
+        launch_host: the address by which the host reaches it there; it listens on that, which it refuses beyond
+            loopback unless the settings have `insecure`: who is on that network can see and change the data.
 
     Raises:
         StartError: the interpreter is missing or too old, the server died or cannot listen, or the host
@@ -73,10 +73,11 @@ def start_server(
         ConnectionLost: the link broke; the far end ends what it started within a second or two.
     """
     settings = {"token": secrets.token_hex(32), "listen": {"tcp": ["127.0.0.1", 0]}, **settings}
-    if launch_host is not None:
-        settings["listen"] = {"tcp": [launch_host, settings["listen"]["tcp"][1]]}
-    is_inside = launch is not None and isinstance(connection, SshConnection)
-    shell = LaunchedShell(connection, launch, launch_host) if is_inside else as_shell(connection)  # type: ignore[arg-type]
+    if launch is not None and isinstance(connection, SshConnection):
+        connection = LaunchedShell(connection, launch, launch_host)
+    shell = as_shell(connection)
+    if isinstance(shell, LaunchedShell) and shell.launch_host is not None:
+        settings["listen"] = {"tcp": [shell.launch_host, settings["listen"]["tcp"][1]]}
     shell.enter(deadline, on_progress)
     starter = _Starter(shell, settings, python, deadline, on_progress)
     digest = pack_far_end(source).digest
