@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import paramiko
@@ -190,14 +191,14 @@ class _Attempt:
                 self.tried.append(f"{path}: {file.problem}")
             elif file.key.asbytes() not in done:
                 done.add(file.key.asbytes())
-                yield lambda label=str(path), key=file.key: self._prove(label, key)  # type: ignore[misc]
+                yield partial(self._prove, str(path), file.key)
         for key in self._agent_keys(stack):
             if key.asbytes() not in done:
                 done.add(key.asbytes())
-                yield lambda key=key: self._use_agent_key(key)  # type: ignore[misc]
+                yield partial(self._use_agent_key, key)
         for path in encrypted:
             if public_blob(path) not in done:
-                yield lambda path=path: self._unlock(path)  # type: ignore[misc]
+                yield partial(self._unlock, path)
 
     def _agent_keys(self, stack: contextlib.ExitStack) -> list[paramiko.AgentKey]:
         try:
@@ -295,7 +296,7 @@ class _Attempt:
             if password is None:
                 self.tried.append("password: ask_secret gave none")
                 return None
-            answer = self._auth.password(password)
+            answer = self._auth.send_password(password)
             if answer.kind in _ACCEPTED:
                 return answer
             self._secrets.forget("password", "")

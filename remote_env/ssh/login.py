@@ -78,6 +78,8 @@ class Login:
         files = self.known_hosts_files
         if files and files[0] != Path(DEFAULT_KNOWN_HOSTS).expanduser():
             words += ["-o", f"UserKnownHostsFile={files[0]}"]
+        if self.is_key_alias:
+            words += ["-o", f"HostKeyAlias={self.key_name}"]
         return " ".join([*words, f"{self.user}@{self.address}", "true"])
 
     def places(self) -> list[str]:

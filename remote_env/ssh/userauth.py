@@ -98,7 +98,7 @@ class UserAuth(AuthHandler):  # type: ignore[misc]  # paramiko has no types
         """The signature algorithm for a key of `kind`."""
         return str(self._finalize_pubkey_algorithm(kind))
 
-    def password(self, password: str) -> Answer:
+    def send_password(self, password: str) -> Answer:
         """Log in with a password."""
         message = self._request("password")
         message.add_boolean(False)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import paramiko
 import pytest
-from ssh_server import make_key
+from ssh_server import SshServer, make_key
 
 from remote_env.errors import HostKeyError
-from remote_env.ssh import SshTarget
+from remote_env.ssh import SshConnection, SshTarget
 from remote_env.ssh.host_keys import (
     KnownKeys,
     check_host_key,
@@ -154,3 +154,35 @@ def test_a_host_known_on_port_22_is_known_on_its_other_ports(tmp_path: Path) -> 
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "known_hosts").write_text(f"box {key.get_name()} {key.get_base64()}\n")
     check_host_key(login, key, KnownKeys(), accept_new=False)
+
+
+@pytest.mark.parametrize("listed", ["alias", "[alias]:port", "[127.0.0.1]:port"])
+def test_a_host_key_alias_is_listed_without_port_as_the_ssh_program_has_it(
+    ssh_server: SshServer, tmp_path: Path, listed: str
+) -> None:
+    _, kind, key = ssh_server.known_hosts_line().split()
+    known = tmp_path / "known_hosts"
+    known.write_text(f"{listed.replace('port', str(ssh_server.port))} {kind} {key}\n")
+    config = tmp_path / "config"
+    config.write_text(f"{ssh_server.config.read_text()}  HostKeyAlias alias\n")
+    connection = SshConnection("testbox", config_file=str(config), known_hosts_file=str(known))
+    strict = ["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"]
+    plain = ["-F", str(config), "-o", f"UserKnownHostsFile={known}", *strict, "testbox"]
+    for arguments in (plain, connection.login.ssh_arguments()):
+        command = ["ssh", *arguments, "true"]
+        done = subprocess.run(command, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
+        assert (done.returncode == 0) is (listed == "alias"), done.stderr
+    if listed == "alias":
+        with connection:
+            assert connection.is_open
+    else:
+        with pytest.raises(HostKeyError, match=r"\(alias\) is not known"), connection:
+            pass
+
+
+def test_a_new_key_of_an_aliased_host_is_written_under_the_alias(ssh_server: SshServer, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"{ssh_server.config.read_text()}  HostKeyAlias alias\n")
+    known = tmp_path / "known_hosts"
+    with SshConnection("testbox", accept_new_host_key=True, config_file=str(config), known_hosts_file=str(known)):
+        assert known.read_text().split()[0] == "alias"
