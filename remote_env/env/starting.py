@@ -31,6 +31,8 @@ from remote_env.protocol.handshake import new_token
 
 log = logging.getLogger("remote_env")
 
+NEVER_S = 1e9  # for servers that end with their starter, whoever comes and goes meanwhile
+
 
 class Search:
     """Finds the server that the arguments name, or starts one.
@@ -130,7 +132,7 @@ def make_settings(place: Place, task: TaskChoice, arguments: Arguments, deadline
         "digest": specified.digest,
         "setup": describe_setup(arguments, uploaded),
         "max_sessions": arguments.max_sessions,
-        "idle_timeout_s": 0.0 if ends_with_us else arguments.idle_timeout_s,
+        "idle_timeout_s": NEVER_S if ends_with_us else arguments.idle_timeout_s,
         "requirements": list(arguments.requirements),
         "env": dict(arguments.server_env or {}),
         "cwd": arguments.cwd,
