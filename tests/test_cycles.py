@@ -18,8 +18,8 @@ from ssh_server import SshServer
 __all__ = ["isolated_home"]
 
 ROOT = Path(__file__).resolve().parents[1]
-CYCLES = int(os.environ.get("REMOTE_ENV_TEST_CYCLES", "10"))
-WARM_UP = 5  # imports, caches and paramiko's tables are there after these
+CYCLES = int(os.environ.get("REMOTE_ENV_TEST_CYCLES", "4"))
+WARM_UP = 4  # imports, caches and paramiko's tables are there after these
 MEMORY_GROWTH_LIMIT = 10 * 2**20
 
 # Prints what the client's process holds, after the warm-up and at the end.
@@ -50,13 +50,12 @@ for count in counts:
 """
 
 
-def run_cycles(target: str, arguments: dict[str, object]) -> tuple[dict[str, int], dict[str, int]]:
-    """What a client process holds after the warm-up, and after all cycles."""
-    command = [sys.executable, "-c", _CLIENT, target, json.dumps(arguments), json.dumps([WARM_UP, CYCLES])]
+def run_cycles(target: str, arguments: dict[str, object], *counts: int) -> list[dict[str, int]]:
+    """What a client process holds after so many cycles, and so many more."""
+    command = [sys.executable, "-c", _CLIENT, target, json.dumps(arguments), json.dumps(counts)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60 + 5 * CYCLES)
     assert done.returncode == 0, done.stderr
-    first, last = map(json.loads, done.stdout.splitlines())
-    return first, last
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def assert_no_growth(first: dict[str, int], last: dict[str, int]) -> None:
@@ -70,9 +69,10 @@ def test_cycles_over_ssh(ssh_server: SshServer, isolated_home: Path, tunnel: str
     names = {"config_file": "ssh_config_file"}
     login = {names.get(name, name): value for name, value in ssh_server.login.items()}
     python = os.environ.get("REMOTE_ENV_TEST_PYTHON", str(ROOT / ".venv-far" / "bin" / "python"))
-    run_cycles(ssh_server.target, {**login, "python": python, "tunnel": tunnel})  # what is uploaded once is there now
+    arguments = {**login, "python": python, "tunnel": tunnel}
+    run_cycles(ssh_server.target, arguments, 1)  # what is uploaded once is there now
     before = sorted(ssh_server.cache.rglob("*"))
-    assert_no_growth(*run_cycles(ssh_server.target, {**login, "python": python, "tunnel": tunnel}))
+    assert_no_growth(*run_cycles(ssh_server.target, arguments, WARM_UP, CYCLES))
     assert sorted(ssh_server.cache.rglob("*")) == before
     assert ssh_server.processes() == []
     assert list((isolated_home / "tmp").iterdir()) == []
@@ -80,5 +80,5 @@ def test_cycles_over_ssh(ssh_server: SshServer, isolated_home: Path, tunnel: str
 
 @pytest.mark.timeout(60 + 3 * CYCLES)
 def test_cycles_of_the_embedded_server(isolated_home: Path) -> None:
-    assert_no_growth(*run_cycles("", {}))
+    assert_no_growth(*run_cycles("", {}, WARM_UP, CYCLES))
     assert list((isolated_home / "tmp").iterdir()) == []
