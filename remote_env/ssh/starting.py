@@ -68,7 +68,7 @@ def start_server(
     Raises:
         StartError: the interpreter is missing or too old, the server died or cannot listen, or the host
             takes no files; `log_tail` has its last words, `kind` why it refused ("port-in-use",
-            "python-too-old", …), `exit_status` or `signal_name` how it ended. Nothing runs on.
+            "python-too-old", …), `exit_status` or `signal` how it ended. Nothing runs on.
         DeadlineExceeded: it was not ready in time; it was ended.
         ConnectionLost: the link broke; the far end ends what it started within a second or two.
     """
@@ -205,7 +205,7 @@ def _refused(host: str, failed: Mapping[str, str], log: str) -> StartError:
 def _died(host: str, python: str, status: int, log: str) -> StartError:
     """The error for a far end whose command ended with this status of a shell."""
     name = LINUX_SIGNALS.get(status - SIGNALLED)
-    how = {"log_tail": log, "phase": "starting", "signal_name": name, "exit_status": None if name else status}
+    how = {"log_tail": log, "phase": "starting", "signal": name, "exit_status": None if name else status}
     if status in (NOT_FOUND, NOT_EXECUTABLE):
         what = "was not found" if status == NOT_FOUND else "cannot be executed"
         return StartError(

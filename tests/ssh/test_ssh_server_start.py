@@ -320,10 +320,10 @@ def test_a_server_that_dies_while_starting_is_told_at_once_with_its_last_words(
         start(connection, package, "die")
     assert time.monotonic() - begun < 2.0
     assert "no module named the_task" in caught.value.log_tail
-    assert (caught.value.exit_status, caught.value.signal_name, caught.value.phase) == (7, None, "starting")
+    assert (caught.value.exit_status, caught.value.signal, caught.value.phase) == (7, None, "starting")
     with pytest.raises(StartError, match=r"killed by signal 11 \(SIGSEGV\)") as caught:
         start(connection, package, "crash")
-    assert (caught.value.exit_status, caught.value.signal_name) == (None, "SIGSEGV")
+    assert (caught.value.exit_status, caught.value.signal) == (None, "SIGSEGV")
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("port-in-use", "cannot listen"), ("python-too-old", "pass python=")])
