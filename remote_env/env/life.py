@@ -188,7 +188,7 @@ class Life:
 
     def _watch(self, control: ControlLink) -> None:
         """Have the new session watched, by a link of its own."""
-        server, host = self.server, self.arguments.host or "local"
+        server, host = self.server, host_name(self.arguments.host)
         assert server is not None  # noqa: S101  it was dialled
         lease_s = self._lease_s(server)
         if lease_s is None and not remote_logger(host).isEnabledFor(logging.INFO):
@@ -334,6 +334,13 @@ class Life:
             session.let_go()
         if self.server is not None:
             self.server.let_go()
+
+
+def host_name(host: str | None) -> str:
+    """The machine's name alone, without user and port: "ssh://ann@box:2222" is "box"."""
+    name = (host or "local").rpartition("://")[2].rpartition("@")[2]
+    head, colon, port = name.rpartition(":")
+    return head if colon and port.isdecimal() else name
 
 
 def _end_of_log(control: ControlLink) -> tuple[int, int]:
