@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ HOST is what ssh takes: box, user@box, ssh://user@box:2222, an alias of ~/.ssh/c
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status: 0 when all went well, 1 on an error, 130 after Ctrl-C."""
     options = make_parser().parse_args(arguments)
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what fails there is told by our errors
     try:
         status = int(options.run(options))
         sys.stdout.flush()

@@ -29,6 +29,7 @@ from remote_env.cli.show import (
     login_options,
     login_words,
     one_line,
+    positive_number,
     print_json,
     status_line,
 )
@@ -37,7 +38,6 @@ from remote_env.env.places import Place, make_connection
 from remote_env.env.ssh_place import SshPlace
 from remote_env.errors import ConnectionLost, DeadlineExceeded, RemoteEnvError
 
-LOOK_TIMEOUT_S, LIST_TIMEOUT_S = 30.0, 20.0
 NAME_WIDTH = 16
 NEXT = {"interpreter": "the machine", "gpu": "packages", "packages": "rendering", "rendering": "Isaac's needs"}
 NEEDED_TO_START = ("forwarding", "shell", "interpreter", "packages", "cache folder")
@@ -76,6 +76,9 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("--launch-host", metavar="NAME", help="where the ports of what --launch starts are reached")
     parser.add_argument("--require", metavar="SPEC", nargs="+", action="extend", default=[], help="packages (PEP 508)")
     parser.add_argument("--tunnel", default="channel", help="how the self-test is reached (default channel)")
+    parser.add_argument(
+        "--row-timeout", type=positive_number, default=90.0, metavar="S", help="for one test (default %(default)g s)"
+    )
     parser.add_argument("--isaac", action="store_true", help="also test what Isaac Sim and Isaac Lab need")
     parser.add_argument("--json", action="store_true", help="print JSON at the end instead of a table")
     add_login_options(parser)
@@ -106,16 +109,6 @@ def _read_requirement(parser: argparse.ArgumentParser, text: str) -> Requirement
         parser.error(f"--require {text!r} is no requirement ({one_line(str(error))}); write 'torch>=2.4'")
 
 
-def _try(name: str, test: Callable[[], Row], connection: Any) -> Row:
-    """A test of the link; one that the host has not the tools for is skipped, and the row of those says which."""
-    try:
-        return test()
-    except (ConnectionLost, ValueError) as error:
-        if not connection.is_open:
-            raise
-        return Row(name, SKIP, f"not measured: {error}")
-
-
 class _Silent:
     def update(self, text: str) -> None:
         """Nothing but JSON is printed."""
@@ -144,7 +137,9 @@ class _Examination:
         """Each row, as it is known."""
         if self._is_local:
             place = LocalPlace(python=self._options.python)
-            yield from self._examine(OwnShell(), place)
+            look = self._look_around(OwnShell())
+            yield self._note(self._shell_row(look))
+            yield from self._examine(OwnShell(), look, place)
             return
         ask = RememberingAsk(login_options(self._options).ask_secret)
         options = replace(login_options(self._options), ask_secret=ask)
@@ -166,23 +161,31 @@ class _Examination:
         if row.status == FAIL:
             return
         ask.reuse()
-        tests: list[tuple[str, Callable[[], Row]]] = [
-            ("round trip", lambda: link_rows.round_trip_row(connection)),
-            ("transfer", lambda: link_rows.transfer_row(connection)),
-            ("clock", lambda: link_rows.clock_row(connection, where)),
-            ("forwarding", lambda: link_rows.forwarding_row(connection, where)),
-        ]
-        for doing, test in tests:
-            self._tell(f"testing: {doing}")
-            yield self._note(_try(doing, test, connection))
-        yield from self._examine(FarShell(connection), place, ask)
-
-    def _examine(self, shell: Shell, place: Place, ask: RememberingAsk | None = None) -> Iterator[Row]:
-        self._tell("looking around")
-        look = look_around(shell, time.monotonic() + LOOK_TIMEOUT_S)
+        shell = FarShell(connection)
+        look = self._look_around(shell)
         yield self._note(self._shell_row(look))
+        tests: list[tuple[str, tuple[str, ...], Callable[[], Row]]] = [
+            ("round trip", ("cat",), lambda: link_rows.round_trip_row(connection, self._soon())),
+            ("transfer", ("wc", "head"), lambda: link_rows.transfer_row(connection, self._soon())),
+            ("clock", ("date",), lambda: link_rows.clock_row(connection, where, self._soon())),
+            ("forwarding", (), lambda: link_rows.forwarding_row(connection, where, self._soon())),
+        ]
+        for name, tools, test in tests:
+            self._tell(f"testing: {name}")
+            missing = [tool for tool in tools if tool in look.missing]
+            yield Row(name, SKIP, f"not tested: there is no {missing[0]}") if missing else self._note(test())
+        yield from self._examine(shell, look, place, ask)
+
+    def _look_around(self, shell: Shell) -> Look:
+        self._tell("looking around")
+        return look_around(shell, self._soon())
+
+    def _soon(self) -> float:
+        return time.monotonic() + float(self._options.row_timeout)
+
+    def _examine(self, shell: Shell, look: Look, place: Place, ask: RememberingAsk | None = None) -> Iterator[Row]:
         yield from self._probe(shell, look)
-        yield self._servers_row(place)
+        yield Row("our servers", SKIP, "not tested: mend the shell first") if look.missing else self._servers_row(place)
         if not self._is_fit:
             yield Row("self-test", SKIP, "not tested: mend first what failed above")
             return
@@ -197,7 +200,7 @@ class _Examination:
             fix = self._where.command(
                 f"sudo apt-get install -y {' '.join(sorted({TOOLS[tool] for tool in look.missing}))}"
             )
-            return Row("shell", FAIL, f"{look.system}, without {', '.join(look.missing)}", fix)
+            return Row("shell", FAIL, f"{look.system or 'sh'}, without {', '.join(look.missing)}", fix)
         return Row("shell", OK, f"{look.system}; sh, {', '.join(TOOLS)}")
 
     def _note(self, row: Row) -> Row:
@@ -218,6 +221,7 @@ class _Examination:
                 launch=self._where.launch,
                 packages=names,
                 isaac=self._options.isaac,
+                timeout_s=self._options.row_timeout,
             ):
                 self._tell(f"{self._where.python}: {NEXT.get(part, part)}")
                 done.append(part)
@@ -267,7 +271,7 @@ class _Examination:
     def _servers_row(self, place: Place) -> Row:
         self._tell("looking for servers of ours")
         try:
-            text, idle = describe_servers(place, time.monotonic() + LIST_TIMEOUT_S)
+            text, idle = describe_servers(place, self._soon())
         except RemoteEnvError as error:
             if isinstance(error, (ConnectionLost, DeadlineExceeded)):
                 raise

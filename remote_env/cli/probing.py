@@ -17,8 +17,6 @@ from remote_env.protocol.log_text import clean
 from remote_env.server import probe
 
 MARK = "@remote-env "
-PART_TIMEOUT_S = 90.0  # rendering by a driver that hangs takes 60 s; the probe ends itself after 120
-FIRST_PART_TIMEOUT_S = 60.0  # conda on a network file system takes its time
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # a POSIX shell's exit statuses
 TOOLS = {
     "setsid": "util-linux",
@@ -145,9 +143,17 @@ class ProbeFailed(Exception):
 
 
 def probe_parts(
-    shell: Shell, *, python: str, launch: str, packages: Sequence[str], isaac: bool
+    shell: Shell, *, python: str, launch: str, packages: Sequence[str], isaac: bool, timeout_s: float
 ) -> Iterator[tuple[str, Any]]:
     """What the probe tells, part by part, as it comes.
+
+    Args:
+        shell: where it runs.
+        python: the interpreter's command line.
+        launch: the prefix that leads to where the interpreter lives.
+        packages: whose versions are wanted.
+        isaac: whether Isaac's needs are.
+        timeout_s: for each part [s].
 
     Raises:
         ProbeFailed: it could not be run, or ended early; the message says how.
@@ -160,16 +166,15 @@ def probe_parts(
         "start": _START.replace("{}", base64.b64encode(source).decode()),
         "asked": json.dumps({"packages": list(packages), "isaac": isaac}),
     }
-    began = time.monotonic()
-    with shell.start(_PROBE, variables, began + FIRST_PART_TIMEOUT_S) as running:
+    deadline, is_whole = time.monotonic() + timeout_s, False
+    with shell.start(_PROBE, variables, deadline) as running:
         said: list[str] = []
-        deadline, is_whole = began + FIRST_PART_TIMEOUT_S, False
         while (line := _next_line(running, deadline, said)) is not None:
             told = _read_part(line)
             if told is None:
                 said = [*said[-50:], line]
                 continue
-            deadline = time.monotonic() + PART_TIMEOUT_S
+            deadline = time.monotonic() + timeout_s
             is_whole = is_whole or told["part"] == "end" or told["facts"].get("is_new_enough") is False
             yield told["part"], told["facts"]
         if not is_whole:

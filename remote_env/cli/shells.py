@@ -43,10 +43,24 @@ class Shell(Protocol):
         """Start a program with `variables` set; raises as `SshConnection.start_command`."""
 
 
-def _source(program: str, variables: Mapping[str, str]) -> bytes:
-    settings = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
-    # Read to its end before anything runs: what it starts must not take the rest of it as its input.
-    return f"run() {{\n{settings}{program}\n}}\nrun </dev/null\nexit\n".encode()
+# program. It ends, with all that it started, when nobody is left to read it: our end of its input closes then.
+_WATCHED = r"""
+exec 3<&0
+session=
+command -v setsid >/dev/null 2>&1 && session=setsid
+$session sh -c "$program" </dev/null 3<&- &
+job=$!
+(while read -r _ <&3; do :; done; kill -s KILL -- "-$job" || kill -s KILL "$job") >/dev/null 2>&1 &
+watch=$!
+wait "$job"
+status=$?
+kill -s KILL "$watch" 2>/dev/null
+exit "$status"
+"""
+
+
+def _compose(program: str, variables: Mapping[str, str]) -> str:
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()) + program
 
 
 class FarShell:
@@ -63,7 +77,13 @@ class FarShell:
         """See `Shell.start`."""
         from remote_env.ssh.scripts import RunningLines
 
-        command = self._connection.start_command("exec sh -s", stdin=_source(program, variables), deadline=deadline)
+        source = _compose(_WATCHED, {"program": _compose(program, variables)}).encode()
+        command = self._connection.start_command("exec sh -s", stdin=None, deadline=deadline)
+        try:
+            command.send_all([source], deadline)
+        except BaseException:
+            command.close()
+            raise
         return RunningLines(command)
 
 
@@ -72,11 +92,11 @@ class OwnShell:
 
     def start(self, program: str, variables: Mapping[str, str], deadline: float) -> Running:  # noqa: ARG002
         """See `Shell.start`."""
-        return _OwnProcess(_source(program, variables))
+        return _OwnProcess(_compose(program, variables))
 
 
 class _OwnProcess:
-    def __init__(self, source: bytes) -> None:
+    def __init__(self, source: str) -> None:
         self._process = subprocess.Popen(  # noqa: S603  what the caller wants run
             ["/bin/sh", "-c", source],
             stdin=subprocess.DEVNULL,
