@@ -228,6 +228,12 @@ class SshServer:
         assert self._process is not None
         return _descendants(self._process.pid)
 
+    def signal_connections(self, number: int) -> None:
+        """Send the signal `number` to the processes that serve logins."""
+        for pid in self.connection_pids():
+            with contextlib.suppress(ProcessLookupError):  # it ended with its parent
+                os.kill(pid, number)
+
     def close(self) -> None:
         """End sshd and whatever it started, and remove all files."""
         if self._process is not None:

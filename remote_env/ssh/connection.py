@@ -147,18 +147,20 @@ class SshConnection:
             self._connecting.release()
 
     def _log_in_patiently(self, deadline: float) -> None:
-        for attempt in range(LOGIN_ATTEMPTS):
-            try:
-                self._log_in(deadline)
-            except Dropped as dropped:
-                self._wait_to_retry(attempt, deadline, dropped)
-            else:
-                return
+        try:
+            for attempt in range(LOGIN_ATTEMPTS):
+                try:
+                    return self._log_in(deadline)
+                except Dropped as dropped:
+                    self._end_login()  # and keep that to the jump host
+                    self._wait_to_retry(attempt, deadline, dropped)
+        except BaseException:
+            self.close()
+            raise
 
     def _wait_to_retry(self, attempt: int, deadline: float, dropped: Dropped) -> None:
         delay = min(FIRST_RETRY_S * 1.7**attempt, LONGEST_RETRY_S) * random.uniform(0.5, 1.5)
         if attempt + 1 == LOGIN_ATTEMPTS or time.monotonic() + delay >= deadline:
-            self.close()
             raise ConnectError(
                 f"{self.login.address}:{self.login.port} closed the connection before greeting, "
                 f"{attempt + 1} times: too many logins at once (sshd's MaxStartups), a firewall, or no SSH server"
@@ -166,11 +168,7 @@ class SshConnection:
         time.sleep(delay)
 
     def _log_in(self, deadline: float) -> None:
-        try:
-            link = self._open_link(deadline)
-        except BaseException:
-            self.close()  # the jump host's login
-            raise
+        link = self._open_link(deadline)
         transport = open_transport(link)
         self._link, self._transport, self._pid = link, transport, os.getpid()
         self._has_run_a_command = False
@@ -179,17 +177,11 @@ class SshConnection:
             with link.armed(deadline):
                 exchange_keys(self.login, transport, link, deadline, accept_new=self._accept_new_host_key)
                 self._negotiated = negotiated(transport)
-                methods = authenticate(transport, self.login, self._secrets, deadline)
-        except Dropped:
-            self._end_login()
-            raise
-        except BaseException as error:
-            reason = explain_failure(self.login, error, link, self._secrets.waited_s)
-            self.close()
-            if reason is None:
+                self._negotiated["authentication"] = authenticate(transport, self.login, self._secrets, deadline)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if isinstance(error, RemoteEnvError):
                 raise
-            raise reason from error
-        self._negotiated["authentication"] = methods
+            raise explain_failure(self.login, error, link, self._secrets.waited_s) from error
         keep_alive(transport, link, self.login.alive_interval_s, self.login.alive_count)
         _OPEN.add(self)
 

@@ -88,12 +88,16 @@ class Link:
 
     @contextlib.contextmanager
     def armed(self, deadline: float) -> Iterator[None]:
-        """`arm` before and `disarm` after the block."""
+        """`arm` before the block, and what held before after it."""
+        me = threading.get_ident()
+        before = self._armed.get(me)
         self.arm(deadline)
         try:
             yield
         finally:
             self.disarm()
+            if before is not None:
+                self._armed[me] = before
 
     def watch_silence(self, interval_s: float, count: int) -> None:
         """From now on ask a silent host every `interval_s` [s], and give it up after `count` of them; 0 is never."""

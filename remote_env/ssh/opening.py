@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import paramiko
 
-from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
+from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded
 from remote_env.ssh.host_keys import check_host_key, listed_name, order_key_algorithms, read_known_keys
 from remote_env.ssh.link import Link
 from remote_env.ssh.login import Login
@@ -53,13 +53,8 @@ def _may_be_dropped(link: Link) -> bool:
     return is_silent or link.greeting.startswith(_DROP_NOTES) or any(sign in trouble for sign in _DROP_SIGNS)
 
 
-def explain_failure(login: Login, error: BaseException, link: Link, asking_s: float) -> ConnectError | None:
-    """The error for a login that broke with `error` over `link`; None when `error` says it itself.
-
-    `asking_s` is how much of the time `ask_secret` took [s].
-    """
-    if isinstance(error, RemoteEnvError) or not isinstance(error, (paramiko.SSHException, EOFError, OSError)):
-        return None
+def explain_failure(login: Login, error: Exception, link: Link, asking_s: float) -> ConnectError:
+    """The error for a login that broke with `error` over `link`; `ask_secret` took `asking_s` [s] of its time."""
     place = f"{login.address}:{login.port}"
     if link.greeting and not link.greeting.startswith(b"SSH-"):
         return ConnectError(f"{place} is no SSH server: it said {link.greeting[:60]!r}; check the port")

@@ -171,11 +171,6 @@ def test_a_jump_host_that_runs_no_commands_will_do() -> None:
         assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
 
 
-def _stop(server: SshServer) -> None:
-    for pid in server.connection_pids():
-        os.kill(pid, signal.SIGSTOP)
-
-
 @pytest.mark.parametrize("stopped", ["jump", "host"])
 def test_a_stopped_hop_costs_no_more_than_the_deadline(pair: tuple[SshServer, SshServer], stopped: str) -> None:
     jump, behind = pair
@@ -183,7 +178,7 @@ def test_a_stopped_hop_costs_no_more_than_the_deadline(pair: tuple[SshServer, Ss
     connection = SshConnection("testbox", **options(behind))
     connection.connect(soon())
     stream = connection.open_port(behind.port, soon())
-    _stop(jump if stopped == "jump" else behind)
+    (jump if stopped == "jump" else behind).signal_connections(signal.SIGSTOP)
     for call in (
         lambda end: stream.recv_exactly_into(memoryview(bytearray(1000)), end),
         lambda end: connection.run("true", deadline=end),
@@ -206,7 +201,7 @@ def test_sending_to_a_stopped_hop_ends_at_the_deadline(pair: tuple[SshServer, Ss
     jump, behind = pair
     with SshConnection("testbox", **options(behind)) as connection:
         stream = connection.open_port(behind.port, soon())
-        _stop(jump if stopped == "jump" else behind)
+        (jump if stopped == "jump" else behind).signal_connections(signal.SIGSTOP)
         begun = time.monotonic()
         with pytest.raises((DeadlineExceeded, ConnectionLost)):
             stream.send_all([bytes(64 * 2**20)], soon(0.5))
@@ -235,8 +230,7 @@ def test_a_lost_hop_is_told_and_the_way_is_made_anew(pair: tuple[SshServer, SshS
     jump, behind = pair
     with SshConnection("testbox", **options(behind)) as connection:
         stream = connection.open_port(behind.port, soon())
-        for pid in (jump if dead == "jump" else behind).connection_pids():
-            os.kill(pid, signal.SIGKILL)
+        (jump if dead == "jump" else behind).signal_connections(signal.SIGKILL)
         told = "the connection to the jump host jumpbox has ended" if dead == "jump" else "broke"
         with pytest.raises(ConnectionLost, match=told):
             stream.recv_exactly_into(memoryview(bytearray(1000)), soon())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -45,8 +44,7 @@ def test_a_host_that_stops_answering_is_given_up(stopped: str) -> None:
             stream = connection.open_port(server.port, soon())
             stream.recv_exactly_into(memoryview(bytearray(4)), soon())
             begun = time.monotonic()
-            for pid in (jump if stopped == "jump" else server).connection_pids():
-                os.kill(pid, signal.SIGSTOP)
+            (jump if stopped == "jump" else server).signal_connections(signal.SIGSTOP)
             wait_until(lambda: not connection.is_open)
             assert time.monotonic() - begun > 0.5
             with pytest.raises(ConnectionLost, match=r"nothing came from it for \d+ s \(ServerAliveInterval"):

@@ -53,8 +53,7 @@ def no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kill_logins(server: SshServer, connection: SshConnection) -> None:
-    for pid in server.connection_pids():
-        os.kill(pid, signal.SIGKILL)
+    server.signal_connections(signal.SIGKILL)
     deadline = soon()
     while connection.is_open:
         assert time.monotonic() < deadline
@@ -112,7 +111,7 @@ def test_nobody_is_asked_for_the_passphrase_of_a_key_that_the_host_does_not_take
     assert person.prompts == []
 
 
-@pytest.mark.parametrize("options", [["-t", "rsa"], ["-t", "ecdsa", "-m", "PEM"]])
+@pytest.mark.parametrize("options", [["-t", "rsa", "-b", "2048"], ["-t", "ecdsa", "-m", "PEM"]])
 def test_other_kinds_of_keys_with_a_passphrase(locked: SshServer, tmp_path: Path, options: list[str]) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", *options, "-N", PASSWORD, "-f", str(key)], check=True, timeout=30)
