@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, ProtocolError, RemoteEnvError
 from remote_env.ssh.connection import RunningCommand
+from remote_env.ssh.stream_frames import (
+    BYE,
+    CLOSE,
+    CREDIT,
+    DATA,
+    END,
+    MAX_PAYLOAD_BYTES,
+    OPEN,
+    OPENED,
+    REFUSED,
+    FrameParser,
+    cut_bytes,
+    pack_header,
+)
 from remote_env.transport import Buffer
 
-HEADER = struct.Struct(">BBHI")  # magic, kind, channel, payload size; as in relay.py, and so are the next lines
-MAGIC = 0xE7
-OPEN, OPENED, REFUSED, DATA, CREDIT, END, CLOSE, BEAT, BYE = range(1, 10)
-MAX_PAYLOAD_BYTES = 1 << 18
 WINDOW_BYTES = 4 << 20  # of a connection's data that may wait here for its owner
 LAST_CHANNEL = 0xFFFF
 PUMP_TICK_S = 1.0
@@ -49,7 +58,7 @@ class Stream:
         self._next = 0
         self._failure: RemoteEnvError | None = None
         self._said = b""
-        self._parser = _Parser(self._take_frame, self._take_data)
+        self._parser = FrameParser(self._take_frame, self._take_data)
         self._pump = threading.Thread(target=self._run, args=(first,), name="remote-env-stream", daemon=True)
         self._pump.start()
 
@@ -120,7 +129,7 @@ class Stream:
         try:
             self.check()
             size = sum(map(len, payload))
-            self._carrier.send_all([HEADER.pack(MAGIC, kind, number, size), *payload], deadline)
+            self._carrier.send_all([pack_header(kind, number, size), *payload], deadline)
         except (DeadlineExceeded, ConnectionLost) as error:
             self._fail(error)
             raise
@@ -250,7 +259,7 @@ class StreamTransport:
         left = deque(memoryview(buffer).cast("B") for buffer in buffers if len(buffer))
         while left:
             size = self._take_credit(sum(map(len, left)), deadline)
-            self._stream.write(DATA, self.number, list(_cut(left, size)), deadline)
+            self._stream.write(DATA, self.number, list(cut_bytes(left, size)), deadline)
 
     def _take_credit(self, wanted: int, deadline: float) -> int:
         self._check()
@@ -324,64 +333,3 @@ class StreamTransport:
             self._chunks.clear()
             self._changed.notify_all()
         self._stream.forget(self.number)
-
-
-class _Parser:
-    """Cuts the stream into frames; the parts of data are handed on as they come, never collected."""
-
-    def __init__(
-        self, take_frame: Callable[[int, int, bytes], None], take_data: Callable[[int, memoryview], None]
-    ) -> None:
-        self._take_frame, self._take_data = take_frame, take_data
-        self._head = b""
-        self._kind = self._number = self._missing = 0
-        self._payload = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take what has come.
-
-        Raises:
-            ProtocolError: it is no frame.
-        """
-        view = memoryview(data)
-        while view:
-            if not self._missing:
-                view = self._read_head(view)
-                continue
-            part, view = view[: self._missing], view[self._missing :]
-            self._missing -= len(part)
-            if self._kind == DATA:
-                self._take_data(self._number, part)
-                continue
-            self._payload += part
-            if not self._missing:
-                self._finish()
-
-    def _read_head(self, view: memoryview) -> memoryview:
-        wanted = HEADER.size - len(self._head)
-        self._head += view[:wanted]
-        if len(self._head) == HEADER.size:
-            magic, self._kind, self._number, self._missing = HEADER.unpack(self._head)
-            if magic != MAGIC or not OPEN <= self._kind <= BYE or self._missing > MAX_PAYLOAD_BYTES:
-                seen = bytes(self._head + view[wanted : wanted + 80])
-                raise ProtocolError(f"the stream carries what is no frame of ours: {seen!r}")
-            self._head = b""
-            if not self._missing:
-                self._finish()
-        return view[wanted:]
-
-    def _finish(self) -> None:
-        payload, self._payload = self._payload, b""
-        if self._kind != DATA:
-            self._take_frame(self._kind, self._number, payload)
-
-
-def _cut(left: deque[memoryview], size: int) -> Iterator[memoryview]:
-    """Take the first `size` bytes off `left`."""
-    while size:
-        view = left.popleft()
-        if len(view) > size:
-            left.appendleft(view[size:])
-            view = view[:size]
-        size -= len(view)
-        yield view

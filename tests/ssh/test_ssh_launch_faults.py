@@ -17,7 +17,7 @@ from ssh_server import SshServer
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError, StartError
 from remote_env.server import relay
 from remote_env.ssh import LaunchedShell, ServerHandle, SshConnection, start_server
-from remote_env.ssh import stream as client_end
+from remote_env.ssh import stream_frames as client_end
 
 sys.path.insert(0, str(Path(__file__).parent))
 
