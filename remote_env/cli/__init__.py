@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from remote_env.errors import RemoteEnvError
 from remote_env.protocol.log_text import clean
 
-COMMANDS: tuple[str, ...] = ("doctor", "servers")  # modules of this package, each with an `add_parsers`
+COMMANDS: tuple[str, ...] = ("doctor", "servers", "tunnel")  # modules of this package, each with an `add_parsers`
 EPILOG = """
 Begin with a machine that is new to you:   remote-env doctor user@box
 See what runs there:                       remote-env ps user@box
