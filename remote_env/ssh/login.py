@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import paramiko
-
 from remote_env.errors import ConfigError
+from remote_env.ssh.config import SshConfig, number, read_config, seconds
 from remote_env.ssh.target import SshTarget, parse_hops
 
 DEFAULT_PORT = 22
@@ -21,7 +20,6 @@ DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts"
 DEFAULT_IDENTITY_FILES = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 DEFAULT_ALIVE_INTERVAL_S, DEFAULT_ALIVE_COUNT = 15, 3
 MAX_HOPS = 8
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def resolve_login(
     key = _one("identity files", "identity_file", target.identity_file, identity_file)
     way = _one("ways", "via", target.via, via)
     hops = None if way is None else parse_hops(way)
-    resolver = _Resolver(_read_config(config_file), config_file, known_hosts_file, key)
+    resolver = _Resolver(read_config(config_file), config_file, known_hosts_file, key)
     return resolver.resolve(SshTarget(target.host, port, target.user), hops, key, ())
 
 
@@ -172,31 +170,11 @@ def _one(what: str, argument: str, said: Any, asked: Any) -> Any:
     return asked if said is None else said
 
 
-class _Config(paramiko.SSHConfig):  # type: ignore[misc]  # paramiko has no types
-    """paramiko's reader, which leaves ProxyCommand as it is: its tokens depend on what the caller said."""
-
-    TOKENS_BY_CONFIG_KEY = {  # noqa: RUF012  # as in its base
-        key: tokens for key, tokens in paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY.items() if key != "proxycommand"
-    }
-
-
-def _read_config(config_file: str | None) -> _Config:
-    path = Path(config_file or "~/.ssh/config").expanduser()
-    if not path.exists():
-        if config_file is None:
-            return _Config()
-        raise ConfigError(f"the SSH configuration {path} does not exist")
-    try:
-        return _Config.from_path(str(path))  # type: ignore[no-any-return]
-    except (paramiko.SSHException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the SSH configuration {path} cannot be read: {error}") from error
-
-
 @dataclass(frozen=True)
 class _Resolver:
     """Completes targets from one configuration."""
 
-    config: _Config
+    config: SshConfig
     config_file: str | None
     known_hosts_file: str | None
     spare_identity_file: str | None
@@ -209,9 +187,9 @@ class _Resolver:
         behind: tuple[str, ...],
     ) -> Login:
         """The login to `target` through `hops` (None: as configured); `behind` are the places that it leads to."""
-        options = self._look_up(target.host)
+        options = self.config.options(target.host)
         address = options.get("hostname", target.host)
-        port = target.port or _number(options, "port", DEFAULT_PORT)
+        port = target.port or number(options, "port", DEFAULT_PORT)
         user = target.user or options.get("user") or getpass.getuser()
         behind = (*behind, SshTarget(address, port, user).place)
         _refuse_circle(behind)
@@ -231,16 +209,10 @@ class _Resolver:
             is_key_alias="hostkeyalias" in options,
             via=self.resolve(hops[-1], hops[:-1] or None, None, behind) if hops else None,
             proxy_command=None if command is None else _fill_in(command, target.host, address, port, user),
-            alive_interval_s=_seconds(options, "serveraliveinterval", DEFAULT_ALIVE_INTERVAL_S),
-            alive_count=_number(options, "serveralivecountmax", DEFAULT_ALIVE_COUNT),
+            alive_interval_s=seconds(options, "serveraliveinterval", DEFAULT_ALIVE_INTERVAL_S),
+            alive_count=number(options, "serveralivecountmax", DEFAULT_ALIVE_COUNT),
             config_file=Path(self.config_file).expanduser() if self.config_file else None,
         )
-
-    def _look_up(self, host: str) -> dict[str, Any]:
-        try:
-            return dict(self.config.lookup(host))
-        except (paramiko.SSHException, ValueError, KeyError) as error:
-            raise ConfigError(f"the SSH configuration for {host} cannot be understood: {error}") from error
 
     def _usual_keys(self) -> Sequence[str]:
         return [self.spare_identity_file] if self.spare_identity_file else DEFAULT_IDENTITY_FILES
@@ -275,21 +247,6 @@ def _refuse_circle(places: tuple[str, ...]) -> None:
         f"the jump hosts lead in a circle (or there are more than {MAX_HOPS}): {' via '.join(places)}; "
         'give the last one "ProxyJump none" in your SSH configuration, above what says otherwise'
     )
-
-
-def _number(options: dict[str, Any], name: str, default: int) -> int:
-    value = options.get(name, default)
-    if not re.fullmatch(r"\d{1,9}", str(value)):
-        raise ConfigError(f"{name} {value!r} in the SSH configuration is no number")
-    return int(value)
-
-
-def _seconds(options: dict[str, Any], name: str, default: int) -> int:
-    """A time as OpenSSH writes it: "90", "90s", "1m30s"."""
-    value = str(options.get(name, default)).lower()
-    if not re.fullmatch(r"(\d{1,9}[smhdw]?)+", value):
-        raise ConfigError(f'{name} {value!r} in the SSH configuration is no time; allowed are "15", "15s", "1m30s"')
-    return sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhdw]?)", value))
 
 
 def _known_hosts_files(explicit: str | None, options: dict[str, Any]) -> tuple[Path, ...]:

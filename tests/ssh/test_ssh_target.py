@@ -205,3 +205,30 @@ def test_how_silence_is_watched(tmp_path: Path, lines: str, interval_s: int, cou
 def test_values_that_cannot_be_are_config_errors(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError):
         resolve_login(SshTarget("box"), config_file=_config(tmp_path, f"{line}\n"))
+
+
+def test_included_files_count_where_they_are_included(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".ssh" / "config.d"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (folder / "1").write_text("Include ~/deeper\nHost lab\n User ada\n Port 2201\n")
+    (folder / "2").write_text("Host lab\n Port 2202\n HostName lab.example.org\n")
+    (tmp_path / "deeper").write_text("Host lab\n HostKeyAlias deep\n")
+    config = "Include config.d/* missing\nPort 2200\nHost lab\n User bob\n"
+    (tmp_path / ".ssh" / "config").write_text(config)
+    lab, other = resolve_login(SshTarget("lab")), resolve_login(SshTarget("other", user="me"))
+    assert (lab.user, lab.port, lab.address, lab.key_name) == ("ada", 2201, "lab.example.org", "deep")
+    assert other.port == 2200
+
+
+def test_an_include_that_depends_on_the_host_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "inner").write_text("Host other\n User ada\n")
+    config = _config(tmp_path, f"Host lab\n Include {tmp_path}/inner\n Port 7\n")
+    assert resolve_login(SshTarget("other", user=None), config_file=config).user == getpass.getuser()
+    assert resolve_login(SshTarget("lab"), config_file=config).port == 7
+    assert "inner is left out" in caplog.text
+
+
+def test_an_endless_include_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="more than 16 deep"):
+        resolve_login(SshTarget("lab"), config_file=_config(tmp_path, f"Include {tmp_path}/config\n"))
