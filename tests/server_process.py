@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from leak_check import wait_until
 
 from remote_env.protocol import frames
-from remote_env.protocol.handshake import ClientHandshake, new_token, parse_link
+from remote_env.protocol.handshake import ClientHandshake, new_token, pack_link, parse_link
 from remote_env.protocol.task import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +35,8 @@ class ServerProcess:
         env: the task, as RemoteEnv's `env=`.
         kwargs: the task's arguments.
         handshake_timeout_s: how long a connection may take to prove itself.
+        wrapper: a command line that runs the one behind it.
+        pass_fds: descriptors that it inherits.
         settings: what differs from the usual settings.
     """
 
@@ -45,6 +47,8 @@ class ServerProcess:
         *,
         simulator: str = "gymnasium",
         handshake_timeout_s: float = 10.0,
+        wrapper: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
         **settings: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
@@ -64,8 +68,10 @@ class ServerProcess:
         path.touch(0o600)
         path.write_text(json.dumps(content))
         with (self.folder / "log").open("wb") as log:
-            command = [sys.executable, "-c", _DRIVER, str(self.folder), str(handshake_timeout_s)]
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+            command = [*wrapper, sys.executable, "-c", _DRIVER, str(self.folder), str(handshake_timeout_s)]
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, pass_fds=tuple(pass_fds)
+            )
         self.log = ""
 
     def wait_listening(self) -> ServerProcess:
@@ -173,6 +179,16 @@ class BareClient:
         self.send(handshake.answer(header.type, message))
         header, message = self.recv()
         return {**message, "type": header.type}
+
+    def ask(self, kind: int, **fields: Any) -> dict[str, Any]:
+        """The answer to a link message; events that come before it are skipped."""
+        self.send(pack_link(kind, fields, sequence=7))
+        while True:
+            header, message = self.recv()
+            if header.type == frames.REPLY:
+                assert header.sequence == 7
+                return message
+            assert header.type == frames.EVENT, message
 
     def wait_event(self, state: str) -> dict[str, Any]:
         """The event that says `state`."""

@@ -35,7 +35,7 @@ def write_metrics(metrics: Iterable[Metric]) -> str:
     lines = []
     for metric in metrics:
         lines += [f"# HELP {metric.name} {metric.meaning}", f"# TYPE {metric.name} {metric.kind}"]
-        lines += [f"{metric.name}{suffix}{_labels(labels)} {value:.10g}" for suffix, labels, value in metric.samples]
+        lines += [f"{metric.name}{suffix}{_labels(labels)} {value!r}" for suffix, labels, value in metric.samples]
     return "\n".join(lines) + "\n"
 
 
@@ -49,7 +49,7 @@ def read_metrics(
     """All that a server can be measured by."""
     totals, states = simulators.totals(), [simulator.status()["state"] for simulator in simulators.living]
     running = [simulator.read_board() for simulator in simulators.living if simulator.ready]
-    yield _one("ready", "gauge", "Whether a client can begin now.", ready)
+    yield _one("ready", "gauge", "Whether a client can begin now.", int(ready))
     yield _one("uptime_seconds", "gauge", "How long the server has run.", uptime_s)
     yield _one("sessions", "gauge", "Sessions that are open.", len(sessions))
     yield _one("sessions_opened_total", "counter", "Sessions that were ever opened.", sessions.opened)

@@ -74,6 +74,7 @@ class SimulatorProcess:
         self._phase = "starting"
         self._heard = b""
         self._started = self._phase_since = time.monotonic()
+        self._ended = 0.0
         self._epoch = 0
         self._is_occupied = False  # from a connection that it was given until it has let go of it
         self._abandoned_at = 0.0
@@ -96,8 +97,8 @@ class SimulatorProcess:
 
     @property
     def age_s(self) -> float:
-        """For how long it has existed [s]."""
-        return time.monotonic() - self._started
+        """For how long it has existed, or did [s]."""
+        return (self._ended or time.monotonic()) - self._started
 
     def read_board(self) -> BoardReading:
         """What it does, and has done in all."""
@@ -209,7 +210,7 @@ class SimulatorProcess:
             return False
         self._signal(signal.SIGKILL)
         self._returncode = status = self._process.wait()
-        self.ending = describe_exit(status)
+        self.ending, self._ended = describe_exit(status), time.monotonic()
         if status == -signal.SIGKILL and not self._was_signalled:
             self.killed_by = self.condemned or self._memory.explain_kill()
         self.ready = False
