@@ -88,6 +88,7 @@ DEEDS: dict[str, Callable[[str], Any]] = {
     "touch": lambda path: Path(path).touch(),
     "wait": lambda seconds: time.sleep(float(seconds)),
     "hold": hold_interpreter,
+    "eat": lambda mebibytes: bytearray(b"x") * (int(mebibytes) << 20),
     "session": start_session,
     "daemon": start_daemon,
 }
