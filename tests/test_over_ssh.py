@@ -5,57 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from ssh_client import FAR_PYTHON, ROOT, free_port, nothing_is_left, over_ssh
 from ssh_server import SshServer
 
 from remote_env import LocalFolder, RemoteEnv
 from remote_env.errors import AuthError, ConfigError, HostKeyError, SessionLost, StartError
 from remote_env.tasks import register_tasks
 
-ROOT = Path(__file__).resolve().parents[1]
-FAR_PYTHON = os.environ.get("REMOTE_ENV_TEST_PYTHON", str(ROOT / ".venv-far" / "bin" / "python"))
+__all__ = ["nothing_is_left"]
+
 ALOHA = "remote_env/AlohaTransferCube-v0"
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(ssh_server: SshServer) -> Iterator[None]:
-    """After each test no process runs inside a login, and no session or registry entry remains."""
-    if not Path(FAR_PYTHON).exists():
-        pytest.fail(f"no far interpreter {FAR_PYTHON}: run scripts/prepare.sh test, or set REMOTE_ENV_TEST_PYTHON")
-    yield
-    deadline = time.monotonic() + 10
-    while left := remains(ssh_server):
-        assert time.monotonic() < deadline, f"left behind on the far end: {left}"
-        time.sleep(0.02)
-
-
-def remains(server: SshServer) -> list[Any]:
-    cache = server.cache / "remote-env"
-    return [*server.processes(), *cache.glob("sessions/*"), *cache.glob("servers/*/*.json")]
-
-
-def over_ssh(server: SshServer, port: int | None = None, **arguments: Any) -> RemoteEnv:
-    """A RemoteEnv that logs in to the test's sshd and is served by the other interpreter."""
-    login = {**server.login, "python": FAR_PYTHON, "start_timeout_s": 60.0, **arguments}
-    names = {"config_file": "ssh_config_file"}
-    return RemoteEnv(server.target, port, **{names.get(name, name): value for name, value in login.items()})
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def rollout(env: Any, actions: Any) -> list[Any]:
@@ -276,24 +244,3 @@ def test_the_token_of_the_environment_serves_over_ssh_too(
         serving.terminate()
         assert serving.wait(20) == 0
         serving.stdout.close()
-
-
-def test_a_client_that_is_killed_leaves_nothing_after_the_idle_time_out(ssh_server: SshServer) -> None:
-    arguments = {**ssh_server.login, "env": "CartPole-v1", "python": FAR_PYTHON, "idle_timeout_s": 0.2}
-    arguments["ssh_config_file"] = arguments.pop("config_file", None)
-    code = (
-        "import json, sys, time\n"
-        "from remote_env import RemoteEnv\n"
-        f"env = RemoteEnv({ssh_server.target!r}, **json.loads(sys.argv[1]))\n"
-        "env.reset(seed=0)\n"
-        "print('running', flush=True)\n"
-        "time.sleep(60)\n"
-    )
-    command = [sys.executable, "-c", code, json.dumps(arguments, default=str)]
-    client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert client.stdout is not None
-    assert client.stdout.readline() == "running\n"
-    assert remains(ssh_server)
-    client.kill()
-    client.wait(10)
-    client.stdout.close()  # the fixture waits until nothing is left
