@@ -206,8 +206,7 @@ def test_a_stopped_sshd_costs_no_more_than_the_deadline() -> None:
         connection = SshConnection(server.target, **server.login)
         connection.connect(soon())
         stream = connection.open_port(server.port, soon())
-        for pid in server.connection_pids():
-            os.kill(pid, signal.SIGSTOP)
+        server.signal_connections(signal.SIGSTOP)
         for call in (
             lambda end: stream.recv_exactly_into(memoryview(bytearray(1000)), end),
             lambda end: connection.run("true", deadline=end),
@@ -226,8 +225,7 @@ def test_a_stopped_sshd_costs_no_more_than_the_deadline() -> None:
 def test_a_lost_connection_is_told(ssh_server: SshServer) -> None:
     with SshServer() as server, SshConnection(server.target, **server.login) as connection:
         stream = connection.open_port(server.port, soon())
-        for pid in server.connection_pids():
-            os.kill(pid, signal.SIGKILL)
+        server.signal_connections(signal.SIGKILL)
         with pytest.raises(ConnectionLost):
             stream.recv_exactly_into(memoryview(bytearray(1000)), soon())
         with pytest.raises(ConnectionLost):
@@ -256,8 +254,7 @@ def test_a_lost_login_can_be_made_again_by_several_threads_at_once() -> None:
         ThreadPoolExecutor(4) as pool,
         SshConnection(server.target, **server.login) as connection,
     ):
-        for pid in server.connection_pids():
-            os.kill(pid, signal.SIGKILL)
+        server.signal_connections(signal.SIGKILL)
         with pytest.raises(ConnectionLost):
             connection.run("true", deadline=soon())
         list(pool.map(lambda _: connection.connect(soon()), range(4)))
