@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +16,7 @@ import paramiko
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.ssh.channel import WINDOW_BYTES, ChannelTransport
+from remote_env.ssh.command import COMMAND_WINDOW_BYTES, CompletedCommand, RunningCommand
 from remote_env.ssh.credentials import AskSecret, Secrets, authenticate
 from remote_env.ssh.link import Link, keep_alive, negotiated, open_transport
 from remote_env.ssh.login import Login, resolve_login
@@ -25,27 +25,13 @@ from remote_env.ssh.proxy import ProxyWay
 from remote_env.ssh.target import SshTarget
 from remote_env.ssh.ways import ChannelWay, open_tcp
 
-COMMAND_WINDOW_BYTES = 64 * 2**20  # a command may print so much before we have sent all of its input
+__all__ = ["CompletedCommand", "RunningCommand", "SshConnection"]
+
 LOGIN_ATTEMPTS = 12  # sshd's MaxStartups drops some of many simultaneous logins
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 JOIN_TIMEOUT_S = 5.0
 HANG_UP_TIMEOUT_S = 1.0  # for telling a jump host that a channel is done with
 _ADMINISTRATIVELY_PROHIBITED = 1  # RFC 4254, section 5.1
-
-
-@dataclass(frozen=True)
-class CompletedCommand:
-    """What a remote command left behind.
-
-    Attributes:
-        returncode: its exit status, -1 when a signal ended it.
-        stdout: everything it wrote there.
-        stderr: everything it wrote there.
-    """
-
-    returncode: int
-    stdout: bytes
-    stderr: bytes
 
 
 class SshConnection:
@@ -375,44 +361,6 @@ class SshConnection:
         for channel in list(self._channels):
             channel.closed = True
             channel.lock = threading.Lock()
-
-
-class RunningCommand(ChannelTransport):
-    """A remote command whose output can be read as it comes; a context manager that closes its channel."""
-
-    def __enter__(self) -> RunningCommand:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def send_input(self, data: bytes, deadline: float) -> None:
-        """Send all of `data` and its end; a command that stops reading earlier is no error."""
-        try:
-            if data:
-                self.send_all([data], deadline)
-            self.finish_sending(deadline)
-        except ConnectionLost:
-            if not self._channel.eof_received:
-                raise
-
-    def take_stderr(self) -> bytes:
-        """What has come on standard error since the last call; does not wait."""
-        chunks = []
-        while self._channel.recv_stderr_ready():
-            chunks.append(self._channel.recv_stderr(COMMAND_WINDOW_BYTES))
-        return b"".join(chunks)
-
-    def finish(self, stdout: bytes, deadline: float) -> CompletedCommand:
-        """The result of the ended command.
-
-        Raises:
-            DeadlineExceeded: it has closed its output and still runs.
-        """
-        channel = self._channel
-        if not channel.status_event.wait(max(deadline - time.monotonic(), 0.0)):
-            raise DeadlineExceeded("the command closed its output and was still running at the deadline")
-        return CompletedCommand(channel.exit_status, stdout, self.take_stderr())
 
 
 _OPEN: weakref.WeakSet[SshConnection] = weakref.WeakSet()

@@ -234,8 +234,10 @@ def test_a_lost_connection_is_told(ssh_server: SshServer) -> None:
 
 def test_a_port_where_nothing_listens_is_a_connect_error(ssh_server: SshServer) -> None:
     with SshConnection(ssh_server.target, **ssh_server.login) as connection:
-        with pytest.raises(ConnectError, match="does anything listen there"):
-            connection.open_port(1, soon())
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            with pytest.raises(ConnectError, match="does anything listen there"):
+                connection.open_port(closed.getsockname()[1], soon())
         assert connection.is_open
 
 
