@@ -8,7 +8,8 @@ On a machine that you can log in to, whose Python needs numpy and gymnasium (thi
 
     python examples/own_task.py --host user@box --python /opt/sim/bin/python
 
-By hand on that machine, for clients that attach with `RemoteEnv("user@box", 8888)`:
+With `--keep` the server stays warm, and `--reuse` takes it again; `login_flags.py` beside this file has all flags. By
+hand on that machine, for clients that attach with `RemoteEnv("user@box", 8888)`:
 
     python servers/task_server.py --env examples/own_task.py:make_env --port 8888
 
@@ -76,23 +77,23 @@ def main() -> int:
     """Run a few episodes with a hand-tuned controller, wherever the task is."""
     # Imported here: the far end, which imports this file for its task, needs none of it.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from login_flags import add_login_flags, in_flags, login_arguments
+
     from remote_env import LocalFolder, RemoteEnv
     from remote_env.errors import RemoteEnvError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", help="user@box or ssh://user@box:2222; default: this machine")
-    parser.add_argument("--python", help="the interpreter that serves there, as a command line; default: python3")
+    add_login_flags(parser)
     parser.add_argument("--episodes", type=int, default=3, help="default: 3")
     options = parser.parse_args()
     try:
-        with RemoteEnv(
-            options.host, env=LocalFolder(__file__), env_kwargs={"start_m": 2.0}, python=options.python
-        ) as env:
+        login = login_arguments(options)
+        with RemoteEnv(options.host, env=LocalFolder(__file__), env_kwargs={"start_m": 2.0}, **login) as env:
             for episode in range(options.episodes):
                 position, steps = _run_episode(env, seed=episode)
                 print(f"episode {episode}: {steps} steps, ends at {position:+.4f} m")
     except RemoteEnvError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the server is stopped", file=sys.stderr)

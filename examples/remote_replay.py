@@ -49,7 +49,9 @@ if __name__ == "__main__":
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path.cwd())]
 
 import gymnasium  # noqa: E402
+from login_flags import add_login_flags, in_flags, login_arguments  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
 from remote_env import RemoteEnv  # noqa: E402
@@ -57,6 +59,7 @@ from remote_env.errors import ConfigError, RemoteEnvError, Unsupported  # noqa: 
 
 try:
     from remote_env.record import Episode, Recorder, observe, observe_aloha, read_episode
+    from remote_env.render import camera_index
     from remote_env.replay import Fidelity, ReplayReport, load_model, replay_episode
 except ModuleNotFoundError as error:
     sys.exit(f"this example needs {error.name}: pip install -e '.[all]' (or enter the environment of `make demo`)")
@@ -100,13 +103,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    where = parser.add_argument_group("where the simulator runs")
-    where.add_argument("--host", help="user@box, ssh://user@box:2222 or tcp://127.0.0.1:8888; default: this machine")
-    where.add_argument("--port", type=int, help="the task server's port on the host; default: start one on a free port")
-    where.add_argument("--ssh-port", type=int, help="the SSH port; default: ~/.ssh/config, else 22")
-    where.add_argument("--python", help="the interpreter that serves there, as a command line; default: python3")
-    where.add_argument("--identity", help="private key file to log in with")
-    where.add_argument("--accept-new-host-key", action="store_true", help="trust a host never seen before")
+    add_login_flags(parser)
     what = parser.add_argument_group("what it does")
     what.add_argument(
         "--task",
@@ -181,22 +178,8 @@ class Recording:
 def record_episodes(options: argparse.Namespace, task: Task) -> Recording:
     """Run the episodes on the host and write their captures."""
     recording = Recording()
-    with (
-        console.status("starting ...") as status,
-        RemoteEnv(
-            options.host,
-            options.port,
-            env=task.env_id,
-            env_kwargs=task.env_kwargs,
-            capture_state=True,
-            python=options.python,
-            ssh_port=options.ssh_port,
-            identity_file=options.identity,
-            accept_new_host_key=options.accept_new_host_key,
-            on_progress=lambda text: status.update(f"starting: {text}"),
-        ) as env,
-    ):
-        status.stop()
+    login = login_arguments(options)
+    with RemoteEnv(options.host, env=task.env_id, env_kwargs=task.env_kwargs, capture_state=True, **login) as env:
         policy = make_policy(options, task, env)
         longest = min(options.max_steps, env.remote_spec["max_episode_steps"] or options.max_steps)
         with make_recorder(options, task, env) as recorder, _progress() as bars:
@@ -316,6 +299,17 @@ def local_model(task: Task) -> Any:
     return model
 
 
+def check_camera(options: argparse.Namespace, task: Task) -> None:
+    """Look for the camera that was asked for, before the episodes are run that it is to show.
+
+    Raises:
+        ConfigError: the local model has no such camera; the message lists those that it has.
+        Unsupported: there is no local model.
+    """
+    if options.camera is not None:
+        camera_index(local_model(task), options.camera)
+
+
 def replay_captures(options: argparse.Namespace, task: Task, captures: Sequence[Path]) -> list[ReplayReport]:
     """A video, stills and a contact sheet for each capture."""
     model = local_model(task)
@@ -430,6 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         signal.signal(signal.SIGINT, _interrupt)
         make_folders(options.output_dir)
+        check_camera(options, task)
         recording = record_episodes(options, task)
         replays = replay_captures(options, task, recording.captures)
         show(write_report(options, task, recording, replays), options.output_dir)
@@ -437,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _interrupts:  # Ctrl-C inside a call into C can come out as that library's own error
             console.print(f"interrupted; what was finished is whole in {options.output_dir}")
             return INTERRUPTED
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(in_flags(error))}", highlight=False)
         return 1
     return 0
 

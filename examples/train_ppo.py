@@ -25,7 +25,9 @@ from typing import Any
 # A checkout that was not installed works too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from login_flags import add_login_flags, in_flags, login_arguments
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from remote_env import RemoteEnv
@@ -42,13 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    where = parser.add_argument_group("where the simulator runs")
-    where.add_argument("--host", help="user@box, ssh://user@box:2222 or tcp://127.0.0.1:8888; default: this machine")
-    where.add_argument("--port", type=int, help="the task server's port on the host; default: start one on a free port")
-    where.add_argument("--ssh-port", type=int, help="the SSH port; default: ~/.ssh/config, else 22")
-    where.add_argument("--python", help="the interpreter that serves there, as a command line; default: python3")
-    where.add_argument("--identity", help="private key file to log in with")
-    where.add_argument("--accept-new-host-key", action="store_true", help="trust a host never seen before")
+    add_login_flags(parser)
     what = parser.add_argument_group("what it learns")
     what.add_argument("--env", default="CartPole-v1", help="any Gymnasium id that PPO can learn; default: %(default)s")
     what.add_argument("--steps", type=int, default=25_000, help="of the environment, in all; default: %(default)s")
@@ -150,20 +146,7 @@ def plot(curve: LearningCurve, title: str, path: Path) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train and save; the exit status."""
-    with (
-        console.status("starting ...") as status,
-        RemoteEnv(
-            options.host,
-            options.port,
-            env=options.env,
-            python=options.python,
-            ssh_port=options.ssh_port,
-            identity_file=options.identity,
-            accept_new_host_key=options.accept_new_host_key,
-            on_progress=lambda text: status.update(f"starting: {text}"),
-        ) as env,
-    ):
-        status.stop()
+    with RemoteEnv(options.host, env=options.env, **login_arguments(options)) as env:
         model = make_model(env, options.seed)
         curve, is_interrupted = learn(model, options.steps)
         save(model, curve, options)
@@ -194,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("interrupted before there was anything to save")
         return INTERRUPTED
     except RemoteEnvError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(in_flags(error))}", highlight=False)
         return 1
 
 

@@ -82,7 +82,7 @@ def test_any_mujoco_task_and_a_policy_of_one_s_own(tmp_path):
         (["--task", "CartPole-v1", "--policy", "scripted"], "no scripted expert"),
         (["--policy", "nowhere:act"], "--policy nowhere:act"),
         (["--task", "NoSuchTask-v0"], "NoSuchTask"),
-        (["--camera", "behind", "--max-steps", "3", "--episodes", "1"], "top"),
+        (["--camera", "behind"], "top"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_1(tmp_path, arguments, message):
@@ -90,6 +90,13 @@ def test_what_cannot_be_done_is_one_line_and_status_1(tmp_path, arguments, messa
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_camera_that_there_is_not_is_told_before_any_episode(tmp_path):
+    done = run("--camera", "behind", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "behind" in done.stderr
+    assert names(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("output_dir", ["a_file", "a_file/out", "made"])
@@ -106,7 +113,17 @@ def test_a_bad_output_folder_is_told_before_anything_is_started(tmp_path, output
 
 def test_the_help_teaches(tmp_path):
     shown = run("--help", cwd=tmp_path).stdout
-    for flag in ("--episodes", "--host", "--ssh-port", "--identity", "--policy", "--max-steps", "--quality"):
+    for flag in (
+        "--episodes",
+        "--host",
+        "--ssh-port",
+        "--identity",
+        "--via",
+        "--reuse",
+        "--policy",
+        "--max-steps",
+        "--quality",
+    ):
         assert flag in shown
 
 
