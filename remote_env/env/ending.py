@@ -19,8 +19,8 @@ GRACE_S = 10.0  # how long a second signal does not disturb the ending that the 
 class Endable(Protocol):
     """What has to be ended."""
 
-    def end(self) -> None:
-        """End it; may be called again."""
+    def close(self) -> None:
+        """End it, or leave what is to be kept; may be called again."""
 
     def let_go(self) -> None:
         """In a forked child: free what is the parent's."""
@@ -48,7 +48,7 @@ def end_by_signals(endable: Endable) -> None:
 @atexit.register
 def _end_all() -> None:
     for endable in list(_open):
-        endable.end()
+        endable.close()
 
 
 def _let_go_of_all() -> None:

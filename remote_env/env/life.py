@@ -260,7 +260,7 @@ class Life:
                 monitor.stop()
         has_ended(self)
 
-    def close(self, keep: bool | None) -> None:
+    def close(self, keep: bool | None = None) -> None:
         """End it for good; see `RemoteEnv.close`."""
         if not self.is_ours:
             return

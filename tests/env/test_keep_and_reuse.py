@@ -134,6 +134,12 @@ def test_close_may_decide_to_keep_or_not() -> None:
     assert is_alive(pid)
 
 
+def test_a_program_that_ends_without_close_leaves_what_was_to_be_kept() -> None:
+    code = "from remote_env import RemoteEnv\nenv = RemoteEnv(env='CartPole-v1', keep=True)\nenv.reset(seed=0)\n"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, timeout=60, check=True)
+    assert len(ids()) == 1
+
+
 def test_a_server_that_hangs_on_us_cannot_be_kept() -> None:
     env = RemoteEnv(env="CartPole-v1")
     env.reset(seed=0)
