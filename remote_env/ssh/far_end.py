@@ -8,7 +8,8 @@ from pathlib import Path
 from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.pack import Pack, pack_bundle, pack_far_end, pack_folder
 from remote_env.ssh.programs import UPLOAD
-from remote_env.ssh.scripts import Progress, Sent, Shell, run_script
+from remote_env.ssh.scripts import run_script
+from remote_env.ssh.shell import Progress, Sent, Shell
 
 
 def ship_far_end(

@@ -11,7 +11,8 @@ from typing import Any
 
 from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.programs import FIND, LIST, LOG_TAIL, STOP
-from remote_env.ssh.scripts import Dial, Shell, as_shell, parse_answer, run_script
+from remote_env.ssh.scripts import as_shell, parse_answer, run_script
+from remote_env.ssh.shell import Dial, Shell
 
 STOP_GRACE_S = 8.0  # how long a server may take to end its simulators before it is killed
 

@@ -18,18 +18,9 @@ from remote_env.ssh.far_end import ship_far_end
 from remote_env.ssh.launch import LaunchedShell
 from remote_env.ssh.pack import pack_far_end
 from remote_env.ssh.programs import START
-from remote_env.ssh.scripts import (
-    FAILURES,
-    Progress,
-    Running,
-    Shell,
-    SshShell,
-    as_shell,
-    failure,
-    no_answer,
-    parse_answer,
-)
+from remote_env.ssh.scripts import FAILURES, SshShell, as_shell, failure, no_answer, parse_answer
 from remote_env.ssh.server import ServerHandle, stop_process
+from remote_env.ssh.shell import Progress, Running, Shell
 
 CLEAN_UP_S = 8.0  # how long we try to end a server whose start was given up
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # a POSIX shell's exit statuses

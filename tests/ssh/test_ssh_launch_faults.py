@@ -153,7 +153,7 @@ def test_a_cut_link_ends_the_relay_and_leaves_the_server(
 ) -> None:
     hasty = tmp_path / "relay.py"  # behind the terminal only its beat tells that the link is gone
     hasty.write_text(Path(relay.__file__).read_text().replace("BEAT_S = 10.0", "BEAT_S = 0.3"))
-    monkeypatch.setattr("remote_env.ssh.launch.RELAY_FILE", hasty)
+    monkeypatch.setattr("remote_env.ssh.inside.RELAY_FILE", hasty)
     with SshConnection(server.target, **server.login) as connection:
         handle = start(connection, package, prefix)
         stream = dial(handle)
