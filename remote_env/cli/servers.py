@@ -309,6 +309,7 @@ def run_logs(options: argparse.Namespace) -> int:
             with contextlib.closing(lines):
                 for line in lines:
                     _print_log(line)
+            print(f"-- {record.id} has ended", file=sys.stderr)
             return 0
         _print_log(_read_log(place, record, options.lines))
     return 0
@@ -334,7 +335,7 @@ def _choose(place: Place, options: argparse.Namespace) -> ServerRecord:
 
 def _not_one(wanted: str, matching: Sequence[ServerRecord], records: Sequence[ServerRecord], host: str) -> str:
     if not records:
-        return f"no task server of yours runs on {_named(host)}"
+        return f"no task server of yours runs on {_named(host)}; RemoteEnv starts one"
     if not matching:
         return f"no session there begins with {wanted!r}; {_list_records(records)}"
     what = (

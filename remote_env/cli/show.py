@@ -212,5 +212,9 @@ def show_bytes(size: float) -> str:
 
 
 def show_time(unix_s: float) -> str:
-    """A moment for people, in this machine's own time zone: "2026-11-21 09:31"; "?" when unknown."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_s)) if unix_s else "?"
+    """A moment for people, in this machine's own time zone: "09:31" of today, else "11-20 09:31"; "?" when unknown."""
+    if not unix_s:
+        return "?"
+    moment, now = time.localtime(unix_s), time.localtime()
+    is_today = moment[:3] == now[:3]
+    return time.strftime("%H:%M" if is_today else "%m-%d %H:%M", moment)
