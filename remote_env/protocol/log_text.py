@@ -58,6 +58,13 @@ _KIND_PATTERNS = (
 )
 
 
+# One of these is in every line that tells of a problem: looking for them is much quicker than the patterns are.
+_HINTS = (
+    *("Traceback", "Fatal", "CUDA", "cuda", "cuInit", "CUDNN", "CUBLAS", "NVRM", "Vk", "VK_", "vk", "ERROR_", "Vulkan"),
+    *("GPU", "device", "drivers", "emory", "Killed", "oom", "OOM", "alloc", "egmentation", "SIGSEGV", "segfault"),
+)
+
+
 class Problem(NamedTuple):
     """Something in a log that a user should see.
 
@@ -140,7 +147,11 @@ class ProblemFinder:
 
     def feed(self, lines: Sequence[str]) -> list[Problem]:
         """The problems that end in these further lines."""
-        return [problem for line in lines for problem in self._read(_clean_line(line))]
+        found: list[Problem] = []
+        for line in lines:
+            if self._block or any(hint in line for hint in _HINTS):
+                found += self._read(_clean_line(line))
+        return found
 
     def finish(self) -> list[Problem]:
         """What has begun and will not go on."""

@@ -121,7 +121,12 @@ class Log:
     @property
     def is_behind(self) -> bool:
         """Whether `scan` has more to search, or to make sure of."""
-        return self._scanned < self.size or self._finder.is_reading_block
+        return self.unsearched_bytes > 0 or self._finder.is_reading_block
+
+    @property
+    def unsearched_bytes(self) -> int:
+        """How much `scan` has to search."""
+        return self.size - self._scanned
 
     def scan_to_end(self) -> None:
         """Search what is new up to its end, as far as that is quick: whoever wrote it has ended."""

@@ -15,6 +15,7 @@ from remote_env.protocol.handshake import ServerHandshake, parse_link
 HANDSHAKE_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 10.0  # a client that takes nothing of what it is sent for so long is dropped
 MAX_UNSENT_SIZE = 4 << 20  # of answers that a client asked for and does not take
+MAX_MESSAGES_AT_ONCE = 32  # then the others have their turn
 MAX_STRANGER_BODY_SIZE = 16 << 10  # a HELLO is some hundred bytes
 MAX_HTTP_SIZE = 8 << 10
 
@@ -49,17 +50,19 @@ class Peer:
         return bool(self._unsent)
 
     def receive(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """The whole link messages that have come: type, sequence, fields.
+        """The whole link messages that have come, some of them when they are many: type, sequence, fields.
 
         Raises:
             ProtocolError: bytes that are no link message, or one that is too large.
         """
-        while self.sock is not None and not self.ended:
+        taken = 0
+        while self.sock is not None and not self.ended and taken < MAX_MESSAGES_AT_ONCE:
             if self._looks_like_http():
                 self._receive_http()
                 return
             missing = self._wanted() - len(self._received)
             if missing == 0:
+                taken += 1
                 yield self._take_message()
                 continue
             try:

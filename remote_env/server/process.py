@@ -53,15 +53,22 @@ class SimulatorProcess:
         path = [*settings.get("python_path", []), *filter(None, [environment.get("PYTHONPATH")])]
         if path:
             environment["PYTHONPATH"] = os.pathsep.join(path)
-        self._process = subprocess.Popen(  # noqa: S603  our own launcher
-            [sys.executable, "-u", str(LAUNCHER), str(folder), "--simulator", *map(str, descriptors)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            start_new_session=True,
-            env=environment,
-        )
-        theirs.close()
-        os.close(leash)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  our own launcher
+                [sys.executable, "-u", str(LAUNCHER), str(folder), "--simulator", *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,
+                env=environment,
+            )
+        except OSError:
+            self.channel.close()
+            self._board.close()
+            os.close(self._leash)
+            raise
+        finally:
+            theirs.close()
+            os.close(leash)
         self.pid = self._process.pid
         self.ready = False
         self.ending = self.killed_by = self.condemned = ""

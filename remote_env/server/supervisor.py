@@ -23,7 +23,7 @@ from remote_env.server.answers import Answers
 from remote_env.server.connections import Connections, open_listener
 from remote_env.server.folder import read_settings, record_path, remove_folder, write_atomically
 from remote_env.server.gpu import GpuWatch
-from remote_env.server.log import LIMIT_BYTES, Log
+from remote_env.server.log import LIMIT_BYTES, SCAN_BYTES, Log
 from remote_env.server.metrics import read_metrics, write_metrics
 from remote_env.server.output import forgive_failing_writes
 from remote_env.server.peer import HANDSHAKE_TIMEOUT_S, Peer
@@ -35,6 +35,7 @@ from remote_env.server.web import answer_http
 QUIET_TURN_S = 5.0  # how often the log is looked at while nothing runs, and while something does
 BUSY_TURN_S = 1.0
 HASTY_TURN_S = 0.2
+SEARCH_TURN_S = 0.02  # a part of the log each; others are served in between
 
 
 class Supervisor:
@@ -98,6 +99,8 @@ class Supervisor:
     def _next_wait_s(self) -> float:
         deadline = min(self._connections.next_deadline(), self._sessions.next_deadline(), self._gpus.deadline)
         wait_s = max(deadline - time.monotonic(), 0.0) + 0.01
+        if self._log.unsearched_bytes > SCAN_BYTES:
+            return min(wait_s, SEARCH_TURN_S)
         if self._simulators.is_waiting or self._log.is_behind:
             return min(wait_s, HASTY_TURN_S)
         return min(wait_s, BUSY_TURN_S if self._simulators.is_busy else QUIET_TURN_S)
@@ -205,9 +208,15 @@ class Supervisor:
             self._log.scan_to_end()
         for session in self._sessions.holding(simulator):
             if message["event"] == "ended" and session.is_waiting:
-                # It has had nothing of that one yet, and gets another.
-                session.simulator, session.is_waiting = self._simulators.spawn(), False
+                self._replace_simulator(session)
             self._tell(session)
+
+    def _replace_simulator(self, session: Session) -> None:
+        """Give a session another: it has had nothing of the one that ended."""
+        try:
+            session.simulator, session.is_waiting = self._simulators.spawn(), False
+        except OSError as error:
+            self._say(f"no simulator can be started: {error}")
 
     def _tell(self, session: Session) -> None:
         """Tell a session how its simulator fares."""

@@ -226,7 +226,7 @@ def test_a_full_disk_ends_neither_server_nor_task() -> None:
         with BareClient(server) as client:
             client.shake_hands()
             pid = client.ask(frames.STATUS)["pid"]
-            assert client.ask(frames.STATUS)["state"] == "ready"
+            wait_until(lambda: client.ask(frames.STATUS)["state"] == "ready", "it has let go of the session")
             client.ask(frames.KEEP, kept=True)
             client.ask(frames.KILL)
             wait_until(lambda: client.ask(frames.STATUS)["state"] == "dead", "the simulator ends")

@@ -66,6 +66,20 @@ def reseal(frame: bytearray, **fields: int) -> bytearray:
     return frame
 
 
+def test_one_that_asks_and_never_reads_is_dropped_and_holds_up_nobody() -> None:
+    with (
+        serving("tasks_for_tests.slow:Slow", {"build": "talk:4000"}) as own,
+        BareClient(own) as greedy,
+        BareClient(own) as other,
+    ):
+        greedy.shake_hands()
+        other.shake_hands()
+        greedy.send(200 * pack_link(frames.LOGS, {"since": 0, "max_bytes": 1 << 17}))
+        assert other.ask(frames.STATUS)["state"] == "ready"
+        wait_until(lambda: "asks for more than it takes" in own.read_log(), "it is dropped")
+        assert other.ask(frames.STATUS)["state"] == "ready"
+
+
 # Health page
 
 
