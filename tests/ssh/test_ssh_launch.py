@@ -219,3 +219,31 @@ def test_a_start_in_there_that_is_given_up_leaves_nothing(
     prefix = write_pty_prefix(tmp_path) if terminal else "env"
     with pytest.raises(DeadlineExceeded, match="last log line: loading the task"):
         start(connection, package, prefix, "hang", deadline=soon(2.5))
+
+
+def test_a_host_that_is_named_for_the_data_is_dialled_and_listened_on(connection: SshConnection, package: Path) -> None:
+    handle = start(connection, package, "env", launch_host="127.0.0.2")
+    assert handle.dial is not None
+    with pytest.raises(ConnectError):
+        connection.open_port(handle.port, soon())
+    stream = handle.dial(soon())
+    assert echo(stream, b"hello") == b"hello"
+    stream.close()
+    handle.stop(soon())
+
+
+def test_a_network_is_only_listened_on_when_that_is_allowed(server: SshServer, connection: SshConnection) -> None:
+    settings: dict[str, Any] = {"task": {"env": "CartPole-v1"}, "max_sessions": 1, "idle_timeout_s": 60.0, "env": {}}
+    settings |= {"cwd": None, "python_path": [], "leash_fd": None}
+    way = {"python": sys.executable, "launch": "env", "launch_host": "127.0.0.2"}
+    with pytest.raises(StartError, match=r"refusing to listen on 127\.0\.0\.2"):
+        start_server(connection, settings, deadline=soon(), **way)  # type: ignore[arg-type]
+    handle = start_server(connection, {**settings, "insecure": True}, deadline=soon(), **way)  # type: ignore[arg-type]
+    assert handle.dial is not None
+    stream = handle.dial(soon())
+    stream.send_all([b"GET /healthz HTTP/1.1\r\n\r\n"], soon())
+    back = bytearray(8)
+    stream.recv_exactly_into(memoryview(back), soon())
+    assert back == b"HTTP/1.1"
+    stream.close()
+    handle.stop(soon())
