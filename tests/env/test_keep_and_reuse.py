@@ -25,11 +25,16 @@ TASK = "tasks_for_tests.misbehaving:OnDemand"
 
 
 @pytest.fixture(autouse=True)
-def nothing_runs_on() -> Iterator[None]:
+def nothing_runs_on(isolated_home: Path) -> Iterator[None]:
     """Ends what a test has left warm."""
     yield
     for record in LocalPlace().list(soon()):
         LocalPlace().stop(record, soon())
+    wait_until(lambda: not folders(isolated_home), "no session folder is left")
+
+
+def folders(home: Path) -> list[Path]:
+    return list((home / "cache" / "remote-env").glob("sessions/*"))
 
 
 def soon(seconds: float = 10.0) -> float:
@@ -170,7 +175,7 @@ def test_it_ends_itself_when_nobody_came_back(isolated_home: Path) -> None:
     pid = leave_warm(idle_timeout_s=0.3)
     wait_until(lambda: not is_alive(pid), "the kept server ends after its idle time-out")
     wait_until(lambda: not ids(), "its record is gone")
-    assert list((isolated_home / "cache" / "remote-env" / "sessions").iterdir()) == []
+    wait_until(lambda: not folders(isolated_home), "its folder is gone, a moment later")
 
 
 def test_cleanup_old_ends_what_nobody_holds_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
