@@ -173,6 +173,15 @@ def test_a_log_is_shown_as_a_terminal_would_leave_it(
     assert caught.value.log_tail.splitlines() == ["red", "100%", "same", "… repeated 2 times"]
 
 
+def simulator_environment(folder: Path) -> list[bytes]:
+    """Of the first simulator; empty as long as there is none, which starts a moment after its server is ready."""
+    try:
+        pid = int((folder / "simulators").read_text().split()[0])
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (OSError, IndexError):
+        return []
+
+
 def test_the_real_server_gets_variables_and_its_working_folder(server: SshServer, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
@@ -184,9 +193,10 @@ def test_the_real_server_gets_variables_and_its_working_folder(server: SshServer
         handle = start_server(connection, settings, python=python, deadline=soon(30.0))
         try:
             assert Path(f"/proc/{handle.pid}/cwd").readlink() == folder
-            simulator = int((Path(handle.session_folder) / "simulators").read_text().split()[0])
-            environment = Path(f"/proc/{simulator}/environ").read_bytes().split(b"\0")
-            assert f"MY_NAME={variables['MY_NAME']}".encode() in environment
+            wanted, deadline = f"MY_NAME={variables['MY_NAME']}".encode(), soon()
+            while wanted not in simulator_environment(Path(handle.session_folder)):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
         finally:
             handle.stop(soon())
         with pytest.raises(ProcessLookupError):
