@@ -89,6 +89,7 @@ class Answers:
         return {
             **shown,
             "sessions": len(self._sessions),
+            "max_sessions": self._sessions.max_sessions,
             "holders": self._sessions.holders(),
             "idle_s": self._sessions.idle_s,
             "idle_timeout_s": _finite(self._sessions.idle_timeout_s),

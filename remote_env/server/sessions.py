@@ -62,6 +62,7 @@ class Sessions:
         idle_timeout_s: how long the server outlives the last one [s].
 
     Attributes:
+        max_sessions: how many there may be at once.
         had_client: whether there ever was one.
         opened: how many there were in all.
         kept: the server is to stay warm, by a client's wish.
@@ -69,7 +70,7 @@ class Sessions:
 
     def __init__(self, simulators: Simulators, max_sessions: int, idle_timeout_s: float) -> None:
         self._simulators = simulators
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
         self.idle_timeout_s = idle_timeout_s
         self._open: dict[str, Session] = {}
         self._ended: deque[tuple[str, str]] = deque(maxlen=MAX_REMEMBERED)
@@ -112,12 +113,12 @@ class Sessions:
             RemoteEnvError: all are taken; the message says by whom.
             ProtocolError: its lease is no positive number.
         """
-        if len(self) >= self._max_sessions:
+        if len(self) >= self.max_sessions:
             holders = ", ".join(
                 f"{holder['client']} since {time.strftime('%H:%M:%S', time.localtime(holder['since']))}"
                 for holder in self.holders()
             )
-            busy = f"all {self._max_sessions} session(s) of this server are taken (by {holders})"
+            busy = f"all {self.max_sessions} session(s) of this server are taken (by {holders})"
             raise RemoteEnvError(f"{busy}; close one, or start the server with more")
         hello = peer.handshake.hello
         lease_s = _read_lease(hello.get("lease_s"))

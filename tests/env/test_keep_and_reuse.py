@@ -104,6 +104,13 @@ def test_a_server_that_is_held_is_not_taken() -> None:
             RemoteEnv(session=record.id).start()
 
 
+def test_a_server_with_a_session_free_is_shared() -> None:
+    leave_warm(max_sessions=2)
+    with RemoteEnv(env="CartPole-v1", reuse=True) as one, RemoteEnv(env="CartPole-v1", reuse=True) as other:
+        assert one._life.server.port == other._life.server.port
+        assert one.status()["pid"] != other.status()["pid"]
+
+
 def test_two_clients_that_race_for_one_warm_server_both_get_one() -> None:
     pid, barrier, got = leave_warm(), threading.Barrier(2), []
 
