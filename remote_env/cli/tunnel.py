@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from remote_env.cli.health import LOOPBACK, NOT_READY, READY, check_health
@@ -22,7 +18,7 @@ from remote_env.cli.show import (
     status_line,
 )
 from remote_env.cli.tunnel_background import start_in_background
-from remote_env.cli.tunnel_holder import Request, TunnelHolder
+from remote_env.cli.tunnel_holder import Request, TunnelHolder, ended_by_signals
 from remote_env.cli.tunnel_records import TunnelRecord, find_record, list_records, stop_tunnel
 from remote_env.errors import ConfigError
 from remote_env.ssh.tunnel import KINDS
@@ -76,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _open_here(request: Request, options: argparse.Namespace) -> int:
-    with _ended_by_signals() as ended, contextlib.suppress(KeyboardInterrupt):
+    with ended_by_signals() as ending:
         holder = TunnelHolder(request, login_options(options), _say)  # no status line: it may ask for a password
         try:
             _introduce(request, holder.port, holder.health.state, holder.health.words)
@@ -89,31 +85,11 @@ def _open_here(request: Request, options: argparse.Namespace) -> int:
                     line.update(f"{words}   open since {show_time(since)}")
 
                 line.update(f"{holder.health.words}   open since {show_time(since)}")
-                holder.hold(ended, tell)
+                holder.hold(ending, tell)
         finally:
             holder.close()
             _say("closed")
     return 0
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGHUP set, so that what is open is closed."""
-    ended = threading.Event()
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, lambda *_: _end(ended)) for number in numbers}
-    try:
-        yield ended
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end(ended: threading.Event) -> None:
-    if ended.is_set():
-        return
-    ended.set()
-    raise KeyboardInterrupt  # a login may be in progress
 
 
 def _open_in_background(request: Request, options: argparse.Namespace) -> int:

@@ -10,16 +10,14 @@ import dataclasses
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from remote_env.cli.tunnel_holder import Request, TunnelHolder
+from remote_env.cli.tunnel_holder import Request, TunnelHolder, ended_by_signals
 from remote_env.cli.tunnel_records import TunnelRecord, log_path, new_id, remove_record, write_record
 from remote_env.env.places import PlaceOptions
 from remote_env.errors import ConnectError, RemoteEnvError
@@ -121,32 +119,22 @@ def _end(process: subprocess.Popen[str]) -> None:
 def main() -> int:
     """Be the process: open the tunnel, tell so, and hold it until SIGTERM."""
     name = sys.argv[1]
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt(ended))
-    try:
+    with ended_by_signals() as ending:
         message = json.loads(sys.stdin.readline())
-        asker = _Asker()
-        holder = TunnelHolder(Request(**message["request"]), _options(message["options"], asker), _say)
-    except RemoteEnvError as error:
-        _send(sys.stdout, {"failed": str(error)})
-        return 1
-    except KeyboardInterrupt:
-        return 1
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    asker.is_answered = False
-    try:
-        _announce(name, Request(**message["request"]), holder)
-        holder.hold(ended, _log)
-        _log("closed")
-    finally:
-        holder.close()
-        remove_record(name)
+        request, asker = Request(**message["request"]), _Asker()
+        try:
+            holder = TunnelHolder(request, _options(message["options"], asker), _say)
+        except RemoteEnvError as error:
+            _send(sys.stdout, {"failed": str(error)})
+            return 1
+        asker.is_answered = False
+        try:
+            _announce(name, request, holder)
+            holder.hold(ending, _log)
+        finally:
+            holder.close()
+            remove_record(name)
     return 0
-
-
-def _interrupt(ended: threading.Event) -> None:
-    ended.set()
-    raise KeyboardInterrupt
 
 
 def _options(plain: dict[str, Any], asker: _Asker) -> PlaceOptions:

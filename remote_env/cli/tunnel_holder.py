@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,39 @@ WORDS_S = 0.5  # how long to wait for why a connection ended
 LOOK_S = 0.5  # how often the tunnel is looked at
 HEALTH_S = 10.0  # how often the far end is asked
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between attempts to open it again
+_QUESTION = "; does anything listen there?"
 
 Say = Callable[[str], None]
+
+
+class Ending:
+    """Whether a signal has asked for the end; no Event, since one set in a signal's handler may wait for itself.
+
+    Attributes:
+        is_asked: since when only `close` matters.
+    """
+
+    is_asked = False
+
+    def ask(self, *_: object) -> None:
+        """A signal's handler: ends what is in progress, the first time."""
+        if not self.is_asked:
+            self.is_asked = True
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[Ending]:
+    """Ctrl-C, SIGTERM and SIGHUP ask for the end, and the block ends with no more than that."""
+    ending = Ending()
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, ending.ask) for number in numbers}
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield ending
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -62,7 +94,7 @@ class TunnelHolder:
         self._connection: Any = make_connection(request.host, options)
         self._tunnel = open_tunnel(request.kind, self._connection)
         self._place: LocalPort | None = None
-        self.port = _choose_port(request.local_port, say)
+        self.port = _choose_port(request, self._connection.login, say)
         try:
             self._open()
             self.health = self._prove()
@@ -80,8 +112,8 @@ class TunnelHolder:
         why = self._why_closed() if health.state == CLOSED else ""
         if why:
             raise ConnectError(
-                f"nothing answers on port {self._request.remote_port} of {self._request.host}: {why}. "
-                f"Is the server running? remote-env ps {self._request.host}"
+                f"nothing answers on port {self._request.remote_port} of {self._request.host}: "
+                f"{why.removesuffix(_QUESTION)}. Is the server running? remote-env ps {self._request.host}"
             )
         return health
 
@@ -98,12 +130,13 @@ class TunnelHolder:
         """Whether the SSH connection lives and the port listens."""
         return self._place is not None and self._place.is_up
 
-    def hold(self, ended: threading.Event, say: Say) -> None:
-        """Keep it open until `ended`; `say` is told each change of state."""
+    def hold(self, ending: Ending, say: Say) -> None:
+        """Keep it open until the end is asked for; `say` is told each change of state."""
         shown, asked = self.health.words, time.monotonic()
-        while not ended.wait(LOOK_S):
+        while not ending.is_asked:
+            time.sleep(LOOK_S)
             if not self.is_up:
-                self._reopen(ended, say)
+                self._reopen(ending, say)
             elif time.monotonic() - asked < HEALTH_S:
                 continue
             asked = time.monotonic()
@@ -117,18 +150,18 @@ class TunnelHolder:
         except ConnectError as error:
             return Health(CLOSED, str(error))
 
-    def _reopen(self, ended: threading.Event, say: Say) -> None:
+    def _reopen(self, ending: Ending, say: Say) -> None:
         why = self._place.failure() if self._place is not None else ""
         say(f"the SSH connection ended{f' ({why})' if why else ''}; opening it again")
         pause_s = FIRST_PAUSE_S
-        while not ended.is_set():
+        while not ending.is_asked:
             if self._place is not None:
                 self._place.close()
             try:
                 self._open()
             except RemoteEnvError as error:
                 say(f"not yet: {error}")
-                ended.wait(pause_s)
+                time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 say("open again")
@@ -142,9 +175,20 @@ class TunnelHolder:
         self._connection.close()
 
 
-def _choose_port(wanted: int, say: Say) -> int:
-    if is_free(wanted):
+def _choose_port(request: Request, login: Any, say: Say) -> int:
+    wanted = request.local_port
+    if _may_lead_to_itself(request, login):
+        why = f"{request.host} may be this machine, where port {wanted} would lead to itself"
+    elif not is_free(wanted):
+        why = f"local port {wanted} cannot be had (taken, or not allowed)"
+    else:
         return wanted
     port = free_port()
-    say(f"local port {wanted} cannot be had (taken, or not allowed); using {port}")
+    say(f"{why}; using {port}")
     return port
+
+
+def _may_lead_to_itself(request: Request, login: Any) -> bool:
+    """Whether each connection would open another, without end."""
+    is_here = login.via is None and (login.address in ("localhost", "::1") or login.address.startswith("127."))
+    return is_here and request.local_port == request.remote_port and is_free(request.local_port)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import threading
 import time
 import weakref
@@ -248,10 +249,15 @@ class _Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no t
         super()._parse_newkeys(message)
 
 
+LOG_CHANNEL = "remote_env.ssh.transport"
+# What goes wrong is raised; without a handler Python would also print it.
+logging.getLogger(LOG_CHANNEL).addHandler(logging.NullHandler())
+
+
 def open_transport(link: Link) -> paramiko.Transport:
     """A paramiko transport over `link`, not yet started, with the fast ciphers first."""
     transport = _Transport(link, packetizer_class=_TimerlessPacketizer)
-    transport.set_log_channel("remote_env.ssh.transport")
+    transport.set_log_channel(LOG_CHANNEL)
     options = transport.get_security_options()
     options.ciphers = tuple(name for name in _FAST_CIPHERS if name in options.ciphers)
     options.digests = tuple(name for name in _MACS if name in options.digests)

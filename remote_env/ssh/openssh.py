@@ -37,6 +37,7 @@ _OPTIONS = (
     *("-o", "ControlMaster=no"),  # a master would keep the tunnel when its client has been killed
     *("-o", "LogLevel=INFO"),  # why a connection could not be opened
     *("-o", "RemoteCommand=none", "-o", "PermitLocalCommand=no"),
+    *("-o", "IgnoreUnknown=*", "-o", "ForkAfterAuthentication=no"),  # it would leave us; unknown before OpenSSH 8.7
     *("-o", "ForwardAgent=no", "-o", "ForwardX11=no"),
     *("-o", "Compression=no"),  # it made images 10 to 20 times slower
     *("-o", f"Ciphers={_CIPHERS}"),
@@ -44,23 +45,29 @@ _OPTIONS = (
 # ssh ends with us, however we end: a guard beside it reads a pipe of ours, and signals the process group at its end.
 # (A parent-death signal would fire when the *thread* that started ssh ends, and ssh -N reads no input.) USR1 ends ssh
 # at once whatever it waits for; TERM is for a caller that ignores USR1, which is inherited. The shell goes last, so
-# that whoever has waited for it knows that ssh is gone.
+# that whoever has waited for it knows that ssh is gone; ssh alone holds our standard error, whose end tells its death.
 _GUARDED = """\
 trap : USR1 TERM
-exec 3<&0 </dev/null
+exec 3<&0 4>&2 </dev/null 2>/dev/null
 (
     trap '' USR1 TERM
+    exec 4>&-
     read -r line <&3
     rm -f "$1/socket"
     rmdir "$1"
     kill -USR1 0
     kill -TERM 0
-) >/dev/null 2>&1 &
+) &
 guard=$!
 shift
-"$@" 3<&-
-status=$?
-exec 2>/dev/null
+"$@" 3<&- 2>&4 4>&- &
+ssh=$!
+exec 3<&- 4>&-
+status=255
+while kill -0 "$ssh"; do
+    wait "$ssh"
+    status=$?
+done
 kill -KILL "$guard"
 wait "$guard"
 exit "$status"
@@ -131,7 +138,7 @@ class SshChild:
     @property
     def is_alive(self) -> bool:
         """Whether ssh runs."""
-        return self._process.poll() is None
+        return not self._ended.is_set() and self._process.poll() is None
 
     @property
     def line_count(self) -> int:
@@ -144,12 +151,15 @@ class SshChild:
             fresh = min(self._count - since, len(self._lines))
             return "; ".join(list(self._lines)[len(self._lines) - fresh :]) if fresh else ""
 
+    def last_failure(self) -> str:
+        """The last line in which ssh said that it could not open a connection; "" when there is none."""
+        with self._spoke:
+            return next((line for line in reversed(self._lines) if "open failed" in line), "")
+
     def explain(self, since: int) -> str:
         """Why a stream that began after `since` lines ended: what ssh says of it or at its own death, soon."""
         with self._spoke:
             self._spoke.wait_for(lambda: self._count > since or self._ended.is_set(), WORDS_S)
-        if "open failed" not in self.said(since):
-            self._ended.wait(WORDS_S)
         return self.said(since)
 
     def wait_listening(self, deadline: float) -> None:
@@ -162,7 +172,7 @@ class SshChild:
         while not self.socket_path.exists():
             if self._ended.wait(POLL_S) or not self.is_alive:
                 self._reader.join(WORDS_S)
-                raise _start_failure(self._process.wait(), self.said())
+                raise _start_failure(self._process.wait(END_TIMEOUT_S), self.said())
             if time.monotonic() >= deadline:
                 said = self.said() or "nothing"
                 raise DeadlineExceeded(f"ssh has not opened its tunnel in time; it said: {said}")
@@ -248,20 +258,23 @@ class OpensshTunnel:
 
     @property
     def _login(self) -> list[str]:
-        return self._connection.login.ssh_arguments()
+        """As `Login.ssh_arguments`, but by the name that the user wrote: its section of the configuration counts."""
+        login = self._connection.login
+        *options, _ = login.ssh_arguments()
+        return [*options, "-o", f"HostName={login.address}", "-l", login.user, login.host]
 
     def dial(self, port: int, deadline: float, host: str = LOOPBACK) -> Transport:
         """See `Tunnel.dial`."""
-        child = self._living_child(host, port, deadline)
-        since = child.line_count
-        try:
-            transport = child.connect(deadline)
-        except ConnectError:
-            if child.is_alive:
-                raise
-            child = self._living_child(host, port, deadline)  # it ended just now
+        while True:
+            child = self._living_child(host, port, deadline)
             since = child.line_count
-            transport = child.connect(deadline)
+            try:
+                transport = child.connect(deadline)
+                break
+            except ConnectError:  # it ended just now, or its socket is bound and does not listen yet
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_S)
         place = f"{host}:{port} on {self._connection.login.host}"
         return ExplainedTransport(transport, lambda error: _explain(child, since, place, error))
 
@@ -328,7 +341,7 @@ class OpensshPort:
 
     def failure(self) -> str:
         """See `LocalPort.failure`."""
-        return self._child.said()
+        return self._child.last_failure() if self.is_up else self._child.said() or "the ssh process ended"
 
     def close(self) -> None:
         """See `LocalPort.close`."""
