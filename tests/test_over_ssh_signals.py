@@ -42,6 +42,8 @@ if stage == "stepping":
     here()
     env.step(0)
 here()
+if stage == "idling":
+    sys.stdin.read()
 if stage == "closing":
     env.close()
 if stage == "forgetting":
@@ -50,7 +52,7 @@ if stage == "forgetting":
 SLOW = {
     "starting": {"python": f"""sh -c 'sleep 20; exec "$0" "$@"' {FAR_PYTHON}"""},
     "building": {"env_kwargs": {"build": "say:building now;wait:20"}},
-    "closing": {"env_kwargs": {"close": "wait:1"}},
+    "closing": {"env_kwargs": {"close": "wait:0.5"}},
 }
 # How a program ends by a signal that it may handle: SystemExit(128 + n), but by Ctrl-C as the shells want it.
 ENDS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: -signal.SIGINT, signal.SIGKILL: -signal.SIGKILL}
@@ -66,7 +68,9 @@ def start_client(server: SshServer, stage: str, folder: Path, *, idle_timeout_s:
         **SLOW.get(stage, {}),
     }
     command = [sys.executable, "-W", "ignore", "-c", _CLIENT, server.target, json.dumps(arguments), stage, str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_here(client: subprocess.Popen[str]) -> None:
@@ -117,7 +121,7 @@ def test_a_client_that_never_closes_leaves_nothing(ssh_server: SshServer, stage:
 
 
 def test_die_with_me(ssh_server: SshServer, tmp_path: Path) -> None:
-    client = start_client(ssh_server, "stepping", tmp_path, idle_timeout_s=0.0)
+    client = start_client(ssh_server, "idling", tmp_path, idle_timeout_s=0.0)
     wait_here(client)
     assert remains(ssh_server)
     client.kill()

@@ -18,27 +18,28 @@ TASK = "tasks_for_tests.misbehaving:OnDemand"
 ACTION = np.zeros(2, np.float32)
 
 
-@pytest.mark.parametrize("how", ["sleep", "hold-gil"])
-def test_a_hung_step_is_told_with_its_stack(how: str) -> None:
+def test_a_hung_step_is_told_with_its_stack(tmp_path: Path) -> None:
     with RemoteEnv(env=TASK, step_timeout_s=0.5) as env:
         env.reset()
-        env.call("plan", how)
+        env.call("plan", f"until:{tmp_path / 'gate'}")
         began = time.monotonic()
-        text = (
-            r"busy in step \(step 1\) for 0\.\d s, at die \(misbehaving\.py:\d+\) < step \(misbehaving\.py:\d+\) < .*"
+        doing = (
+            r"busy in step \(step 1\) for 0\.\d s, at wait_for_file \(misbehaving\.py:\d+\) < die \(misbehaving\.py:"
         )
-        with pytest.raises(DeadlineExceeded, match=text + r"resume\(\).*reset\(\).*restart\(\)") as caught:
+        with pytest.raises(DeadlineExceeded, match=doing + r".* resume\(\).*reset\(\).*restart\(\)") as caught:
             env.step(ACTION)
         assert time.monotonic() - began < 2.5
         assert "misbehaving.py" in caught.value.remote_stack
         assert "loop.py" in caught.value.remote_stack
-        assert "in die" in env.logs(60)
+        assert "in wait_for_file" in env.logs(60)
+        (tmp_path / "gate").touch()
 
 
-def test_a_hung_reset_too() -> None:
-    text = r"no answer to RESET in time.*busy in reset .* at die \(mis"
-    with RemoteEnv(env=TASK, reset_timeout_s=0.5) as env, pytest.raises(DeadlineExceeded, match=text):
-        env.reset(options={"how": "hold-gil"})
+def test_one_that_holds_its_interpreter_in_native_code_too() -> None:
+    text = r"no answer to RESET in time.*busy in reset .* at hold_interpreter \(slow\.py:"
+    slow = RemoteEnv(env="tasks_for_tests.slow:Slow", reset_timeout_s=0.5)
+    with slow as env, pytest.raises(DeadlineExceeded, match=text):
+        env.reset(options={"plan": "hold:20"})  # which the question for its stacks cuts short
 
 
 def test_restart_kills_it_and_says_that_the_episode_is_gone(caplog: pytest.LogCaptureFixture) -> None:
