@@ -97,7 +97,7 @@ class SshServer:
     ) -> None:
         if not SSHD.exists():
             raise RuntimeError(f"{SSHD} is missing; install it: sudo apt-get install openssh-server")
-        self.root = Path(tempfile.mkdtemp(prefix="remote-env-sshd-", dir="/tmp")  # it outlives a module's isolated home)
+        self.root = Path(tempfile.mkdtemp(prefix="remote-env-sshd-", dir="/tmp"))  # outlives a module's isolated home
         self.cache = self.root / "cache" if cache is None else cache
         self.user = getpass.getuser()
         self.port = _free_port()
