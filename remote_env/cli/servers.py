@@ -24,8 +24,9 @@ from remote_env.cli.show import (
     status_line,
     whole_number,
 )
-from remote_env.env.places import Place, open_place
+from remote_env.env.places import Place, make_connection, open_place
 from remote_env.env.server import ServerRecord
+from remote_env.env.ssh_place import SshPlace
 from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.protocol.log_text import clean
 from remote_env.session import ControlLink
@@ -145,18 +146,29 @@ def run_ps(options: argparse.Namespace) -> int:
 def _list_host(listing: _Listing, options: argparse.Namespace) -> None:
     try:
         with _place(listing.host, options) as place:
-            listing.servers = list(_list_servers(place, _soon(options.connect_timeout + LIST_TIMEOUT_S)))
+            listing.servers = list(_list_servers(place, _soon(LIST_TIMEOUT_S)))
     except RemoteEnvError as error:
         listing.error = str(error)
 
 
 @contextlib.contextmanager
 def _place(host: str, options: argparse.Namespace) -> Iterator[Place]:
-    place = open_place(host, login_options(options))
+    place = _log_in(host, options)
     try:
         yield place
     finally:
         place.close()
+
+
+def _log_in(host: str, options: argparse.Namespace) -> Place:
+    """The place, logged in: what comes then has time of its own, however long a person took to type a password."""
+    login = login_options(options)
+    place = open_place(host, login)
+    if not place.is_remote:
+        return place
+    connection = make_connection(host, login)
+    connection.connect(_soon(options.connect_timeout))
+    return SshPlace(connection, login)
 
 
 def _soon(timeout_s: float) -> float:
@@ -326,7 +338,7 @@ def _read_log(place: Place, record: ServerRecord, lines: int) -> str:
 
 def _choose(place: Place, options: argparse.Namespace) -> ServerRecord:
     """The server that the caller means; ConfigError lists what runs when that is not one."""
-    records = place.list(_soon(options.connect_timeout + LIST_TIMEOUT_S))
+    records = place.list(_soon(LIST_TIMEOUT_S))
     matching = [record for record in records if record.id.startswith(options.id)]
     if len(matching) == 1:
         return matching[0]
@@ -361,7 +373,7 @@ def run_stop(options: argparse.Namespace) -> int:
     if options.ids and (options.all or options.stale):
         options.parser.error("name sessions, or give --all or --stale")
     with _place(options.host, options) as place:
-        records = place.list(_soon(options.connect_timeout + LIST_TIMEOUT_S))
+        records = place.list(_soon(LIST_TIMEOUT_S))
         doomed = _doomed(place, records, options)
         if not doomed:
             where = _named(options.host)

@@ -286,14 +286,19 @@ def test_a_login_that_freezes_in_the_middle_ends_the_tests(tmp_path: Path) -> No
 
 
 @pytest.mark.fault
-def test_ctrl_c_leaves_nothing(ssh_server: SshServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["probe", "self-test"])
+def test_ctrl_c_leaves_nothing(ssh_server: SshServer, tmp_path: Path, moment: str) -> None:
     asked, slow = tmp_path / "asked", tmp_path / "python"
-    slow.write_text(f'#!/bin/sh\ntouch {asked}\nexec {FAR_PYTHON} "$@"\n')
+    waits = "exec sleep 600" if moment == "probe" else f'exec {FAR_PYTHON} "$@"'
+    slow.write_text(f"#!/bin/sh\ntouch {asked}\n{waits}\n")
     slow.chmod(0o755)
+    sessions = ssh_server.cache / "remote-env/sessions"
     with start("doctor", ssh_server.target, "--python", slow, *login_words(ssh_server)) as process:
         wait_until(asked.exists, "the interpreter was started")
+        if moment == "self-test":
+            wait_until(lambda: list(sessions.glob("*/ready.json")), "the self-test's server listens", 30)
         process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=20)
+        _, complaints = process.communicate(timeout=30)
     assert process.returncode == 130
     assert complaints == ""
 

@@ -75,6 +75,13 @@ def own(server: ServerProcess) -> ServerRecord:
     return next(record for record in LocalPlace().list(0.0) if record.port == server.port)
 
 
+def read_on(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a program says until its end; pytest's own deadline is ours. `communicate` would lose what we read ahead."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process.stdout.read(), process.stderr.read()
+
+
 # The program
 
 
@@ -148,6 +155,17 @@ def test_ps_asks_several_hosts_and_one_that_is_not_there_is_a_line(ssh_server: S
     assert record.token not in printed
 
 
+@pytest.mark.fault
+def test_ps_of_a_stopped_sshd_ends_in_time() -> None:
+    with SshServer() as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        done = run("ps", server.target, "local", *login_words(server), "--connect-timeout", "1")
+        os.kill(server.pid, signal.SIGCONT)
+    assert done.returncode == 1
+    assert done.stdout == "this machine: no task server of yours\n"
+    assert "said nothing in time" in done.stderr
+
+
 def test_ps_says_what_a_simulator_does(said: Any, tmp_path: Path) -> None:
     go = tmp_path / "go"
     with serving(SLOW) as server, RemoteEnv(port=server.port) as env:
@@ -207,7 +225,7 @@ def test_following_a_log_ends_with_the_server(ssh_server: SshServer) -> None:
             assert process.stdout is not None
             assert "clients of this user find the token" in process.stdout.readline()
             assert main(["stop", ssh_server.target, *login_words(ssh_server), record.id]) == 0
-            rest, complaints = process.communicate(timeout=20)
+            rest, complaints = read_on(process)
         assert process.returncode == 0
         assert complaints == f"-- {record.id} has ended\n"
         assert "serving CartPole-v1" in rest
@@ -241,7 +259,7 @@ def test_attach_shows_and_leaves_it_running(ssh_server: SshServer) -> None:
             lines = iter(process.stdout.readline, "")
             assert any("-- ready" in line for line in lines)
             process.send_signal(signal.SIGINT)
-            rest, complaints = process.communicate(timeout=20)
+            rest, complaints = read_on(process)
         assert (process.returncode, complaints) == (0, "")
         assert rest.splitlines()[-1] == f"{record.id} runs on"
         assert is_alive(record.pid)
@@ -249,7 +267,7 @@ def test_attach_shows_and_leaves_it_running(ssh_server: SshServer) -> None:
             assert process.stdout is not None
             assert process.stdout.readline()
             main(["stop", ssh_server.target, *login_words(ssh_server), record.id])
-            rest, complaints = process.communicate(timeout=20)
+            rest, complaints = read_on(process)
         assert (process.returncode, complaints) == (0, "")
         assert rest.splitlines()[-1] == f"{record.id} has ended"
 
