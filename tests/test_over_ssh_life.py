@@ -17,7 +17,7 @@ from ssh_client import FAR_PYTHON, ROOT, nothing_is_left, over_ssh, ssh_argument
 from ssh_server import SshServer
 
 from remote_env import RemoteEnv
-from remote_env.errors import ConfigError, DeadlineExceeded, StartError
+from remote_env.errors import ConfigError, DeadlineExceeded, SessionLost, StartError
 
 __all__ = ["nothing_is_left"]
 
@@ -167,6 +167,10 @@ def test_a_stopped_sshd_makes_the_host_unreachable_and_the_server_ends(ssh_serve
     try:
         began = time.monotonic()
         assert env.status()["state"] == "unreachable"
+        assert time.monotonic() - began < 6.0
+        env._step_timeout_s, began = 0.5, time.monotonic()
+        with pytest.raises((DeadlineExceeded, SessionLost)):
+            env.step(0)
         assert time.monotonic() - began < 6.0
     finally:
         for pid in stopped:

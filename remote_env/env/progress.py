@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,12 @@ from remote_env.protocol.log_text import clean, last_line
 log = logging.getLogger("remote_env")
 
 REDRAWS_PER_S = 4
+_line = threading.Lock()  # who draws holds it
 PHASES = ("connecting", "uploading", "starting", "checking", "importing", "building", "ready")
+
+
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty() and multiprocessing.parent_process() is None
 
 
 class StartProgress:
@@ -23,7 +30,7 @@ class StartProgress:
     Args:
         what: is started, to show.
         timeout_s: for all of it [s].
-        show: draw a status line on standard error; None: when that is a terminal.
+        show: draw a status line on standard error; None: when that is a terminal, and this no worker process.
         on_progress: told in words of everything new.
 
     Attributes:
@@ -42,7 +49,7 @@ class StartProgress:
     ) -> None:
         self.phase, self.detail = PHASES[0], ""
         self._what = what
-        self._show = sys.stderr.isatty() if show is None else show
+        self._show = _is_watched() if show is None else show
         self._on_progress = on_progress
         self._told = ""
         self._began = time.monotonic()
@@ -87,7 +94,8 @@ class StartProgress:
         )
 
     def __enter__(self) -> StartProgress:
-        if self._show:
+        # One line at a time: those of several starts would overwrite each other.
+        if self._show and _line.acquire(blocking=False):
             from rich.console import Console
             from rich.live import Live
 
@@ -99,6 +107,7 @@ class StartProgress:
     def __exit__(self, *_: object) -> None:
         live, self._live = self._live, None
         if live is not None:
+            _line.release()
             live.stop()
 
     def __rich__(self) -> Any:
