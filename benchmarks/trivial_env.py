@@ -7,6 +7,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from remote_env.state import EntityLayout, SceneLayout, SceneState
+
+_LAYOUT = SceneLayout((EntityLayout("cube"),), "trivial 1")
+
 
 class TrivialEnv(gymnasium.Env[Any, Any]):
     """Hands out the same observation each step, with a counter in it, and never ends.
@@ -34,3 +38,13 @@ class TrivialEnv(gymnasium.Env[Any, Any]):
         self._steps += 1
         self._observation.flat[0] = self._steps & 0xFF
         return self._observation, 0.0, False, False, {}
+
+
+class TrivialScene(TrivialEnv):
+    """The same with a scene of one cube, so that its state can be asked for."""
+
+    def get_scene_state(self, *, native: bool = False) -> SceneState:
+        """Where the cube is: as high as there were steps."""
+        values = np.zeros(_LAYOUT.size)
+        values[3:5] = self._steps, 1.0
+        return SceneState(_LAYOUT, values, b"" if native else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 import weakref
@@ -14,6 +15,7 @@ import paramiko
 import sshtunnel
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
+from remote_env.ssh.channel import WINDOW_BYTES
 from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.tunnel import LOOPBACK, ExplainedTransport, LocalPort
 from remote_env.transport import Transport, connect_tcp
@@ -21,6 +23,25 @@ from remote_env.transport import Transport, connect_tcp
 JOIN_TIMEOUT_S = 2.0
 _PREFIX = "open new channel ssh error: "  # what sshtunnel puts before the reason
 WORDS_S = 0.3  # how long a broken stream waits for sshtunnel to say why
+
+
+class _Channel:
+    """A paramiko channel as sshtunnel's handlers use it.
+
+    They ask for 16 KiB at a time, and paramiko moves what stays behind each time; here they get all that has come.
+    """
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self.fileno, self.recv_ready = channel.fileno, channel.recv_ready
+        self.sendall, self.close = channel.sendall, channel.close
+
+    @property
+    def active(self) -> bool:
+        return bool(self._channel.active)
+
+    def recv(self, _size: int) -> bytes:
+        return bytes(self._channel.recv(WINDOW_BYTES))
 
 
 class _Login:
@@ -39,7 +60,7 @@ class _Login:
     def is_active(self) -> bool:
         return not self._closed and self._connection.is_open
 
-    def open_channel(self, *, dest_addr: tuple[str, int], timeout: float, **_: object) -> paramiko.Channel:
+    def open_channel(self, *, dest_addr: tuple[str, int], timeout: float, **_: object) -> _Channel:
         """For sshtunnel's handlers, which expect paramiko's exceptions."""
         try:
             channel = self._connection.open_channel(dest_addr, time.monotonic() + timeout)
@@ -48,7 +69,7 @@ class _Login:
         self._channels.add(channel)
         if self._closed:
             self.close()
-        return channel
+        return _Channel(channel)
 
     def close(self) -> None:
         """End the channels, which frees the handlers; the login itself is the caller's."""
@@ -94,6 +115,7 @@ class _Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunn
 
         class Handler(super()._make_ssh_forward_handler_class(remote_address_)):  # type: ignore[misc]
             def handle(self) -> None:
+                self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 thread = threading.current_thread()
                 threads.add(thread)
                 try:
