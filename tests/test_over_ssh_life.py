@@ -17,6 +17,7 @@ from ssh_client import FAR_PYTHON, ROOT, nothing_is_left, over_ssh, ssh_argument
 from ssh_server import SshServer
 
 from remote_env import RemoteEnv
+from remote_env.env.progress import PHASES
 from remote_env.errors import ConfigError, DeadlineExceeded, SessionLost, StartError
 
 __all__ = ["nothing_is_left"]
@@ -178,8 +179,30 @@ def test_a_stopped_sshd_makes_the_host_unreachable_and_the_server_ends(ssh_serve
     env.close()
 
 
+def test_the_phases_of_a_start_over_ssh(ssh_server: SshServer) -> None:
+    told: list[str] = []
+    slow = {**SLOW, "env_kwargs": {"build": "say:loading the stage;wait:0.7"}}
+    with over_ssh(ssh_server, on_progress=told.append, **slow):
+        pass
+    phases = list(dict.fromkeys(text.partition(":")[0] for text in told))
+    assert phases == [name for name in PHASES if name in phases]
+    assert {"connecting", "uploading", "starting", "building", "ready"} <= set(phases)
+    assert "building: loading the stage" in told
+
+
 def test_gym_make_takes_it_all(ssh_server: SshServer) -> None:
     arguments = {**ssh_arguments(ssh_server), "reuse": True, "tunnel": "channel"}
     with gymnasium.make("Remote-v0", host=ssh_server.target, env="CartPole-v1", **arguments) as env:
         env.reset(seed=0)
         assert isinstance(env.unwrapped, RemoteEnv)
+
+
+def test_a_node_behind_a_login_node(ssh_server: SshServer, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    with SshServer() as node:
+        known.write_text(ssh_server.known_hosts_line() + node.known_hosts_line())
+        way = {"via": "testbox", "ssh_config_file": str(ssh_server.config), "known_hosts_file": str(known)}
+        with over_ssh(node, env="CartPole-v1", **way) as env:
+            env.reset(seed=0)
+            assert env.status()["pid"] in node.processes()
+            assert env.status()["pid"] not in ssh_server.processes()
