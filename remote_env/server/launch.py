@@ -24,6 +24,18 @@ def _refuse_old_interpreter(folder):
     sys.exit(message)
 
 
+def _note_process(folder):
+    # For our starter: a wrapper that started us may outlive us. Where there is no /proc it has to do without.
+    try:
+        with open("/proc/self/stat") as file:
+            begun = file.read().rpartition(")")[2].split()[19]
+        numbers = os.readlink("/proc/self/ns/pid")
+        with open(os.path.join(folder, "supervisor"), "w") as file:
+            file.write("%d %s %s\n" % (os.getpid(), begun, numbers))  # noqa: UP031
+    except OSError:
+        pass
+
+
 def _set_path():
     # The script's own folder must go: its module names would shadow the standard library's.
     root = os.path.dirname(PACKAGE)
@@ -35,11 +47,14 @@ def main():
     """Run what the arguments name, and exit with its status."""
     if len(sys.argv) < 2:
         sys.exit("usage: launch.py SESSION_FOLDER  (started by remote_env; to serve by hand: servers/task_server.py)")
+    is_simulator = len(sys.argv) > 2 and sys.argv[2] == "--simulator"
+    if not is_simulator:
+        _note_process(sys.argv[1])
     if sys.version_info < OLDEST:
         _refuse_old_interpreter(sys.argv[1])
     _set_path()
     _enter_package()
-    if len(sys.argv) > 2 and sys.argv[2] == "--simulator":
+    if is_simulator:
         from remote_env.server import simulator
 
         sys.exit(simulator.main(sys.argv[1], *(int(number) for number in sys.argv[3:])))

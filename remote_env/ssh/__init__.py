@@ -1,6 +1,7 @@
 """SSH: log in, ship and start the far end, open channels to it, and stop it."""
 
-from remote_env.ssh.connection import CompletedCommand, SshConnection
+from remote_env.ssh.command import CompletedCommand
+from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.credentials import SecretPrompt
 from remote_env.ssh.far_end import ship_far_end, upload_bundle, upload_folder
 from remote_env.ssh.launch import LaunchedShell

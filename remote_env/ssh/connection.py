@@ -25,8 +25,6 @@ from remote_env.ssh.proxy import ProxyWay
 from remote_env.ssh.target import SshTarget
 from remote_env.ssh.ways import ChannelWay, open_tcp
 
-__all__ = ["CompletedCommand", "RunningCommand", "SshConnection"]
-
 LOGIN_ATTEMPTS = 12  # sshd's MaxStartups drops some of many simultaneous logins
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 JOIN_TIMEOUT_S = 5.0

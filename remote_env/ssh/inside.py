@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from remote_env.errors import ConnectionLost, DeadlineExceeded, RemoteEnvError, StartError
-from remote_env.ssh.connection import RunningCommand, SshConnection
+from remote_env.ssh.command import RunningCommand
+from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.programs import BOOTSTRAP, DATA_IS_ASKED_FOR, LAUNCH, RELAY, RELAY_LOADER
 from remote_env.ssh.scripts import Lines, compose, parse_answer, pieces, read_and_run
 from remote_env.ssh.shell import Progress, Sent

@@ -97,22 +97,28 @@ pid=$!
 begun=$(start_of $pid)
 printf '%s %s %s\n%s\n' "$pid" "$begun" "$(here)" "$far" > "$folder/leader"
 trap '' PIPE
-end_group() {
+end_group() {  # after so many tenths of a second by force
   kill -s TERM -- "-$pid" 2>/dev/null
-  wait_gone "$pid" "$begun" 20
+  wait_gone "$pid" "$begun" "$1"
   kill -s KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
   wait "$pid"
 }
-abandon() { trap '' HUP INT TERM; end_group; drop; exit 1; }
+abandon() { trap '' HUP INT TERM; end_group 20; drop; exit 1; }
 trap abandon HUP INT TERM
 finish() { say "$1"; say log; tail -n 60 <&3; drop; exit 0; }
 say "started $pid $begun $folder" || abandon
+# The server's own process, which a wrapper may outlive; it counts where its number means what it means here.
+numbers=$(readlink /proc/self/ns/pid)
+is_server_gone() {
+  [ -f "$folder/supervisor" ] && read -r own begun_at place < "$folder/supervisor" || return 1
+  [ "$place" = "$numbers" ] && ! is_alive "$own" "$begun_at"
+}
 turns=0
 while :; do
   alive=$(start_of $pid)
   if [ -f "$folder/failed.json" ]; then
     why=$(tr -d '\n' < "$folder/failed.json")
-    end_group 2>/dev/null
+    end_group 20 2>/dev/null
     finish "refused $why"
   fi
   if [ -z "$alive" ]; then
@@ -123,6 +129,10 @@ while :; do
   if [ -f "$folder/ready.json" ]; then
     say "ready $(tr -d '\n' < "$folder/ready.json")" || abandon
     exit 0
+  fi
+  if is_server_gone && ! wait_gone "$pid" "$begun" 3 && [ ! -f "$folder/failed.json" ]; then
+    end_group 3 2>/dev/null
+    finish "died unknown"
   fi
   turns=$((turns + 1))
   if [ $((turns % 5)) -eq 0 ]; then

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from remote_env.errors import ConnectionLost, StartError
-from remote_env.ssh.connection import RunningCommand, SshConnection
+from remote_env.ssh.command import RunningCommand
+from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.programs import DATA_FOLLOWS, MARK, PRELUDE
 from remote_env.ssh.shell import Command, Progress, Running, Sent, Shell
 

@@ -172,6 +172,8 @@ class _Starter:
         self.started = None  # the script has ended it and removed its folder
         if word == "refused":
             return _refused(self.shell.name, json.loads(detail), log)
+        if detail == "unknown":
+            return _outlived(self.shell.name, self.python, log)
         return _died(self.shell.name, self.python, int(detail), log)
 
     def _end_started(self) -> None:
@@ -189,6 +191,16 @@ def _refused(host: str, failed: Mapping[str, str], log: str) -> StartError:
         f"the task server on {host} did not start: {failed['message']}{hint}",
         log_tail=log,
         kind=failed["kind"],
+        phase="starting",
+    )
+
+
+def _outlived(host: str, python: str, log: str) -> StartError:
+    """The error for a far end whose Python ended while the command line around it ran on."""
+    return StartError(
+        f"the task server on {host} ended while it started, and what {python!r} runs beside it did not; that was "
+        f"ended too. Last log lines:\n{log.strip()[-1500:] or '(none)'}",
+        log_tail=log,
         phase="starting",
     )
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
-from remote_env.ssh.connection import RunningCommand
+from remote_env.ssh.command import RunningCommand
 from remote_env.ssh.stream_frames import BYE, CLOSE, OPEN, FrameParser, pack_header
 from remote_env.ssh.stream_transport import CONTROL_TIMEOUT_S, WINDOW_BYTES, StreamTransport
 from remote_env.transport import Buffer

@@ -24,6 +24,9 @@ def start_time(pid):
     with open("/proc/%d/stat" % pid) as file:
         return file.read().rpartition(")")[2].split()[19]
 
+with open(os.path.join(folder, "supervisor"), "w") as file:
+    file.write("%d %s %s\n" % (os.getpid(), start_time(os.getpid()), os.readlink("/proc/self/ns/pid")))
+
 def write(path, value):
     with open(path + ".partial", "w") as file:
         json.dump(value, file)
