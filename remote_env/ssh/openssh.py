@@ -242,14 +242,16 @@ class OpensshTunnel:
         connection: whose login it makes anew; that one itself is not used.
 
     Raises:
-        ConfigError: there is no `ssh` program.
+        ConfigError: there is no `ssh` program, or this is Windows.
     """
 
     kind = "openssh"
 
     def __init__(self, connection: SshConnection) -> None:
-        if shutil.which("ssh") is None:
-            raise ConfigError('tunnel="openssh" needs the program ssh; install OpenSSH\'s client, or use "channel"')
+        if os.name != "posix" or shutil.which("ssh") is None:
+            raise ConfigError(
+                'tunnel="openssh" needs the program ssh; install OpenSSH\'s client (not on Windows), or use "channel"'
+            )
         self._connection = connection
         self._children: dict[tuple[str, int], SshChild] = {}
         self._ports: weakref.WeakSet[OpensshPort] = weakref.WeakSet()

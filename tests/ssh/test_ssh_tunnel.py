@@ -173,6 +173,26 @@ def test_a_local_port_leads_there_until_it_is_closed(tunnel: Tunnel, echo: Echo)
         socket.create_connection(("127.0.0.1", place.port), 10)
 
 
+@pytest.fixture(scope="module")
+def behind() -> Iterator[SshServer]:
+    """An sshd whose alias `testbox` is reached through another one."""
+    with SshServer() as jump, SshServer(jump=jump) as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jump_hosts_are_gone_through_and_ended(behind: SshServer, echo: Echo, kind: str) -> None:
+    files = {"known_hosts_file": str(behind.known_hosts), "config_file": str(behind.config)}
+    login = SshConnection("testbox", **files)
+    tunnel = open_tunnel(kind, login)
+    logins = behind.log().count("Accepted publickey")
+    with contextlib.closing(tunnel.dial(echo.port, soon())) as stream:
+        assert round_trip(stream, b"x" * 200) == b"x" * 200
+    assert behind.log().count("Accepted publickey") == logins + 1
+    tunnel.close()
+    login.close()
+
+
 # What it refuses
 
 
