@@ -100,11 +100,6 @@ def test_each_command_teaches(command: str, capsys: pytest.CaptureFixture[str]) 
     assert f"remote-env {command}" in printed
 
 
-def test_python_runs_it_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "remote_env", "ps"], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "this machine: no task server of yours\n", "")
-
-
 def test_a_reader_that_leaves_is_no_error() -> None:
     with serving(SLOW, {"build": "talk:3000"}), start("logs", "local", "-n", "3000") as process:
         assert process.stdout is not None
@@ -156,14 +151,13 @@ def test_ps_asks_several_hosts_and_one_that_is_not_there_is_a_line(ssh_server: S
 
 
 @pytest.mark.fault
-def test_ps_of_a_stopped_sshd_ends_in_time() -> None:
+def test_ps_of_a_stopped_sshd_ends_in_time(said: Any) -> None:
     with SshServer() as server:
         os.kill(server.pid, signal.SIGSTOP)
-        done = run("ps", server.target, "local", *login_words(server), "--connect-timeout", "1")
+        status, printed, complaints = said("ps", server.target, "local", *login_words(server), "--connect-timeout", "1")
         os.kill(server.pid, signal.SIGCONT)
-    assert done.returncode == 1
-    assert done.stdout == "this machine: no task server of yours\n"
-    assert "said nothing in time" in done.stderr
+    assert (status, printed) == (1, "this machine: no task server of yours\n")
+    assert "said nothing in time" in complaints
 
 
 def test_ps_says_what_a_simulator_does(said: Any, tmp_path: Path) -> None:
@@ -272,24 +266,23 @@ def test_attach_shows_and_leaves_it_running(ssh_server: SshServer) -> None:
         assert rest.splitlines()[-1] == f"{record.id} has ended"
 
 
-def test_several_servers_have_to_be_named(said: Any) -> None:
+def test_nothing_to_attach_to(said: Any) -> None:
     assert said("attach", "local")[2] == "error: no task server of yours runs on this machine; RemoteEnv starts one\n"
-    with serving() as one, serving() as other:
-        for command in ("attach", "logs", "stop"):
-            status, printed, complaints = said(command, "local")
-            assert (status, printed) == (1, "")
-            assert complaints.startswith("error: 2 servers of yours run there; name one: there run: ")
-            assert own(one).id in complaints
-            assert own(other).id in complaints
-        assert "no session there begins with 'zz'" in said("logs", "local", "zz")[2]
 
 
 # stop
 
 
-def test_stop_ends_exactly_what_was_named(said: Any) -> None:
+def test_several_servers_have_to_be_named_and_stop_ends_exactly_those(said: Any) -> None:
     with serving() as one, serving() as other:
         first, second = own(one), own(other)
+        for command in ("attach", "logs", "stop"):
+            status, printed, complaints = said(command, "local")
+            assert (status, printed) == (1, "")
+            assert complaints.startswith("error: 2 servers of yours run there; name one: there run: ")
+            assert first.id in complaints
+            assert second.id in complaints
+        assert "no session there begins with 'zz'" in said("logs", "local", "zz")[2]
         status, printed, _ = said("stop", "local", first.id[:-1])
         assert status == 0
         assert printed.startswith(f"ended {first.id} (CartPole-v1, pid {first.pid}, ")
