@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from remote_env.ssh import SshConnection
@@ -93,7 +90,6 @@ class PlainForward(RawSocket):
     """The same through `ssh -L` as people start it by hand."""
 
     def __init__(self, login: list[str], port: int) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
         with socket.create_server(("127.0.0.1", 0)) as probe:
             local = probe.getsockname()[1]
         command = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}", *login]
@@ -113,7 +109,6 @@ class PlainForward(RawSocket):
         super().close()
         self._process.terminate()
         self._process.wait()
-        shutil.rmtree(self._folder)
 
 
 class ThroughTunnel:
