@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from remote_env.cli import link_rows, machine_rows
+from remote_env.cli.asking import describe_servers
 from remote_env.cli.isaac_rows import PACKAGES as ISAAC_PACKAGES
 from remote_env.cli.isaac_rows import isaac_rows
 from remote_env.cli.probing import NOT_EXECUTABLE, NOT_FOUND, TOOLS, Look, ProbeFailed, look_around, probe_parts
 from remote_env.cli.rows import FAIL, OK, SKIP, WARN, Row, Where, ssh_command
 from remote_env.cli.self_test import RememberingAsk, self_test_row
-from remote_env.cli.servers import describe_servers
 from remote_env.cli.shells import FarShell, OwnShell, Shell
 from remote_env.cli.show import (
     CONSOLE,

@@ -7,34 +7,43 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from remote_env.cli.asking import (
+    ASK_TIMEOUT_S,
+    LIST_TIMEOUT_S,
+    describe_record,
+    describe_state,
+    describe_use,
+    is_stale,
+    list_servers,
+    open_link,
+    reach,
+    read_status,
+    short_id,
+    soon,
+)
 from remote_env.cli.show import (
     Line,
     add_login_options,
     examples,
-    login_options,
-    one_line,
     print_json,
     print_table,
-    show_seconds,
     show_time,
     status_line,
     whole_number,
 )
-from remote_env.env.places import Place, make_connection, open_place
+from remote_env.env.places import Place
 from remote_env.env.server import ServerRecord
-from remote_env.env.ssh_place import SshPlace
 from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.protocol.log_text import clean
 from remote_env.session import ControlLink
 from remote_env.session.follow import LogReader, follow_log
 
-LIST_TIMEOUT_S, ASK_TIMEOUT_S, STOP_TIMEOUT_S = 20.0, 5.0, 20.0
+STOP_TIMEOUT_S = 20.0
 STATUS_EVERY_S, READ_EVERY_S = 1.0, 0.2
-SHORT_ID = 8
 ATTACH_LINES = 20
 COLUMNS = ("SESSION", "TASK", "USER", "STARTED", "LAST USE", "STATE", "PORT", "KEPT")
 
@@ -145,54 +154,10 @@ def run_ps(options: argparse.Namespace) -> int:
 
 def _list_host(listing: _Listing, options: argparse.Namespace) -> None:
     try:
-        with _place(listing.host, options) as place:
-            listing.servers = list(_list_servers(place, _soon(LIST_TIMEOUT_S)))
+        with reach(listing.host, options) as place:
+            listing.servers = list(list_servers(place, soon(LIST_TIMEOUT_S)))
     except RemoteEnvError as error:
         listing.error = str(error)
-
-
-@contextlib.contextmanager
-def _place(host: str, options: argparse.Namespace) -> Iterator[Place]:
-    place = _log_in(host, options)
-    try:
-        yield place
-    finally:
-        place.close()
-
-
-def _log_in(host: str, options: argparse.Namespace) -> Place:
-    """The place, logged in: what comes then has time of its own, however long a person took to type a password."""
-    login = login_options(options)
-    place = open_place(host, login)
-    if not place.is_remote:
-        return place
-    connection = make_connection(host, login)
-    connection.connect(_soon(options.connect_timeout))
-    return SshPlace(connection, login)
-
-
-def _soon(timeout_s: float) -> float:
-    return time.monotonic() + timeout_s
-
-
-def _list_servers(place: Place, deadline: float) -> Iterator[tuple[ServerRecord, dict[str, Any]]]:
-    for record in place.list(deadline):
-        yield record, _read_status(place, record)
-
-
-def _read_status(place: Place, record: ServerRecord) -> dict[str, Any]:
-    """What that server says; state "no answer" with `why` when it says nothing."""
-    try:
-        with contextlib.closing(_open_link(place, record)) as link:
-            return link.status(ASK_TIMEOUT_S)
-    except RemoteEnvError as error:
-        return {"state": "no answer", "why": str(error)}
-
-
-def _open_link(place: Place, record: ServerRecord) -> ControlLink:
-    deadline = _soon(ASK_TIMEOUT_S)
-    server = place.attach(record, deadline)
-    return ControlLink(server.dial, server.token, deadline, session=None, client="remote-env command")
 
 
 def _print_listings(listings: Sequence[_Listing]) -> None:
@@ -219,44 +184,15 @@ def _cells(record: ServerRecord, status: dict[str, Any], ids: Sequence[str]) -> 
     kept = "yes" if status.get("kept") else ""
     started = show_time(record.started)
     return [
-        _short(record.id, ids),
+        short_id(record.id, ids),
         record.task_label,
         record.user,
         started,
-        _last_use(status),
+        describe_use(status),
         describe_state(status),
         str(record.port),
         kept,
     ]
-
-
-def _short(identity: str, ids: Sequence[str]) -> str:
-    """The first characters of an id that no other begins with."""
-    length = SHORT_ID
-    while length < len(identity) and sum(other.startswith(identity[:length]) for other in ids) > 1:
-        length += 1
-    return identity[:length]
-
-
-def _last_use(status: dict[str, Any]) -> str:
-    holders = [f"{one.get('client') or 'somebody'}" for one in status.get("holders", ())]
-    if holders:
-        return f"held by {', '.join(holders)}"
-    return f"idle {show_seconds(status['idle_s'])}" if "idle_s" in status else "?"
-
-
-def describe_state(status: dict[str, Any]) -> str:
-    """What a server does, in a few words: "busy: step, 12 s; 1200 steps"."""
-    state, since = status["state"], f"{show_seconds(status['since_s'])}" if "since_s" in status else ""
-    if state == "busy":
-        detail = f": {', '.join(filter(None, (status.get('call', ''), since)))}"
-    elif state == "starting":
-        detail = f": {', '.join(filter(None, (status.get('phase', ''), since)))}"
-    else:
-        why = one_line(str(status.get("why") or status.get("message") or ""))
-        detail = f": {why}" if why else ""
-    steps = status.get("steps")
-    return f"{state}{detail}" + (f"; {steps} steps" if steps else "")
 
 
 def _listing_to_plain(listing: _Listing) -> dict[str, Any]:
@@ -275,11 +211,11 @@ def _listing_to_plain(listing: _Listing) -> dict[str, Any]:
 
 def run_attach(options: argparse.Namespace) -> int:
     """Show a server's state and log until it ends, or until Ctrl-C, which leaves it running."""
-    with _place(options.host, options) as place:
+    with reach(options.host, options) as place:
         record = _choose(place, options)
         print(f'RemoteEnv("{options.host}", session="{record.id}")', flush=True)
         try:
-            with contextlib.closing(_open_link(place, record)) as link, status_line("") as line:
+            with contextlib.closing(open_link(place, record)) as link, status_line("") as line:
                 _watch(link, line)
         except ConnectionLost:
             print(f"{record.id} has ended")
@@ -295,14 +231,14 @@ def _watch(link: ControlLink, line: Line) -> NoReturn:
     _print_log(tail.text)
     reader, status_at, last = LogReader(link, tail.next), 0.0, ""
     while True:
-        for text in reader.read(_soon(ASK_TIMEOUT_S)):
+        for text in reader.read(soon(ASK_TIMEOUT_S)):
             _print_log(text)
         if time.monotonic() >= status_at:
             status = link.status(ASK_TIMEOUT_S)
-            line.update(f"{describe_state(status)}; {_last_use(status)}")
+            line.update(f"{describe_state(status)}; {describe_use(status)}")
             if not sys.stdout.isatty() and status["state"] != last:
-                print(f"-- {describe_state(status)}; {_last_use(status)}", flush=True)
-            status_at, last = _soon(STATUS_EVERY_S), status["state"]
+                print(f"-- {describe_state(status)}; {describe_use(status)}", flush=True)
+            status_at, last = soon(STATUS_EVERY_S), status["state"]
         time.sleep(READ_EVERY_S)
 
 
@@ -314,10 +250,10 @@ def _print_log(text: str) -> None:
 
 def run_logs(options: argparse.Namespace) -> int:
     """Print the end of a server's log, and go on with `--follow`."""
-    with _place(options.host, options) as place:
+    with reach(options.host, options) as place:
         record = _choose(place, options)
         if options.follow:
-            lines: Any = follow_log(lambda: _open_link(place, record), lines=options.lines)
+            lines: Any = follow_log(lambda: open_link(place, record), lines=options.lines)
             with contextlib.closing(lines):
                 for line in lines:
                     _print_log(line)
@@ -330,15 +266,15 @@ def run_logs(options: argparse.Namespace) -> int:
 def _read_log(place: Place, record: ServerRecord, lines: int) -> str:
     """The end of its log, from the file when it does not answer."""
     try:
-        with contextlib.closing(_open_link(place, record)) as link:
+        with contextlib.closing(open_link(place, record)) as link:
             return link.logs(lines)
     except (RemoteEnvError, DeadlineExceeded):
-        return place.read_tail(f"{record.session_folder}/log", lines, _soon(LIST_TIMEOUT_S))
+        return place.read_tail(f"{record.session_folder}/log", lines, soon(LIST_TIMEOUT_S))
 
 
 def _choose(place: Place, options: argparse.Namespace) -> ServerRecord:
     """The server that the caller means; ConfigError lists what runs when that is not one."""
-    records = place.list(_soon(LIST_TIMEOUT_S))
+    records = place.list(soon(LIST_TIMEOUT_S))
     matching = [record for record in records if record.id.startswith(options.id)]
     if len(matching) == 1:
         return matching[0]
@@ -357,12 +293,7 @@ def _not_one(wanted: str, matching: Sequence[ServerRecord], records: Sequence[Se
 
 
 def _list_records(records: Sequence[ServerRecord]) -> str:
-    return "there run: " + ", ".join(_describe(record) for record in records)
-
-
-def _describe(record: ServerRecord) -> str:
-    age = show_seconds(time.time() - record.started) if record.started else "?"
-    return f"{record.id} ({one_line(record.task_label)}, pid {record.pid}, port {record.port}, up {age})"
+    return "there run: " + ", ".join(describe_record(record) for record in records)
 
 
 # stop
@@ -372,8 +303,8 @@ def run_stop(options: argparse.Namespace) -> int:
     """End servers and say which; 1 when none was ended, or one could not be."""
     if options.ids and (options.all or options.stale):
         options.parser.error("name sessions, or give --all or --stale")
-    with _place(options.host, options) as place:
-        records = place.list(_soon(LIST_TIMEOUT_S))
+    with reach(options.host, options) as place:
+        records = place.list(soon(LIST_TIMEOUT_S))
         doomed = _doomed(place, records, options)
         if not doomed:
             where = _named(options.host)
@@ -388,7 +319,7 @@ def _doomed(place: Place, records: Sequence[ServerRecord], options: argparse.Nam
     if options.all:
         return list(records)
     if options.stale:
-        return [record for record in records if is_stale(_read_status(place, record))]
+        return [record for record in records if is_stale(read_status(place, record))]
     found: dict[str, ServerRecord] = {}
     for wanted in options.ids or [""]:
         matching = [record for record in records if record.id.startswith(wanted)]
@@ -398,27 +329,11 @@ def _doomed(place: Place, records: Sequence[ServerRecord], options: argparse.Nam
     return list(found.values())
 
 
-def is_stale(status: dict[str, Any]) -> bool:
-    """Whether a server with this status may be ended as left over: held by nobody and not kept, or not answering."""
-    return status["state"] == "no answer" or not (status.get("sessions") or status.get("kept"))
-
-
 def _stop(place: Place, record: ServerRecord) -> int:
     try:
-        place.stop(record, _soon(STOP_TIMEOUT_S))
+        place.stop(record, soon(STOP_TIMEOUT_S))
     except RemoteEnvError as error:
-        print(f"error: {_describe(record)} could not be ended: {error}", file=sys.stderr)
+        print(f"error: {describe_record(record)} could not be ended: {error}", file=sys.stderr)
         return 1
-    print(f"ended {_describe(record)}")
+    print(f"ended {describe_record(record)}")
     return 0
-
-
-def describe_servers(place: Place, deadline: float) -> tuple[str, list[str]]:
-    """What runs on a place, in words, and the ids of those that are left over.
-
-    Raises:
-        ConnectError, ConnectionLost, DeadlineExceeded: the place cannot be asked.
-    """
-    found = list(_list_servers(place, deadline))
-    shown = [f"{_describe(record)}: {describe_state(status)}, {_last_use(status)}" for record, status in found]
-    return "\n".join(shown), [record.id for record, status in found if is_stale(status)]

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from command import FAR_PYTHON, login_words, run, start
 
 from remote_env import RemoteEnv, __version__
-from remote_env.cli import main, servers
-from remote_env.cli.servers import describe_state, is_stale
+from remote_env.cli import asking, main
+from remote_env.cli.asking import describe_state, is_stale
 from remote_env.env import records
 from remote_env.env.local_place import LocalPlace
 from remote_env.env.server import ServerRecord
@@ -227,7 +227,7 @@ def test_following_a_log_ends_with_the_server(ssh_server: SshServer) -> None:
 
 @pytest.mark.fault
 def test_a_server_that_does_not_answer_is_seen_read_and_ended(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "ASK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(asking, "ASK_TIMEOUT_S", 1.0)
     monkeypatch.setattr(records, "GRACE_S", 0.5)
     with serving() as server:
         record = own(server)
