@@ -83,6 +83,7 @@ class Arguments:
     via: str | Sequence[str] | None
     launch: str | None
     launch_host: str | None
+    insecure: bool
     ssh_port: int | None
     identity_file: str | None
     ask_secret: Callable[[Any], str | None] | None

@@ -83,6 +83,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         via: a login node, or several in a row, through which the host is reached: "user@login".
         launch: a command there that runs the server inside a container or a batch job: "docker exec -i isaac".
         launch_host: where the server can be dialled, seen from the host, when `launch` puts it on another machine.
+        insecure: let a server that we start listen there, beyond loopback: its clients prove themselves, but whoever is
+            on that network can see and change the data.
         ssh_port: the SSH port (`port` is the task server's).
         identity_file: private key to log in with.
         ask_secret: called with a `remote_env.ssh.SecretPrompt` for a password, a key's passphrase or a one-time code;
@@ -130,6 +132,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         via: str | Sequence[str] | None = None,
         launch: str | None = None,
         launch_host: str | None = None,
+        insecure: bool = False,
         ssh_port: int | None = None,
         identity_file: str | None = None,
         ask_secret: Callable[[Any], str | None] | None = None,

@@ -131,6 +131,7 @@ def make_settings(place: Place, task: TaskChoice, arguments: Arguments, deadline
         "task": specified.to_plain(),
         "digest": specified.digest,
         "setup": describe_setup(arguments, uploaded),
+        "insecure": arguments.insecure,
         "max_sessions": arguments.max_sessions,
         "idle_timeout_s": NEVER_S if ends_with_us else arguments.idle_timeout_s,
         "requirements": list(arguments.requirements),
