@@ -46,8 +46,13 @@ class LaunchedShell:
 
     @property
     def is_open(self) -> bool:
-        """See `Shell.is_open`."""
+        """Whether the prefix runs."""
         return self._has_relay or (self._inside is not None and self._inside.is_open)
+
+    @property
+    def is_reachable(self) -> bool:
+        """See `Shell.is_reachable`; it may need the prefix to be run again."""
+        return self.connection.is_open
 
     def enter(self, deadline: float, on_progress: Progress | None = None) -> None:
         """Run the prefix, unless that is done already; see `Shell.enter`."""

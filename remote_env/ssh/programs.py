@@ -41,6 +41,22 @@ wait_gone() {
     sleep 0.1
   done
 }
+# The process groups of the server in `folder` and of its simulators that live now; and what is left of those later,
+# never of a number that another process has by then.
+note_groups() {
+  groups=
+  if [ -f "$folder/simulators" ]; then
+    while read -r pgid from rest; do note_group "$pgid" "$from"; done < "$folder/simulators"
+  fi
+  [ -f "$folder/leader" ] && read -r pgid from rest < "$folder/leader" && note_group "$pgid" "$from"
+}
+note_group() { is_alive "$1" "$2" && groups="$groups $1:$2"; }
+kill_groups() {
+  for entry in $groups; do
+    now=$(start_of "${entry%:*}")
+    if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
+  done
+}
 # Where process ids mean what they mean here: a container may share our home and our machine's name.
 here() { printf '%s:%s' "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" "$(readlink /proc/self/ns/pid)"; }
 # Whether a folder of ours is there; it counts as used.
@@ -56,7 +72,7 @@ touch_used "$final" && { say "present $final"; exit 0; }
 [ "$size" -gt 0 ] || { say "absent $final"; exit 0; }
 temp="$cache/$kind/.$digest.$$"
 trap 'rm -rf "$temp"' EXIT
-trap 'exit 1' HUP INT TERM
+trap 'exit 1' HUP INT TERM PIPE  # PIPE: our client is gone
 why=$(mkdir -p "$cache/$kind" 2>&1 && mkdir "$temp" 2>&1) || fail "$why"
 ready_for_data
 why=$(head -c "$size" 2>&1 | { tar -xzf - -C "$temp" 2>&1; status=$?; cat >/dev/null; exit "$status"; }) || fail "$why"
@@ -83,8 +99,27 @@ command -v setsid >/dev/null || refuse "setsid was not found; install util-linux
 shell=sh
 command -v bash >/dev/null && shell=bash
 folder="$cache/sessions/$session"
-why=$(mkdir -p "$cache/sessions" 2>&1 && mkdir "$folder" 2>&1) || fail "$why"
+pid= begun=
 drop() { cd / && rm -rf "$folder"; }
+end_group() {  # after so many tenths of a second by force
+  note_groups
+  kill -s TERM -- "-$pid" 2>/dev/null
+  wait_gone "$pid" "$begun" "$1"
+  kill -s KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
+  wait "$pid"
+  kill_groups
+}
+# Our client is gone, or our terminal is, at any line from here on.
+abandon() {
+  trap '' HUP INT TERM PIPE
+  pid=${pid:-$!}
+  begun=${begun:-${pid:+$(start_of "$pid")}}
+  [ -z "$pid" ] || end_group 20 2>/dev/null
+  drop
+  exit 1
+}
+trap abandon HUP INT TERM PIPE
+why=$(mkdir -p "$cache/sessions" 2>&1 && mkdir "$folder" 2>&1) || fail "$why"
 ready_for_data
 why=$(head -c "$size" | { cat 2>&1 > "$folder/settings.json"; status=$?; cat >/dev/null; exit "$status"; }) ||
   { drop; fail "$why"; }
@@ -96,16 +131,7 @@ setsid "$shell" -c 'umask "$1"; command=$2; shift 2; eval "$command \"\$@\""' re
 pid=$!
 begun=$(start_of $pid)
 printf '%s %s %s\n%s\n' "$pid" "$begun" "$(here)" "$far" > "$folder/leader"
-trap '' PIPE
-end_group() {  # after so many tenths of a second by force
-  kill -s TERM -- "-$pid" 2>/dev/null
-  wait_gone "$pid" "$begun" "$1"
-  kill -s KILL -- "-$pid" 2>/dev/null  # the group's number cannot be reused: its leader is our unreaped child
-  wait "$pid"
-}
-abandon() { trap '' HUP INT TERM; end_group 20; drop; exit 1; }
-trap abandon HUP INT TERM
-finish() { say "$1"; say log; tail -n 60 <&3; drop; exit 0; }
+finish() { trap '' HUP INT TERM PIPE; say "$1"; say log; tail -n 60 <&3; drop; exit 0; }
 say "started $pid $begun $folder" || abandon
 # The server's own process, which a wrapper may outlive; it counts where its number means what it means here.
 numbers=$(readlink /proc/self/ns/pid)
@@ -142,27 +168,23 @@ while :; do
 done
 """
 
-# pid, start, folder, port, tenths (how long to wait for its end), group (yes: the process leads its group)
+# port, tenths (how long to wait for its end), and pid, start, folder; or session: whatever was started for it
 STOP = r"""
+group=
+if [ -n "$session" ]; then
+  folder="$cache/sessions/$session"
+  [ -f "$folder/leader" ] && read -r pid start rest < "$folder/leader" && group=-
+fi
 case "$folder" in "$cache"/sessions/?*) ;; *) refuse "$folder is not a session folder" ;; esac
 case "$folder" in */../*|*/..) refuse "$folder is not a session folder" ;; esac
-groups=
-note_group() { is_alive "$1" "$2" && groups="$groups $1:$2"; }
-if [ -f "$folder/simulators" ]; then
-  while read -r pgid begun rest; do note_group "$pgid" "$begun"; done < "$folder/simulators"
-fi
-[ -f "$folder/leader" ] && read -r pgid begun rest < "$folder/leader" && note_group "$pgid" "$begun"
+note_groups
 outcome=gone
 if is_alive "$pid" "$start"; then
   outcome=stopped
-  if [ "$group" = yes ]; then kill -s TERM -- "-$pid"; else kill -s TERM "$pid"; fi
+  kill -s TERM -- "$group$pid"
   wait_gone "$pid" "$start" "$tenths" || { outcome=killed; kill -s KILL "$pid"; }
 fi
-# What is left of the groups that were ours a moment ago; never a number that another process has by now.
-for entry in $groups; do
-  now=$(start_of "${entry%:*}")
-  if [ -z "$now" ] || [ "$now" = "${entry#*:}" ]; then kill -s KILL -- "-${entry%:*}" 2>/dev/null; fi
-done
+kill_groups
 why=$(rm -rf "$folder" 2>&1) || refuse "$folder cannot be removed: $why"
 record="$servers/$port.json"  # a killed server leaves it
 [ "$outcome" != stopped ] && [ "$(field pid 2>/dev/null < "$record")" = "$pid" ] && rm -f "$record"

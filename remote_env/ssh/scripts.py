@@ -39,8 +39,8 @@ class SshShell:
         self.name = connection.login.host
 
     @property
-    def is_open(self) -> bool:
-        """See `Shell.is_open`."""
+    def is_reachable(self) -> bool:
+        """See `Shell.is_reachable`."""
         return self.connection.is_open
 
     def enter(self, deadline: float, on_progress: Progress | None = None) -> None:

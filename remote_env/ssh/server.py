@@ -72,32 +72,20 @@ class ServerHandle:
         shell = as_shell(self.connection)
         try:
             shell.revive(deadline)
-            stop_process(shell, self.pid, self.start_time, self.session_folder, deadline, port=self.port)
+            _stop(shell, deadline, pid=self.pid, start=self.start_time, folder=self.session_folder, port=self.port)
         finally:
             shell.close()
 
 
-def stop_process(
-    shell: Shell,
-    pid: int,
-    start_time: str,
-    folder: str,
-    deadline: float,
-    *,
-    port: int = 0,
-    group: bool = False,
-) -> None:
-    """End a server and what it left; with `group` the whole process group that it leads."""
+def stop_start(shell: Shell, session: str, deadline: float) -> None:
+    """End whatever was started for `session`, and remove its folder; raises as `run_script`."""
+    _stop(shell, deadline, session=session)
+
+
+def _stop(shell: Shell, deadline: float, **given: object) -> None:
     grace_s = min(STOP_GRACE_S, max(deadline - time.monotonic() - 2.0, 0.0))
-    variables = {
-        "pid": pid,
-        "start": start_time,
-        "folder": folder,
-        "port": port,
-        "tenths": round(grace_s * 10),
-        "group": "yes" if group else "no",
-    }
-    run_script(shell, STOP, variables, deadline=deadline)
+    variables = {"session": "", "pid": "", "start": "", "folder": "", "port": 0, "tenths": round(grace_s * 10)}
+    run_script(shell, STOP, {**variables, **given}, deadline=deadline)
 
 
 def find_server(where: SshConnection | Shell, port: int, deadline: float) -> dict[str, Any] | None:

@@ -57,8 +57,8 @@ class Shell(Protocol):
     name: str
 
     @property
-    def is_open(self) -> bool:
-        """Whether it runs."""
+    def is_reachable(self) -> bool:
+        """Whether programs can be tried, without a new login."""
 
     def enter(self, deadline: float, on_progress: Progress | None = None) -> None:
         """Have it run.

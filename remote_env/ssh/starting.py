@@ -7,7 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from remote_env.ssh.launch import LaunchedShell
 from remote_env.ssh.pack import pack_far_end
 from remote_env.ssh.programs import START
 from remote_env.ssh.scripts import FAILURES, SshShell, as_shell, failure, no_answer, parse_answer
-from remote_env.ssh.server import ServerHandle, stop_process
+from remote_env.ssh.server import ServerHandle, stop_start
 from remote_env.ssh.shell import Progress, Running, Shell
 
 CLEAN_UP_S = 8.0  # how long we try to end a server whose start was given up
@@ -92,7 +92,9 @@ class _Starter:
     python: str
     deadline: float
     on_progress: Progress | None
-    started: tuple[int, str, str] | None = None  # pid, start time, folder
+    folder: str = ""  # of the session, as soon as it has been started
+    may_run: bool = False  # something of ours, on the far end
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
     last_line: str = ""
 
     def try_start(self, digest: str) -> ServerHandle | None:
@@ -100,11 +102,12 @@ class _Starter:
         data = json.dumps(dict(self.settings)).encode()
         variables = {
             "digest": digest,
-            "session": secrets.token_hex(8),
+            "session": self.session,
             "python": self.python,
             "size": len(data),
         }
         began = time.monotonic()
+        self.may_run = True
         try:
             with self.shell.start(START, variables, data, self.deadline) as running:
                 ready = self._follow(running)
@@ -125,15 +128,16 @@ class _Starter:
         while (line := running.read_line(self.deadline)) is not None:
             word, rest = parse_answer(line) or ("", "")
             if word == "absent":
+                self.may_run = False
                 return None
             if word in FAILURES:
+                self.may_run = False
                 raise failure(self.shell, word, rest)
             if word == "started":
-                pid, start_time, folder = rest.split(" ", 2)
-                self.started = int(pid), start_time, folder
+                self.folder = rest.split(" ", 2)[2]
             elif word == "progress":
                 self._report(rest)
-            elif word == "ready" and self.started:
+            elif word == "ready" and self.folder:
                 return dict(json.loads(rest))
             elif word in ("refused", "died"):
                 raise self._ended(word, rest, self._read_log(running))
@@ -155,11 +159,10 @@ class _Starter:
             self.on_progress("starting", self.last_line)
 
     def _handle(self, ready: Mapping[str, Any]) -> ServerHandle:
-        assert self.started is not None  # noqa: S101  it said so before it was ready
         pid, start_time, port = int(ready["pid"]), str(ready["start_time"]), int(ready["listen"]["tcp"][1])
         return ServerHandle(
             connection=self.shell.connection if isinstance(self.shell, SshShell) else self.shell,
-            session_folder=self.started[2],
+            session_folder=self.folder,
             pid=pid,
             start_time=start_time,
             port=port,
@@ -169,7 +172,7 @@ class _Starter:
         )
 
     def _ended(self, word: str, detail: str, log: str) -> StartError:
-        self.started = None  # the script has ended it and removed its folder
+        self.may_run = False  # the script has ended it and removed its folder
         if word == "refused":
             return _refused(self.shell.name, json.loads(detail), log)
         if detail == "unknown":
@@ -177,11 +180,14 @@ class _Starter:
         return _died(self.shell.name, self.python, int(detail), log)
 
     def _end_started(self) -> None:
-        """Best effort: the far end's own script ends what it started once its client is gone."""
-        if self.started is None or not self.shell.is_open:
+        """Best effort: the far end's own script ends what it started once its client is gone.
+
+        Not so one that had already said that the server is ready.
+        """
+        if not (self.may_run and self.shell.is_reachable):
             return
         with contextlib.suppress(RemoteEnvError):
-            stop_process(self.shell, *self.started, time.monotonic() + CLEAN_UP_S, group=True)
+            stop_start(self.shell, self.session, time.monotonic() + CLEAN_UP_S)
 
 
 def _refused(host: str, failed: Mapping[str, str], log: str) -> StartError:

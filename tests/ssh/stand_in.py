@@ -32,6 +32,9 @@ def write(path, value):
         json.dump(value, file)
     os.rename(path + ".partial", path)
 
+def unblock():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
 print("loading the task", flush=True)
 if mode == "die":
     print("ImportError: no module named the_task", flush=True)
@@ -44,7 +47,8 @@ if mode == "refuse":
 if mode == "hang":
     time.sleep(600)
 
-simulator = subprocess.Popen(["sleep", "600"], start_new_session=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until there is who ends it
+simulator = subprocess.Popen(["sleep", "600"], start_new_session=True, preexec_fn=unblock)
 with open(os.path.join(folder, "simulators"), "w") as file:
     file.write("%d %s\n" % (simulator.pid, start_time(simulator.pid)))
 
@@ -70,6 +74,7 @@ if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, end)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 def serve(connection):
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -364,6 +364,42 @@ def test_a_client_that_vanishes_during_the_start_leaves_nothing(server: SshServe
         start(connection, package, "hang", on_progress=vanish)
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("launch", [None, "env"])
+def test_an_interrupt_of_a_start_whose_server_is_ready_leaves_nothing(
+    server: SshServer,
+    connection: SshConnection,
+    package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launch: str | None,
+) -> None:
+    ship_far_end(connection, soon(), source=package)
+
+    def interrupted(*_: object) -> None:
+        wait_until(lambda: list(server.cache.glob("remote-env/sessions/*/ready.json")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("remote_env.ssh.starting._Starter._follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(connection, package, launch=launch)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("place", ["RunningInside._read", "pieces"])
+def test_an_interrupt_before_the_settings_have_arrived_leaves_nothing(
+    connection: SshConnection, package: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    ship_far_end(connection, soon(), source=package)
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"remote_env.ssh.inside.{place}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(connection, package, launch="env")
+
+
 def test_a_cache_that_takes_no_files_is_a_start_error(tmp_path: Path, package: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
