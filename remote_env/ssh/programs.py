@@ -248,8 +248,26 @@ shell=sh
 command -v bash >/dev/null && shell=bash
 say "outside $(world)"
 umask "$mask"
+# A prefix that ignores the end of its input (`srun --pty`) would keep its job when our client is gone without a word:
+# when the login that we run in has ended, all that runs in our process group is hung up.
+read -r stat < "/proc/$$/stat"
+set -- ${stat##*) }
+login=$2 ours=$3 begun=$(start_of "$2")
+watch() {
+  [ -n "$begun" ] || return
+  trap 'kill "$!"; exit' TERM
+  while is_alive "$login" "$begun"; do
+    sleep 2 &
+    wait "$!"
+  done
+  kill -s HUP -- "-$ours"
+}
+watch </dev/null >/dev/null 2>&1 &
+watcher=$!
 "$shell" -c 'launch=$1; shift; eval "$launch \"\$@\""' remote-env "$launch" sh -c "$bootstrap"
-say "left $?"
+status=$?
+kill "$watcher"
+say "left $status"
 """
 
 # What the prefix runs. Nothing may be sent before it says that it is inside: a terminal would echo and change it.

@@ -412,6 +412,23 @@ def test_what_a_failed_proxy_command_said_is_shown(
     assert _children() == children
 
 
+def test_a_proxy_command_whose_ssh_was_dropped_is_tried_again(ssh_server: SshServer, tmp_path: Path) -> None:
+    script = tmp_path / "dropped_twice"
+    words = "kex_exchange_identification: Connection closed by remote host"
+    script.write_text(f'''#!/bin/sh
+echo attempt >> "$0.log"
+[ "$(wc -l < "$0.log")" -gt 2 ] && exec "$@"
+echo "{words}" >&2
+exit 255
+''')
+    script.chmod(0o755)
+    children = _children()
+    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, f"{script} COPY")) as connection:
+        assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
+    assert Path(f"{script}.log").read_text() == "attempt\n" * 3
+    assert _children() == children
+
+
 def test_a_proxy_command_that_hangs_ends_at_the_deadline(ssh_server: SshServer, tmp_path: Path) -> None:
     fds, children, begun = open_fds(), _children(), time.monotonic()
     command = "sh -c 'echo waiting >&2; sleep 600'"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
@@ -97,6 +98,13 @@ def _lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def kill_logins(server: SshServer) -> None:
+    for pid in server.connection_pids():
+        with contextlib.suppress(OSError):  # it has ended with its parent
+            if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
+                os.kill(pid, signal.SIGKILL)
+
+
 def receive(stream: Any, deadline: float) -> int:
     return int(stream.recv_some_into(memoryview(bytearray(10)), deadline))
 
@@ -157,9 +165,7 @@ def test_a_cut_link_ends_the_relay_and_leaves_the_server(
     with SshConnection(server.target, **server.login) as connection:
         handle = start(connection, package, prefix)
         stream = dial(handle)
-        for pid in server.connection_pids():
-            if _lives(pid) and Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
-                os.kill(pid, signal.SIGKILL)
+        kill_logins(server)
         with pytest.raises(ConnectionLost):
             receive(stream, soon())
         stream.close()
@@ -169,6 +175,17 @@ def test_a_cut_link_ends_the_relay_and_leaves_the_server(
         again = dial(handle)
         assert echo(again, b"again") == b"again"
         handle.stop(soon())
+
+
+@pytest.mark.fault
+def test_a_cut_link_ends_a_prefix_that_has_nothing_to_say_yet(server: SshServer, prefix: str) -> None:
+    with SshConnection(server.target, **server.login) as connection:
+        shell = LaunchedShell(connection, prefix)
+        shell.enter(soon())
+        assert pids_with(server, "while read -r word size nonce")
+        kill_logins(server)
+        wait_until(lambda: not server.processes(), "the prefix outlived its login")
+        shell.close()
 
 
 def test_a_relay_that_does_not_answer_keeps_deadlines_and_does_not_keep_stop_from_its_work(
