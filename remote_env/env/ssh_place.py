@@ -50,7 +50,8 @@ class SshPlace:
         self.name = connection.description
 
     def _connect(self, deadline: float) -> Any:
-        self._connection.connect(deadline)  # nothing when logged in already
+        until = time.monotonic() + self._options.connect_timeout_s
+        self._connection.connect(min(deadline, until))  # nothing when logged in already
         return self._connection
 
     def _shell(self, deadline: float) -> Any:
