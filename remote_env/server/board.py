@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import tempfile
 import time
 from bisect import bisect_left
@@ -17,9 +16,8 @@ CALLS = ("nothing", "import", "make", "reset", "step", "get_state", "set_state",
 CALL_NUMBERS = {name: number for number, name in enumerate(CALLS)}
 STEP_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
-# Words of 8 bytes, native and aligned, so that each is read whole: call (0: it waits for work), since when
+# Words of 8 bytes, native and aligned, so that each is read and written whole: call (0: it waits for work), since when
 # [s, monotonic], steps, resets, bytes received and sent, seconds in steps, how many steps took up to each bound.
-_NOW = struct.Struct("@QdQQQ")
 _CALL, _SINCE, _STEPS, _RESETS, _RECEIVED, _SENT, _STEP_SECONDS, _BUCKETS = range(8)
 _WORDS = _BUCKETS + len(STEP_BOUNDS_S) + 1
 _SIZE = 8 * _WORDS
@@ -76,14 +74,23 @@ class Board:
         else:
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.ftruncate(descriptor, _SIZE)
-        return cls(descriptor)
+        try:
+            os.ftruncate(descriptor, _SIZE)
+            return cls(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def begin(self, call: int) -> None:
         """Say that the call of this number of CALLS begins now."""
+        # Word by word: struct's pack_into clears all of them first, and a reader would see that.
+        words = self._words
         self._call = call
-        self._since = since = time.monotonic()
-        _NOW.pack_into(self._memory, 0, call, since, self.steps, self.resets, self.received)
+        self._floats[_SINCE] = self._since = time.monotonic()
+        words[_STEPS] = self.steps
+        words[_RESETS] = self.resets
+        words[_RECEIVED] = self.received
+        words[_CALL] = call
 
     def end(self) -> None:
         """Say that the simulator waits for work."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import selectors
+import signal
 import stat
 import time
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_totals_outlast_a_simulator() -> None:
         after = metrics(server)
         for name in ("steps_total", "resets_total", "received_bytes_total", "step_seconds_count"):
             assert after[name] == before[name] > 0
-        assert after['cpu_seconds_total{process="simulator"}'] >= before['cpu_seconds_total{process="simulator"}'] * 0.9
+        assert after['cpu_seconds_total{process="simulator"}'] >= before['cpu_seconds_total{process="simulator"}']
         assert after["ready"] == after['simulators{state="ready"}'] == 0
 
 
@@ -197,3 +198,24 @@ def test_the_board_sorts_steps_by_their_time() -> None:
     assert reading.step_seconds >= sum(STEP_BOUNDS_S[:2])
     assert reading.call == "nothing"
     board.close()
+
+
+def test_a_reader_never_sees_a_board_half_written() -> None:
+    board = Board.create()
+    board.steps = board.resets = board.received = 7
+    board.begin(CALL_NUMBERS["step"])
+    reader = os.getpid()
+    if not (writer := os.fork()):
+        with contextlib.suppress(BaseException):
+            while os.getppid() == reader:
+                board.begin(CALL_NUMBERS["step"])
+                board.end()
+    try:
+        for _ in range(50_000):
+            reading = board.read()
+            assert (reading.steps, reading.resets, reading.received) == (7, 7, 7)
+            assert reading.since > 0
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        board.close()
