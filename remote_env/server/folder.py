@@ -42,15 +42,19 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
     """Write JSON for this user only, whole or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file)
-    partial.rename(path)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(content, file)
+        partial.rename(path)
+    except BaseException:
+        partial.unlink()
+        raise
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove the session folder and what lies in it; it holds no folders of ours. Nothing when it is gone already."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-            path.unlink()
+    """Remove the session folder and what lies in it, as far as can be; it holds no folders of ours."""
     with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                path.unlink()
         folder.rmdir()

@@ -53,20 +53,27 @@ class Orphans:
             grace_s: how long after it was asked to one is killed.
         """
         now = time.monotonic()
-        others = children() - self._foreign - set(ours)
-        orphans = {pid for pid in others if not _reap(pid) and _is_orphan(pid, marks)}
+        try:
+            others = children() - self._foreign - set(ours)
+        except OSError:
+            return  # no descriptor is left: later
+        living = [pid for pid in others if not _reap(pid)]
+        orphans = [pid for pid in living if pid in self._asked or _is_orphan(pid, marks)]
+        for pid in orphans:
+            if pid not in self._asked:
+                _signal(pid, signal.SIGTERM)
+            elif now - self._asked[pid] >= grace_s:
+                _signal(pid, signal.SIGKILL)
         self._asked = {pid: self._asked.get(pid, now) for pid in orphans}
-        for pid, asked in self._asked.items():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL if now - asked >= grace_s else signal.SIGTERM)
 
     def end(self, timeout_s: float = 5.0) -> None:
         """Have every child of ours end, for the last time."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.sweep((), ())
-            if not self and not children() - self._foreign:
-                return
+            with contextlib.suppress(OSError):
+                if not self and not children() - self._foreign:
+                    return
             time.sleep(0.005)
 
 
@@ -81,7 +88,7 @@ def children() -> set[int]:
     try:
         tasks = [task / "children" for task in Path("/proc/self/task").iterdir()]
         return {int(pid) for task in tasks for pid in task.read_text().split()}
-    except OSError:
+    except FileNotFoundError:
         return _children_by_parent()
 
 
@@ -93,6 +100,11 @@ def _children_by_parent() -> set[int]:
             if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
                 found.add(int(path.parent.name))
     return found
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _reap(pid: int) -> bool:

@@ -21,6 +21,7 @@ from remote_env.server.stacks import DUMP_SIGNAL
 
 CLOSE_TIMEOUT_S = 5.0  # how long a task's own close() may take
 TERMINATE_TIMEOUT_S = 1.0
+KILL_TIMEOUT_S = 10.0  # a process that hangs in the kernel, in a GPU driver say, outlives SIGKILL
 LAUNCHER = Path(__file__).with_name("launch.py")
 
 
@@ -43,32 +44,19 @@ class SimulatorProcess:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], memory: MemoryWatch) -> None:
-        self.channel, theirs = socket.socketpair()
-        self.channel.setblocking(False)
-        self._board = Board.create()
-        leash, self._leash = os.pipe()
-        descriptors = (theirs.fileno(), self._board.descriptor, leash)
         self.mark = secrets.token_hex(8)
-        environment = {**os.environ, orphans.MARK: self.mark}
-        path = [*settings.get("python_path", []), *filter(None, [environment.get("PYTHONPATH")])]
-        if path:
-            environment["PYTHONPATH"] = os.pathsep.join(path)
-        try:
-            self._process = subprocess.Popen(  # noqa: S603  our own launcher
-                [sys.executable, "-u", str(LAUNCHER), str(folder), "--simulator", *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
-                start_new_session=True,
-                env=environment,
-            )
-        except OSError:
-            self.channel.close()
-            self._board.close()
-            os.close(self._leash)
-            raise
-        finally:
-            theirs.close()
-            os.close(leash)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as passed:
+            self.channel, theirs = socket.socketpair()
+            ours.callback(self.channel.close)
+            passed.callback(theirs.close)
+            self.channel.setblocking(False)
+            self._board = Board.create()
+            ours.callback(self._board.close)
+            leash, self._leash = os.pipe()
+            ours.callback(os.close, self._leash)
+            passed.callback(os.close, leash)
+            self._process = self._start(folder, settings, (theirs.fileno(), self._board.descriptor, leash))
+            ours.pop_all()
         self.pid = self._process.pid
         self.ready = False
         self.ending = self.killed_by = self.condemned = ""
@@ -86,6 +74,19 @@ class SimulatorProcess:
         self._is_occupied = False  # from a connection that it was given until it has let go of it
         self._abandoned_at = 0.0
         self._link: socket.socket | None = None  # a duplicate of its data connection, to end it by
+
+    def _start(self, folder: Path, settings: dict[str, Any], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, orphans.MARK: self.mark}
+        path = [*settings.get("python_path", []), *filter(None, [environment.get("PYTHONPATH")])]
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join(path)
+        return subprocess.Popen(  # noqa: S603  our own launcher
+            [sys.executable, "-u", str(LAUNCHER), str(folder), "--simulator", *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,
+            env=environment,
+        )
 
     @property
     def abandoned_for_s(self) -> float:
@@ -169,14 +170,17 @@ class SimulatorProcess:
     def take(self, sock: socket.socket) -> None:
         """Pass a data connection to it; from now on the socket is its own."""
         self.hang_up()
-        self._epoch += 1
         self._link = sock
-        self._is_occupied = True
-        line = json.dumps({"epoch": self._epoch}).encode()
+        line = json.dumps({"epoch": self._epoch + 1}).encode()
         try:
             socket.send_fds(self.channel, [line], [sock.fileno()])
         except OSError:
-            self.hang_up()  # it is ending; its client will hear so on its control connection
+            # It is ending, and its client will hear so on its control connection; or it is busy, and its client has
+            # opened so many connections meanwhile that no more can wait.
+            self.hang_up()
+            return
+        self._epoch += 1
+        self._is_occupied = True
 
     def hang_up(self) -> None:
         """End its data connection, which also frees it when it waits there."""
@@ -228,26 +232,29 @@ class SimulatorProcess:
         self.hang_up()
         self.channel.close()
 
-    def end(self) -> None:
-        """Have it end; by force when it does not."""
-        self.ask_to_end()
-        close_timeout_s = CLOSE_TIMEOUT_S if self.ready else 0.0  # a task that is being made has nothing to close
-        for wait_s, then in ((close_timeout_s, signal.SIGTERM), (TERMINATE_TIMEOUT_S, signal.SIGKILL)):
-            if self._wait(wait_s):
+    def end(self, begun: float) -> bool:
+        """Have it end, by force when it does not; whether it has.
+
+        Args:
+            begun: when it was asked to [s, monotonic]; the server's simulators end side by side.
+        """
+        until = begun + (CLOSE_TIMEOUT_S if self.ready else 0.0)  # a task that is being made has nothing to close
+        for wait_s, then in ((TERMINATE_TIMEOUT_S, signal.SIGTERM), (KILL_TIMEOUT_S, signal.SIGKILL)):
+            if self._wait(until):
                 break
             self._was_signalled = True
             self._signal(then)
-        while not self.ending and not self.reap():
-            time.sleep(0.005)
+            until = max(until, time.monotonic()) + wait_s
+        has_ended = self._wait(until)
         self.free()
+        return has_ended
 
-    def _wait(self, timeout_s: float) -> bool:
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            if self.ending or self.reap():
-                return True
+    def _wait(self, until: float) -> bool:
+        while not self.ending and not self.reap():
+            if time.monotonic() >= until:
+                return False
             time.sleep(0.002)
-        return False
+        return True
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,7 @@ class Simulators:
         self._orphans = Orphans()
         self._past = Totals(0, 0, 0, 0, 0.0, (0,) * (len(STEP_BOUNDS_S) + 1))
         self._last: list[dict[str, Any]] = []
+        self._sweep_is_due = True
         self.living: list[SimulatorProcess] = []
         self.deaths = 0
         if not adopt_orphans():
@@ -87,7 +89,7 @@ class Simulators:
     def take(self, taken: Collection[SimulatorProcess]) -> SimulatorProcess:
         """One for a new session: a free one, else the end of a killed one is waited for, else a new one."""
         free = [simulator for simulator in self.living if simulator not in taken]
-        usable = [simulator for simulator in free if simulator.usable]
+        usable = sorted((simulator for simulator in free if simulator.usable), key=_how_far_from_ready)
         condemned = [simulator for simulator in free if simulator.condemned and not simulator.ending]
         return next(iter([*usable, *condemned]), None) or self.spawn()
 
@@ -104,7 +106,8 @@ class Simulators:
             self._selector.unregister(simulator.channel)
 
     def reap(self) -> None:
-        """Notice those that have ended; and what they leave behind ends too."""
+        """Notice those that have ended; what they leave behind ends with the next `turn`."""
+        self._sweep_is_due = True
         for simulator in list(self.living):
             if simulator.reap():
                 self._hear(simulator)  # its last words
@@ -129,8 +132,11 @@ class Simulators:
             if simulator.abandoned_for_s > self._release_timeout_s and not simulator.condemned:
                 simulator.kill("still busy for a session that is gone")
                 self._say(f"simulator {simulator.pid} is still busy for a session that is gone; killed")
-        living = {simulator.pid for simulator in self.living}
-        self._orphans.sweep(living | set(ours), {simulator.mark for simulator in self.living})
+        # A task may have thousands of daemons: they are only looked through when a process has ended.
+        if self._sweep_is_due or self._orphans:
+            self._sweep_is_due = False
+            living = {simulator.pid for simulator in self.living}
+            self._orphans.sweep(living | set(ours), {simulator.mark for simulator in self.living})
 
     @property
     def is_waiting(self) -> bool:
@@ -157,6 +163,13 @@ class Simulators:
         """End all, and all that they have left behind."""
         for simulator in self.living:
             simulator.ask_to_end()
+        begun = time.monotonic()
         for simulator in self.living:
-            simulator.end()
+            if not simulator.end(begun):
+                self._say(f"simulator {simulator.pid} does not end: the kernel holds it, in a driver or a file system")
         self._orphans.end()
+
+
+def _how_far_from_ready(simulator: SimulatorProcess) -> int:
+    """0 when a session could have it at once, 1 when it is being made, 2 when it works for a session that is gone."""
+    return 2 if simulator.abandoned_for_s else int(not simulator.ready)

@@ -187,7 +187,7 @@ class Supervisor:
         """Stop every simulator, then remove every file, then let the clients see that we are gone."""
         # The record goes before the port is free: the next server there writes one of its own.
         if self._record is not None:
-            self._record.unlink(missing_ok=True)
+            self._remove_record(self._record)
         self._connections.stop_listening()
         self._gpus.end()
         self._simulators.end()
@@ -198,6 +198,12 @@ class Supervisor:
         for sock in self._wake:
             sock.close()
         self._selector.close()
+
+    def _remove_record(self, record: Path) -> None:
+        try:
+            record.unlink(missing_ok=True)
+        except OSError as error:  # a disk that has become read-only must not keep the rest from ending
+            self._say(f"the record stays: {error}")
 
     # What happens
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -10,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from leak_check import is_alive, marked_processes, wait_until
-from server_process import BareClient, ServerProcess, serving
+from server_process import BareClient, ServerProcess, read_to_end, serving
 
 from remote_env.protocol import frames
 from remote_env.server.endings import MemoryWatch, describe_exit
+from remote_env.server.folder import record_path
 from remote_env.session import Session
 from remote_env.transport import connect_tcp
 
@@ -156,6 +159,50 @@ def test_a_process_that_left_the_group_ends_with_its_simulator_and_no_other(tmp_
         one.close()
         two.close()
     assert not is_alive(others)
+
+
+def test_many_short_lived_daemons_leave_no_zombies(tmp_path: Path) -> None:
+    with serving(TASK) as server, BareClient(server) as client:
+        client.shake_hands()
+        perform(server, f"daemons:300;touch:{tmp_path / 'done'}").close()
+        assert (tmp_path / "done").exists()
+        simulator = client.ask(frames.STATUS)["pid"]
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        wait_until(lambda: children.read_text().split() == [str(simulator)], "the adopted ones are reaped")
+
+
+@pytest.mark.fault
+def test_a_record_that_cannot_be_removed_keeps_nothing_else_from_ending(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with serving(TASK) as server:
+        perform(server, f"session:{path}").close()
+        record = record_path(server.port)
+        record.unlink()
+        record.mkdir()  # as good as a disk that has become read-only: it cannot be unlinked
+        assert server.stop() == 0
+        record.rmdir()
+    assert not server.folder.exists()
+    assert not is_alive(int(path.read_text()))
+
+
+@pytest.mark.fault
+def test_a_server_whose_descriptors_run_out_goes_on() -> None:
+    with serving(TASK) as server:
+        used = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+        with BareClient(server) as client, contextlib.ExitStack() as opened:
+            client.shake_hands(session="new")
+            stranger, *_ = [opened.enter_context(server.open_socket()) for _ in range(4)]
+            wait_until(lambda: "could not be accepted" in server.read_log(), "the last descriptor is taken")
+            assert "pid" in client.ask(frames.KILL)
+            assert client.wait_event("dead")["why"].startswith("it was killed by SIGKILL")
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert read_to_end(stranger).startswith(b"HTTP/1.1 503")
+        with BareClient(server) as client:
+            client.shake_hands(session="new")
+            client.wait_event("ready")
 
 
 def test_a_dead_server_of_a_wrapper_takes_a_simulator_that_holds_the_interpreter(tmp_path: Path) -> None:

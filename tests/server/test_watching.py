@@ -178,6 +178,21 @@ def test_nothing_of_a_session_that_has_ended_is_answered_for_another() -> None:
         assert monitor.ask(frames.STATUS)["state"] == "ready"
 
 
+def test_a_new_session_gets_a_free_simulator_before_one_that_is_busy_for_a_past_session(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with serving(TASK, max_sessions=2) as server:
+        with hung_in(f"until:{gate}", server) as (monitor, name):
+            busy = monitor.ask(frames.STATUS, session=name)["pid"]
+            free = open_session(server)
+            free_pid = free.control.status()["pid"]
+            free.close()
+            wait_until(lambda: monitor.ask(frames.STATUS)["sessions"] == 1, "the second session ends")
+        session = open_session(server)
+        assert session.control.status()["pid"] == free_pid != busy
+        session.close()
+        gate.touch()
+
+
 # The log
 
 

@@ -7,6 +7,7 @@ What it is to do is a *plan*: deeds joined by ";", done in order. `perform` list
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import time
@@ -79,6 +80,16 @@ def start_daemon(path: str) -> None:
     subprocess.run([sys.executable, "-c", starter], check=True, start_new_session=True)
 
 
+def start_short_daemons(count: str) -> None:
+    """As many processes that are orphaned and end at once."""
+    for _ in range(int(count)):
+        if not (child := os.fork()):
+            os.setsid()
+            os.fork()
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
 DEEDS: dict[str, Callable[[str], Any]] = {
     "say": say,
     "talk": talk,
@@ -91,6 +102,7 @@ DEEDS: dict[str, Callable[[str], Any]] = {
     "eat": lambda mebibytes: bytearray(b"x") * (int(mebibytes) << 20),
     "session": start_session,
     "daemon": start_daemon,
+    "daemons": start_short_daemons,
 }
 
 
