@@ -55,7 +55,7 @@ IO_MODULES = {
 # What the supervisor's process runs: the standard library and these.
 SUPERVISOR = (
     *("launch", "supervisor", "connections", "peer", "sessions", "answers", "simulators", "process", "orphans"),
-    *("endings", "stacks", "output", "board", "log", "folder", "web", "metrics", "gpu", "relay"),
+    *("endings", "stacks", "output", "board", "log", "folder", "web", "metrics", "gpu", "error_text", "relay"),
 )
 SUPERVISOR_MAY = {
     "remote_env.errors",

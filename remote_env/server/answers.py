@@ -100,12 +100,11 @@ class Answers:
         }
 
     def _logs(self, _peer: Peer, message: dict[str, Any]) -> dict[str, Any]:
-        size = self._log.size
         if "since" in message:
             text, following = self._log.since(int(message["since"]), int(message.get("max_bytes", 64 << 10)))
-            return {"text": text, "next": following, "size": max(size, following)}
-        lines = min(max(int(message.get("lines", 100)), 1), MAX_LINES)
-        return {"text": self._log.tail(lines), "next": size, "size": size}
+        else:
+            text, following = self._log.tail(min(max(int(message.get("lines", 100)), 1), MAX_LINES))
+        return {"text": text, "next": following, "size": max(self._log.size, following)}
 
     def _ping(self, peer: Peer, message: dict[str, Any]) -> dict[str, Any]:
         session = self._session(peer, message)

@@ -21,7 +21,11 @@ MAX_KEPT_BYTES = 16 << 20  # of what a cut keeps, so that cutting takes millisec
 TAIL_BYTES = 160 << 10  # escaped as JSON it still is a link message
 MAX_READ_BYTES = 128 << 10
 LAST_LINE_BYTES = 8 << 10
-SCAN_BYTES = 64 << 10  # a turn; takes some milliseconds
+CLEAN_TAIL_BYTES = (16 << 10, 64 << 10)  # the second when the first holds too few lines; cleaning is slow
+MAX_CLEAN_TAIL = 16 << 10
+SCAN_BYTES = 8 << 10
+SCAN_S = 0.005  # a turn; then others are served
+LAST_SCAN_S = 0.1
 MAX_BEHIND_BYTES = 8 << 20  # a log that grows faster than it can be searched is searched in part
 MAX_LINE_BYTES = 64 << 10
 QUIET_S = 1.0  # a traceback that does not go on for so long is complete
@@ -42,6 +46,7 @@ class Log:
         self._path = path
         self._limit = limit_bytes
         self._base = 0  # bytes that were cut away
+        self._held = 0  # bytes that were there when it was last looked at
         self._may_cut = _append_to(path)
         self._scanned = 0
         self._rest = b""  # of a line whose end has not come
@@ -53,14 +58,19 @@ class Log:
     def size(self) -> int:
         """How many bytes were ever written: the offset of what comes next."""
         try:
-            return self._base + self._path.stat().st_size
+            held = self._path.stat().st_size
         except OSError:
-            return self._base
+            held = 0
+        if held < self._held:  # somebody else has emptied it, or put another in its place
+            self._base += self._held
+        self._held = held
+        return self._base + held
 
     @property
     def held_bytes(self) -> int:
         """How many bytes are there."""
-        return self.size - self._base
+        size = self.size
+        return size - self._base
 
     def _read(self, offset: int, count: int) -> bytes:
         try:
@@ -70,21 +80,29 @@ class Log:
         except OSError:
             return b""
 
-    def tail(self, lines: int) -> str:
-        """The last `lines` lines, as they are."""
-        text = self._read(max(self._base, self.size - TAIL_BYTES), TAIL_BYTES).decode(errors="replace")
-        return "\n".join(deque(text.splitlines(), maxlen=lines))
+    def _read_last(self, count: int) -> tuple[str, int]:
+        """The last `count` bytes as text, and the offset of what comes next."""
+        size = self.size
+        data = self._read(max(self._base, size - count), count)
+        return data.decode(errors="replace"), size
+
+    def tail(self, lines: int) -> tuple[str, int]:
+        """The last `lines` lines, as they are, and the offset to go on from."""
+        text, following = self._read_last(TAIL_BYTES)
+        return "\n".join(deque(text.splitlines(), maxlen=lines)), following
 
     def clean_tail(self, lines: int) -> str:
         """The last `lines` lines, made readable."""
-        text = self._read(max(self._base, self.size - TAIL_BYTES), TAIL_BYTES).decode(errors="replace")
-        return "\n".join(clean(text.rstrip()).split("\n")[-lines:])
+        shown: list[str] = []
+        for count in CLEAN_TAIL_BYTES:
+            shown = clean(self._read_last(count)[0].rstrip()).split("\n")
+            if len(shown) > lines:
+                break
+        return "\n".join(shown[-lines:])[-MAX_CLEAN_TAIL:]
 
     def last_line(self) -> str:
         """The last line that says something, made readable."""
-        return last_line(
-            self._read(max(self._base, self.size - LAST_LINE_BYTES), LAST_LINE_BYTES).decode(errors="replace")
-        )
+        return last_line(self._read_last(LAST_LINE_BYTES)[0])
 
     def since(self, offset: int, max_bytes: int) -> tuple[str, int]:
         """What was written from `offset` on, and the offset to go on from.
@@ -101,22 +119,32 @@ class Log:
 
     # Problems
 
-    def scan(self) -> bool:
-        """Search some of what is new; see `is_behind`."""
-        size = self.size
-        if size - self._scanned > MAX_BEHIND_BYTES:
-            self._scanned, self._rest = size - SCAN_BYTES, b""
+    def scan(self, time_s: float = SCAN_S) -> None:
+        """Search what is new for `time_s` at most; see `is_behind`."""
+        until = time.monotonic() + time_s
+        if self.unsearched_bytes > MAX_BEHIND_BYTES:
+            self._skip_to_last(8 * SCAN_BYTES)
+        while self._scan_part() and time.monotonic() < until:
+            pass
+        if self._finder.is_reading_block and time.monotonic() - self._grew_at > QUIET_S:
+            self._note(self._finder.finish())
+
+    def _skip_to_last(self, count: int) -> None:
+        """Leave what is before the last `count` bytes unsearched."""
+        self._scanned, self._rest = self.size - count, b""
+
+    def _scan_part(self) -> bool:
+        """Search a little of what is new; whether there was any."""
+        if not self.unsearched_bytes:
+            return False
         start = max(self._scanned, self._base)
         data = self._read(start, SCAN_BYTES)
         self._scanned = start + len(data)
-        if data:
-            self._grew_at = time.monotonic()
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            self._rest = self._rest[-MAX_LINE_BYTES:]
-            self._note(self._finder.feed([line.decode(errors="replace") for line in lines]))
-        elif self._finder.is_reading_block and time.monotonic() - self._grew_at > QUIET_S:
-            self._note(self._finder.finish())
-        return self.is_behind
+        self._grew_at = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-MAX_LINE_BYTES:]
+        self._note(self._finder.feed([line.decode(errors="replace") for line in lines]))
+        return bool(data)
 
     @property
     def is_behind(self) -> bool:
@@ -126,13 +154,15 @@ class Log:
     @property
     def unsearched_bytes(self) -> int:
         """How much `scan` has to search."""
-        return self.size - self._scanned
+        size = self.size
+        return size - max(self._scanned, self._base)
 
     def scan_to_end(self) -> None:
-        """Search what is new up to its end, as far as that is quick: whoever wrote it has ended."""
-        for _ in range(8):
-            if not self.scan():
-                break
+        """Search what is new up to its end: whoever wrote it has ended. Of much the last part only."""
+        self.scan(LAST_SCAN_S)
+        if self.unsearched_bytes > 2 * SCAN_BYTES:
+            self._skip_to_last(2 * SCAN_BYTES)
+        self.scan(LAST_SCAN_S)
         rest, self._rest = self._rest, b""
         self._note([*self._finder.feed([rest.decode(errors="replace")] if rest else []), *self._finder.finish()])
 
@@ -156,9 +186,10 @@ class Log:
             data = data[data.find(b"\n") + 1 :]
             end = self._base + os.fstat(file.fileno()).st_size
             file.truncate(0)
-            self._base = end  # holds even when the disk takes nothing back
+            self._base, self._held = end, 0  # holds even when the disk takes nothing back
             self._base -= file.write(data) or 0
-        return True
+            return True
+        return False
 
 
 class Problems:

@@ -27,6 +27,7 @@ from remote_env.protocol import codec, frames, layout
 from remote_env.protocol.vector_step import VectorStep
 from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
+from remote_env.server.error_text import error_text, sendable
 from remote_env.spaces import space_to_plain
 from remote_env.state import SceneLayout, SceneState
 from remote_env.transport import SocketTransport
@@ -320,8 +321,8 @@ class SimulatorLoop:
         value = {
             "kind": named.__name__ if named else "TaskError",
             "type": type(error).__name__,
-            "message": _sendable(_text(error)),
-            "traceback": _sendable(traceback.format_exc()),
+            "message": sendable(error_text(error), MAX_ERROR_TEXT),
+            "traceback": sendable(traceback.format_exc(), MAX_ERROR_TEXT),
             "during": self._board.read().call,
         }
         self._layouts.withdraw(self._sequence)
@@ -371,21 +372,6 @@ def _encode(value: Any, *, where: str) -> tuple[bytes, list[memoryview]]:
         return codec.encode(value, where=where)
     except InputError as error:
         raise TaskError(f"it ran, but {error}") from error
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception as unprintable:  # noqa: BLE001  a foreign __str__ may raise anything
-        return f"(its text cannot be had: {type(unprintable).__name__})"
-
-
-def _sendable(text: str) -> str:
-    """`text` as it can cross: of bounded length, and with lone surrogates (of undecodable file names, say) escaped."""
-    if len(text) > MAX_ERROR_TEXT:
-        half = MAX_ERROR_TEXT // 2
-        text = f"{text[:half]}\n… {len(text) - 2 * half} characters …\n{text[-half:]}"
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _parts(request: Any, count: int) -> Any:

@@ -16,6 +16,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 10.0  # a client that takes nothing of what it is sent for so long is dropped
 MAX_UNSENT_SIZE = 4 << 20  # of answers that a client asked for and does not take
 MAX_MESSAGES_AT_ONCE = 32  # then the others have their turn
+MAX_TURN_S = 0.005  # the same, when it asks for much
 MAX_STRANGER_BODY_SIZE = 16 << 10  # a HELLO is some hundred bytes
 MAX_HTTP_SIZE = 8 << 10
 
@@ -55,8 +56,8 @@ class Peer:
         Raises:
             ProtocolError: bytes that are no link message, or one that is too large.
         """
-        taken = 0
-        while self.sock is not None and not self.ended and taken < MAX_MESSAGES_AT_ONCE:
+        taken, until = 0, time.monotonic() + MAX_TURN_S
+        while self.sock is not None and not self.ended:
             if self._looks_like_http():
                 self._receive_http()
                 return
@@ -64,6 +65,9 @@ class Peer:
             if missing == 0:
                 taken += 1
                 yield self._take_message()
+                # Here only: what has been received as a whole waits for no more to come.
+                if taken == MAX_MESSAGES_AT_ONCE or time.monotonic() > until:
+                    return
                 continue
             try:
                 got = self.sock.recv(missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ def check_requirements(requirements: Sequence[str]) -> None:
     """Compare with what is installed: names, versions and markers; of a URL the name alone, extras not at all.
 
     Args:
-        requirements: as in requirements.txt (PEP 508).
+        requirements: as in requirements.txt (PEP 508); comments and blank lines say nothing, options are refused.
 
     Raises:
         MissingRequirements: one is missing or of another version.
@@ -32,9 +33,12 @@ def check_requirements(requirements: Sequence[str]) -> None:
 
 
 def _faults(requirements: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for text in requirements:
+    for line in requirements:
+        text = re.sub(r"(^|\s)#.*", "", str(line)).strip()
+        if not text:
+            continue
         requirement = _parse(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        if not _applies(text, requirement.marker):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
@@ -48,12 +52,24 @@ def _faults(requirements: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _parse(text: str) -> Any:
     from packaging.requirements import InvalidRequirement, Requirement
 
-    from remote_env.errors import ConfigError
-
     try:
         return Requirement(text)
     except InvalidRequirement as error:
-        raise ConfigError(
-            f"requirements= has {text!r}, which is no requirement ({error}); "
-            "write them as in requirements.txt: 'torch>=2.4'"
-        ) from error
+        raise _no_requirement(text, error) from error
+
+
+def _applies(text: str, marker: Any) -> bool:
+    """Whether it is for a system like this one."""
+    from packaging.markers import UndefinedComparison
+
+    try:
+        return marker is None or bool(marker.evaluate({"extra": ""}))
+    except UndefinedComparison as error:
+        raise _no_requirement(text, error) from error
+
+
+def _no_requirement(text: str, error: Exception) -> Exception:
+    from remote_env.errors import ConfigError
+
+    advice = "write them as in requirements.txt: 'torch>=2.4'"
+    return ConfigError(f"requirements= has {text!r}, which is no requirement ({error}); {advice}")

@@ -179,4 +179,4 @@ def _read_lease(given: Any) -> float:
         return float("inf")
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
         raise ProtocolError(f"lease_s is {given!r}; it must be a positive number of seconds")
-    return min(float(given), MAX_LEASE_S)
+    return float(min(given, MAX_LEASE_S))

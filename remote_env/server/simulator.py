@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.server.board import CALL_NUMBERS, Board
+from remote_env.server.error_text import error_text, sendable
 from remote_env.server.output import forgive_failing_writes
 from remote_env.server.requirements import check_requirements
 from remote_env.server.stacks import write_stacks_on_demand
 
 REQUIRED = ("numpy", "gymnasium")
+# Escaped as JSON, and with the log beside them, they still are a link message.
+MAX_FAILURE_TEXT = 8 << 10
+MAX_FAILURE_TRACEBACK = 32 << 10
 
 
 def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_descriptor: int) -> int:
@@ -151,7 +155,11 @@ def _unpickle(task: Any) -> Any:
 
 def _describe_failure(error: BaseException) -> dict[str, Any]:
     kind = type(error).__name__
-    message = str(error)
+    message = error_text(error)
     if isinstance(error, ModuleNotFoundError):
         kind, message = "ModuleNotFoundError", f"not installed in {sys.executable}: {error.name}"
-    return {"kind": kind, "message": message, "traceback": traceback.format_exc()}
+    return {
+        "kind": kind,
+        "message": sendable(message, MAX_FAILURE_TEXT),
+        "traceback": sendable(traceback.format_exc(), MAX_FAILURE_TRACEBACK),
+    }

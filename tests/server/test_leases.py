@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -81,15 +82,14 @@ def test_pings_keep_a_lease_from_whatever_connection() -> None:
 def test_calls_keep_a_lease() -> None:
     with serving(TASK) as server, BareClient(server) as monitor:
         monitor.shake_hands()
-        client = Client(server, lease_s=0.8)
-        uptime = monitor.ask(frames.STATUS)["uptime_s"]
-        while monitor.ask(frames.STATUS)["uptime_s"] < uptime + 1.6:
-            client.step()
-        assert sessions(monitor) == 1
-        wait_until(lambda: sessions(monitor) == 0, "the lease runs out")
-        with pytest.raises(ConnectionLost):
-            client.step()
-        client.close()
+        with contextlib.closing(Client(server, lease_s=1.5)) as client:
+            uptime = monitor.ask(frames.STATUS)["uptime_s"]
+            while monitor.ask(frames.STATUS)["uptime_s"] < uptime + 2.0:
+                client.step()
+            assert sessions(monitor) == 1
+            wait_until(lambda: sessions(monitor) == 0, "the lease runs out")
+            with pytest.raises(ConnectionLost):
+                client.step()
 
 
 class Client:

@@ -103,7 +103,7 @@ def test_a_cut_keeps_the_last_lines_and_the_offsets(path: Path) -> None:
     assert text == "".join(lines)[-len(text) :]
     assert text.startswith("line ")
     assert len(text) >= 900
-    assert log.tail(2) == "line 0998\nline 0999"
+    assert log.tail(2) == ("line 0998\nline 0999", log.size)
 
 
 def test_what_others_write_is_not_cut(path: Path) -> None:
@@ -113,13 +113,40 @@ def test_what_others_write_is_not_cut(path: Path) -> None:
     assert path.stat().st_size == 100
 
 
+def test_a_log_that_somebody_else_empties_or_replaces_goes_on(path: Path) -> None:
+    log = Log(path)
+    appended(path, "one\ntwo\n")
+    log.scan()
+    assert log.since(0, 100) == ("one\ntwo\n", 8)
+    path.write_text("")
+    assert log.since(8, 100) == ("", 8)
+    appended(path, "MemoryError\n")
+    assert log.since(8, 100) == ("MemoryError\n", 20)
+    assert log.since(0, 100) == ("MemoryError\n", 20)
+    log.scan()
+    assert log.problems.count == 1
+    path.unlink()
+    assert log.since(20, 100) == ("", 20)
+    appended(path, "three\n")
+    assert log.since(-5, 100) == ("three\n", 26)
+    assert log.since(1 << 80, 100) == ("", 26)
+
+
+def test_the_readable_tail_has_its_lines_however_much_repeats(path: Path) -> None:
+    log = Log(path)
+    lines = [f"line {number}" for number in range(60)]
+    appended(path, "\n".join(lines) + "\n" + "the same again and again\n" * 1200)
+    shown = log.clean_tail(40).split("\n")
+    assert shown[:2] == ["line 22", "line 23"]
+    assert shown[-2:] == ["the same again and again", "… repeated 1199 times"]
+
+
 def test_problems_are_found_across_parts_and_cuts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "SCAN_BYTES", 64)
     log = may_cut(Log(path, limit_bytes=3000))
     for number in range(50):
         appended(path, f"some line\nTraceback (most recent call last):\n  File 'a'\nE: {number}\nother\n")
-        while log.scan():
-            pass
+        log.scan()
         log.bound()
     assert log.problems.count == 50
     assert log.problems.after(49)[0]["text"].endswith("\nE: 49")
@@ -149,9 +176,10 @@ def test_a_log_that_grows_faster_than_it_is_searched_is_searched_at_its_end(path
     with path.open("wb") as file:
         file.write(b"Segmentation fault\n" + b"nothing\n" * (3 << 20) + b"MemoryError\n")
     before, turns = time.monotonic(), 0
-    while log.scan():
+    while log.is_behind:
+        log.scan()
         turns += 1
-    assert turns < 10
+    assert turns < 100
     assert time.monotonic() - before < 10
     assert [problem["kind"] for problem in log.problems.after(0)] == ["out-of-memory"]
 
@@ -173,8 +201,9 @@ def test_only_the_latest_problems_are_kept_and_long_ones_shortened() -> None:
 
 def test_without_a_log_everything_is_empty(tmp_path: Path) -> None:
     log = Log(tmp_path / "none")
-    assert (log.size, log.tail(5), log.last_line(), log.since(0, 100)) == (0, "", "", ("", 0))
-    assert not log.scan()
+    assert (log.size, log.tail(5), log.last_line(), log.since(0, 100)) == (0, ("", 0), "", ("", 0))
+    log.scan()
+    assert not log.is_behind
     assert not log.bound()
 
 

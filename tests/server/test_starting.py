@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import pytest
 from leak_check import is_alive, wait_until
 from server_process import BareClient, ServerProcess
 
+from remote_env.errors import ConfigError
 from remote_env.protocol import frames
+from remote_env.protocol.handshake import pack_link
 from remote_env.server.requirements import MissingRequirements, check_requirements
 
 TASK = "tasks_for_tests.slow:Slow"
@@ -106,6 +109,38 @@ def test_death_before_the_task_is_told_at_once(phase: str, tmp_path: Path) -> No
         assert dead["killed_by"].startswith(("not by this server", "probably", "by the out"))
 
 
+def test_a_failure_of_whatever_size_is_told_in_one_message(tmp_path: Path) -> None:
+    (tmp_path / "wordy.py").write_text(
+        "class Wordy(Exception):\n"
+        "    def __str__(self):\n"
+        "        return '\\U0001f600\\udcff' * (1 << 20)\n"
+        "def make():\n"
+        "    print('\\U0001f600' * (1 << 20), flush=True)\n"
+        "    raise Wordy\n"
+    )
+    with started(env="wordy:make", python_path=[str(tmp_path)]) as server, BareClient(server) as client:
+        client.shake_hands(session="new")
+        failed = client.wait_event("failed")
+        assert failed["kind"] == "Wordy"
+        assert re.search(r"… \d+ characters …", failed["message"])
+        client.send(pack_link(frames.STATUS, {}))
+        header, status = client.recv()
+        while header.type != frames.REPLY:
+            header, status = client.recv()
+        assert status["message"] == failed["message"]
+        assert header.body_size < frames.MAX_LINK_BODY_SIZE
+
+
+def test_a_failure_that_cannot_be_printed_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mute.py").write_text(
+        "class Mute(Exception):\n    def __str__(self):\n        return 1 / 0\ndef make():\n    raise Mute\n"
+    )
+    with started(env="mute:make", python_path=[str(tmp_path)]) as server, BareClient(server) as client:
+        client.shake_hands(session="new")
+        failed = client.wait_event("failed")
+        assert failed["message"] == "(its text cannot be had: ZeroDivisionError)"
+
+
 def test_death_when_ready_names_the_call(tmp_path: Path) -> None:
     with started() as server, BareClient(server) as client:
         client.shake_hands(session="new")
@@ -141,10 +176,12 @@ def test_missing_requirements_are_named_with_the_command() -> None:
 
 def test_requirements_that_are_met() -> None:
     check_requirements(["numpy", "NumPy >= 1.26", "gymnasium!=0.1", "x ; extra == 'y'"])
+    check_requirements(["# as in a file", "", "numpy>=1.26  # why", "gymnasium\n"])
 
 
 def test_what_is_no_requirement_is_said() -> None:
-    with pytest.raises(ValueError, match=r"has 'numpy =', which is no requirement"):
-        check_requirements(["numpy ="])
+    for wrong in ("numpy =", "-r more.txt", "git+https://example.org/x", "x; python_version ~= '3'"):
+        with pytest.raises(ConfigError, match=f"has {re.escape(repr(wrong))}, which is no requirement"):
+            check_requirements([wrong])
     with pytest.raises(MissingRequirements, match="not installed"):
         check_requirements(["no-such-package"])

@@ -80,6 +80,14 @@ def test_one_that_asks_and_never_reads_is_dropped_and_holds_up_nobody() -> None:
         assert other.ask(frames.STATUS)["state"] == "ready"
 
 
+def test_whoever_asks_for_much_at_once_is_answered_all_of_it(server: ServerProcess) -> None:
+    with BareClient(server) as client:
+        client.shake_hands()
+        for _ in range(4):
+            client.send(200 * pack_link(frames.STATUS, {}))
+            assert {client.recv()[0].type for _ in range(200)} == {frames.REPLY}
+
+
 # Health page
 
 
