@@ -269,26 +269,3 @@ def test_nothing_at_an_address() -> None:
 def test_another_program_at_an_address() -> None:
     with listener_that_hangs_up() as port:
         start(f"tcp://127.0.0.1:{port}", token=TOKEN)
-
-
-# Behind a prefix
-
-
-@produces("StartError: launch=… was not found; …")
-def test_a_prefix_that_is_not_there(ssh_server: SshServer) -> None:
-    start_there(ssh_server, launch="no-such-program-of-ours exec")
-
-
-@produces("StartError: launch=… ended with status … before it ran our shell; …")
-def test_a_prefix_that_fails(ssh_server: SshServer) -> None:
-    start_there(ssh_server, launch="echo no such container >&2; false")
-
-
-@produces("DeadlineExceeded: … behind launch=… did not run our shell in time; …")
-def test_a_prefix_that_lets_nobody_in(ssh_server: SshServer) -> None:
-    start_there(ssh_server, launch="cat #", start_timeout_s=1.0)
-
-
-@produces("StartError: the task server on … did not start: refusing to listen on …")
-def test_a_network_address_without_leave(ssh_server: SshServer) -> None:
-    start_there(ssh_server, launch="env", launch_host="127.0.0.2")
