@@ -36,7 +36,7 @@ class SshPlace:
 
     Args:
         connection: a `remote_env.ssh.SshConnection`, not connected yet.
-        options: `python`, `token`, `tunnel`, `launch` and `launch_host` count here.
+        options: `python`, `token`, `tunnel`, `launch`, `launch_host` and `connect_timeout_s` count here.
     """
 
     is_remote = True
