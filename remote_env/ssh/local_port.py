@@ -19,7 +19,8 @@ OPEN_TIMEOUT_S = 10.0  # how long the far end may take to accept one connection
 TICK_S = 0.2  # how often the listening thread looks whether it should end
 CHUNK_BYTES = 256 * 1024
 JOIN_TIMEOUT_S = 2.0
-BACKLOG = 32
+BACKLOG = 128
+FULL_PAUSE_S = 0.1  # when there are no descriptors or threads left for a connection
 
 
 def free_port() -> int:
@@ -49,6 +50,10 @@ class ChannelPort:
         target: the host and port to lead to, as seen from the remote machine.
         local_port: to listen on; 0 for any free one.
 
+    Attributes:
+        port: the local port.
+        is_closing: it was closed.
+
     Raises:
         ConnectError: the local port is taken.
     """
@@ -57,7 +62,7 @@ class ChannelPort:
         self._connection = connection
         self._target = target
         self._pid = os.getpid()
-        self._closing = False
+        self.is_closing = False
         self._failure = ""
         self._listener = _listen(local_port)
         self.port = int(self._listener.getsockname()[1])
@@ -70,24 +75,39 @@ class ChannelPort:
     @property
     def is_up(self) -> bool:
         """See `LocalPort.is_up`."""
-        return not self._closing and self._connection.is_open
+        return not self.is_closing and self._thread.is_alive() and self._connection.is_open
 
     def failure(self) -> str:
         """See `LocalPort.failure`."""
         return self._failure or ("" if self.is_up else f"the login to {self._connection.description} has ended")
 
     def _accept(self) -> None:
-        while not self._closing:
+        while not self.is_closing:
             try:
                 sock, _ = self._listener.accept()
-            except TimeoutError:
+            except (TimeoutError, ConnectionAbortedError):
                 continue
-            except OSError:
-                return  # closed
-            relay = _Relay(self, sock)
-            with self._guard:
-                self._relays.add(relay)
+            except OSError as error:
+                if not self.is_closing:
+                    self._wait_for_room(error)
+                continue
+            self._start_relay(sock)
+
+    def _start_relay(self, sock: socket.socket) -> None:
+        relay = _Relay(self, sock)
+        with self._guard:
+            self._relays.add(relay)
+        try:
             relay.start()
+        except RuntimeError as error:  # no further thread can be started
+            self.forget(relay)
+            sock.close()
+            self._wait_for_room(error)
+
+    def _wait_for_room(self, error: Exception) -> None:
+        """This machine has no room for another connection just now, such as no free descriptor."""
+        self._failure = f"a connection could not be taken: {error}"
+        time.sleep(FULL_PAUSE_S)
 
     def open_channel(self) -> ChannelTransport:
         """A channel to the target; what prevents it is kept for `failure`."""
@@ -107,9 +127,9 @@ class ChannelPort:
 
     def close(self) -> None:
         """See `LocalPort.close`. In a forked child only the child's descriptors are freed."""
-        if self._closing or self._pid != os.getpid():
+        if self.is_closing or self._pid != os.getpid():
             return
-        self._closing = True
+        self.is_closing = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._thread.join(JOIN_TIMEOUT_S)
@@ -117,11 +137,14 @@ class ChannelPort:
         with self._guard:
             relays = list(self._relays)
         for relay in relays:
-            relay.close()
+            relay.hang_up()
+        until = time.monotonic() + JOIN_TIMEOUT_S
+        for relay in relays:
+            relay.join(until)
 
     def abandon(self) -> None:
         """In a forked child: free its copies of the sockets."""
-        self._closing = True
+        self.is_closing = True
         self._listener.close()
         for relay in self._relays:
             relay.abandon()
@@ -137,16 +160,16 @@ class _Relay:
         self._thread = threading.Thread(target=self._run, name="remote-env-relay", daemon=True)
 
     def start(self) -> None:
+        """Begin; RuntimeError when no further thread can be started."""
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._channel = self._owner.open_channel()
-        except (RemoteEnvError, OSError):
-            self._hang_up()  # the client sees its connection end; why is kept by the owner
-        else:
             self._copy(self._channel)
+        except (RemoteEnvError, OSError, RuntimeError):  # the last: no further thread can be started
+            self.hang_up()  # the client sees its connection end; why is kept by the owner
         finally:
             self._sock.close()
             self._owner.forget(self)
@@ -154,6 +177,8 @@ class _Relay:
     def _copy(self, channel: ChannelTransport) -> None:
         out = threading.Thread(target=self._copy_out, args=(channel,), name="remote-env-relay-out", daemon=True)
         out.start()
+        if self._owner.is_closing:  # meanwhile
+            self.hang_up()
         self._copy_in(channel)
         out.join()
         channel.close()
@@ -175,18 +200,18 @@ class _Relay:
                 channel.send_all([view[:count]], math.inf)
             channel.finish_sending(time.monotonic() + OPEN_TIMEOUT_S)
         except (RemoteEnvError, OSError):
-            self._hang_up()
+            self.hang_up()
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """End both directions."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         if self._channel is not None:
             self._channel.close()
 
-    def close(self) -> None:
-        """End both directions, and wait for its threads."""
-        self._hang_up()
-        self._thread.join(JOIN_TIMEOUT_S)
+    def join(self, until: float) -> None:
+        """Wait for its threads after `hang_up`, not past the time `until`; they end by themselves."""
+        self._thread.join(max(until - time.monotonic(), 0.0))
 
     def abandon(self) -> None:
         """In a forked child: free its copy of the socket."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -90,7 +91,8 @@ class SshChild:
         self._pid = os.getpid()
         self._folder = _private_folder()
         self.socket_path = self._folder / SOCKET
-        # The socket comes last: once it is there, so is the TCP port.
+        self._failing = "cannot listen to port" if exit_on_failure else None
+        # The socket comes last: once it is there, so is the TCP port, or ssh has said that it cannot be had.
         forwards = [] if local_port is None else ["-L", f"{LOOPBACK}:{local_port}:{target}"]
         forwards += ["-o", f"ExitOnForwardFailure={'yes' if exit_on_failure else 'no'}"]
         forwards += ["-L", f"{self.socket_path}:{target}"]
@@ -120,13 +122,19 @@ class SshChild:
 
     def _read(self) -> None:
         rest = b""
-        while chunk := os.read(self._stderr, 4096):
-            *lines, rest = (rest[-MAX_LINE_BYTES:] + chunk).split(b"\n")
-            self._note(lines)
-        self._note([rest])
-        os.close(self._stderr)
-        self._ended.set()
-        self._note([])
+        poll = _poll(self._stderr)
+        while poll.poll():
+            with self._spoke:  # at once read and noted: see `_is_listening`
+                chunk = os.read(self._stderr, 4096)
+                *lines, rest = (rest[-MAX_LINE_BYTES:] + chunk).split(b"\n")
+                self._note(lines)
+            if not chunk:
+                break
+        with self._spoke:
+            self._note([rest])
+            os.close(self._stderr)
+            self._ended.set()
+            self._spoke.notify_all()
 
     def _note(self, lines: Sequence[bytes]) -> None:
         texts = [text for line in lines if (text := line.decode(errors="replace").strip())]
@@ -162,6 +170,15 @@ class SshChild:
             self._spoke.wait_for(lambda: self._count > since or self._ended.is_set(), WORDS_S)
         return self.said(since)
 
+    def _is_listening(self) -> bool:
+        """Whether all that was asked for is there; with a port that is taken ssh opens the socket too, and ends."""
+        if not self.socket_path.exists():
+            return False
+        with self._spoke:
+            if self._ended.is_set() or _poll(self._stderr).poll(0):
+                return False
+            return self._failing is None or not any(self._failing in line for line in self._lines)
+
     def wait_listening(self, deadline: float) -> None:
         """Return when the login is made and the socket is there.
 
@@ -169,7 +186,7 @@ class SshChild:
             ConnectError: ssh ended; the message has what it said. HostKeyError and AuthError where it said so.
             DeadlineExceeded: it is not there yet.
         """
-        while not self.socket_path.exists():
+        while not self._is_listening():
             if self._ended.wait(POLL_S) or not self.is_alive:
                 self._reader.join(WORDS_S)
                 raise _start_failure(self._process.wait(END_TIMEOUT_S), self.said())
@@ -209,6 +226,12 @@ def _end(process: subprocess.Popen[bytes], folder: Path, pid: int) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _poll(descriptor: int) -> select.poll:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return poll
 
 
 def _private_folder() -> Path:
