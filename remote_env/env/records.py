@@ -31,12 +31,36 @@ def record_path(port: int) -> Path:
     return cache_folder() / "servers" / platform.node() / f"{port}.json"
 
 
+def find_record(port: int) -> dict[str, Any] | None:
+    """What the server on `port` wrote about itself.
+
+    Of servers of several network namespaces, which may have one port, the one of ours; the second one to come has
+    `<port>.<pid>.json`.
+    """
+    found = [plain for _, plain in _read_records(f"{port}.json", f"{port}.*.json")]
+    return next((plain for plain in found if _is_near(plain)), found[0] if found else None)
+
+
+def _is_near(plain: dict[str, Any]) -> bool:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        pid = int(plain["pid"])
+        return is_running(pid, str(plain["start_time"])) and _shares_network(pid)
+    return False
+
+
+def _shares_network(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
+    except OSError:
+        return True  # where nothing tells
+
+
 def list_local_records() -> list[ServerRecord]:
     """The living servers of this user on this machine, oldest first; what dead ones left behind is removed."""
     found = []
-    for path, plain in _read_records():
+    for path, plain in _read_records("*.json"):
         try:
-            record = ServerRecord.from_plain({**plain, "port": path.stem})
+            record = ServerRecord.from_plain({**plain, "port": path.name.partition(".")[0]})
         except (KeyError, TypeError, ValueError):
             continue  # not one of ours
         if is_running(record.pid, record.start_time):
@@ -46,8 +70,9 @@ def list_local_records() -> list[ServerRecord]:
     return sorted(found, key=lambda record: record.started)
 
 
-def _read_records() -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in sorted(record_path(0).parent.glob("*.json")):
+def _read_records(*patterns: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    folder = record_path(0).parent
+    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         with contextlib.suppress(OSError, ValueError):  # it ended meanwhile
             yield path, dict(json.loads(path.read_text()))
 
@@ -69,10 +94,9 @@ def stop_local(record: ServerRecord, deadline: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, number)
         wait_gone(record.pid, record.start_time, until)
-    path = record_path(record.port)
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads(path.read_text())["pid"] == record.pid:
-            path.unlink()
+    for path, plain in _read_records(f"{record.port}.json", f"{record.port}.*.json"):
+        if plain.get("pid") == record.pid:
+            path.unlink(missing_ok=True)
     _kill_groups(Path(record.session_folder))
     shutil.rmtree(record.session_folder, ignore_errors=True)
 
@@ -122,17 +146,17 @@ def read_registered_token(port: int) -> str:
     Raises:
         AuthError: neither is there.
     """
-    path = record_path(port)
     from_environment = os.environ.get("REMOTE_ENV_TOKEN")
-    if from_environment and not path.exists():
+    record = find_record(port)
+    if from_environment and record is None:
         return from_environment
     until = time.monotonic() + RECORD_WAIT_S
-    while not path.exists() and time.monotonic() < until:
+    while record is None and time.monotonic() < until:
         time.sleep(POLL_S)
-    try:
-        return str(json.loads(path.read_text())["token"])
-    except (OSError, ValueError, KeyError) as error:
-        raise AuthError(
-            f"something listens on port {port}, but its token is unknown: there is no {path}, and REMOTE_ENV_TOKEN is "
-            "not set; is that a task server of yours? Pass token= or set REMOTE_ENV_TOKEN"
-        ) from error
+        record = find_record(port)
+    if record is not None and "token" in record:
+        return str(record["token"])
+    raise AuthError(
+        f"something listens on port {port}, but its token is unknown: there is no {record_path(port)}, and "
+        "REMOTE_ENV_TOKEN is not set; is that a task server of yours? Pass token= or set REMOTE_ENV_TOKEN"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError
+from remote_env.server.process import process_start_time
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -36,6 +37,20 @@ def cache_folder() -> Path:
 def record_path(port: int) -> Path:
     """Where the server that listens on `port` of this machine keeps its record; homes are shared between machines."""
     return cache_folder() / "servers" / os.uname().nodename / f"{port}.json"
+
+
+def free_record_path(port: int) -> Path:
+    """`record_path`, or a name beside it when that is a living server's: one in another network namespace."""
+    path = record_path(port)
+    return path.with_name(f"{port}.{os.getpid()}.json") if _is_of_a_living(path) else path
+
+
+def _is_of_a_living(record: Path) -> bool:
+    try:
+        other = json.loads(record.read_text())
+        return process_start_time(int(other["pid"])) == str(other["start_time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from remote_env.errors import ConfigError, ProtocolError, RemoteEnvError
 from remote_env.protocol import frames
 from remote_env.server.answers import Answers
 from remote_env.server.connections import Connections, open_listener
-from remote_env.server.folder import read_settings, record_path, remove_folder, write_atomically
+from remote_env.server.folder import free_record_path, read_settings, remove_folder, write_atomically
 from remote_env.server.gpu import GpuWatch
 from remote_env.server.log import LIMIT_BYTES, SCAN_BYTES, Log
 from remote_env.server.metrics import read_metrics, write_metrics
@@ -147,7 +147,7 @@ class Supervisor:
         listen = {"unix": name} if listener.family == socket.AF_UNIX else {"tcp": [name[0], name[1]]}
         facts = {"pid": os.getpid(), "start_time": process_start_time(os.getpid())}
         if "tcp" in listen:
-            self._record = record_path(name[1])
+            self._record = free_record_path(name[1])
             for folder in (self._record.parents[1], self._record.parent):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recorded = {**facts, **self._describe(), "port": name[1]}

@@ -186,8 +186,9 @@ if is_alive "$pid" "$start"; then
 fi
 kill_groups
 why=$(rm -rf "$folder" 2>&1) || refuse "$folder cannot be removed: $why"
-record="$servers/$port.json"  # a killed server leaves it
-[ "$outcome" != stopped ] && [ "$(field pid 2>/dev/null < "$record")" = "$pid" ] && rm -f "$record"
+for record in "$servers/$port.json" "$servers/$port."*.json; do  # a killed server leaves it
+  [ "$outcome" != stopped ] && [ "$(field pid 2>/dev/null < "$record")" = "$pid" ] && rm -f "$record"
+done
 say "$outcome"
 """
 
@@ -197,11 +198,21 @@ say log
 tail -n "$lines" "$folder/log" 2>/dev/null
 """
 
-# port
+# port. Servers of several network namespaces may have one port, and all but the first have `<port>.<pid>.json`: the one
+# of our network, else the first that lives, else the first.
 FIND = r"""
-content=$(tr -d '\n' 2>/dev/null < "$servers/$port.json") || { say none; exit 0; }
-pid=$(printf %s "$content" | field pid)
-say "found ${pid:-0}:$(start_of "${pid:-0}") $content"
+ours=$(readlink /proc/self/ns/net)
+rank=0
+for file in "$servers/$port.json" "$servers/$port."*.json; do
+  content=$(tr -d '\n' 2>/dev/null < "$file") || continue
+  pid=$(printf %s "$content" | field pid)
+  begun=$(start_of "${pid:-0}")
+  this=1
+  [ "$begun" = "$(printf %s "$content" | field start_time)" ] && this=2 &&
+    [ "$(readlink "/proc/${pid:-0}/ns/net")" = "$ours" ] && this=3
+  [ "$this" -gt "$rank" ] && rank=$this && answer="${pid:-0}:$begun $content"
+done
+if [ "$rank" -gt 0 ]; then say "found $answer"; else say none; fi
 """
 
 # Live servers; what dead ones left behind is removed: by process id and start time, and only where these numbers are
