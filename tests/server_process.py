@@ -18,10 +18,16 @@ from leak_check import wait_until
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, new_token, pack_link, parse_link
 from remote_env.protocol.task import TaskSpec
+from remote_env.server.process import LAUNCHER
 
 ROOT = Path(__file__).resolve().parents[1]
+# As launch.py starts it, without the package's `__init__`, which takes longer to import than all else together.
 _DRIVER = """
 import sys
+sys.path.insert(0, sys.argv[3])
+import launch
+launch._set_path()
+launch._enter_package()
 from remote_env.server import supervisor
 supervisor.HANDSHAKE_TIMEOUT_S = float(sys.argv[2])
 sys.exit(supervisor.main(sys.argv[1]))
@@ -68,7 +74,8 @@ class ServerProcess:
         path.touch(0o600)
         path.write_text(json.dumps(content))
         with (self.folder / "log").open("wb") as log:
-            command = [*wrapper, sys.executable, "-c", _DRIVER, str(self.folder), str(handshake_timeout_s)]
+            arguments = (str(self.folder), str(handshake_timeout_s), str(LAUNCHER.parent))
+            command = [*wrapper, sys.executable, "-c", _DRIVER, *arguments]
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, pass_fds=tuple(pass_fds)
             )

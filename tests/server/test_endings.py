@@ -164,7 +164,7 @@ def test_a_process_that_left_the_group_ends_with_its_simulator_and_no_other(tmp_
 def test_many_short_lived_daemons_leave_no_zombies(tmp_path: Path) -> None:
     with serving(TASK) as server, BareClient(server) as client:
         client.shake_hands()
-        perform(server, f"daemons:300;touch:{tmp_path / 'done'}").close()
+        perform(server, f"daemons:60;touch:{tmp_path / 'done'}").close()
         assert (tmp_path / "done").exists()
         simulator = client.ask(frames.STATUS)["pid"]
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 from leak_check import is_alive, wait_until
@@ -34,12 +35,27 @@ sys.stdin.readline()
 """
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[ServerProcess]:
+    with serving(TASK) as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared: ServerProcess) -> Iterator[ServerProcess]:
+    """A server that other tests have used, and use after."""
+    yield shared
+    with BareClient(shared) as client:
+        client.shake_hands()
+        wait_until(lambda: sessions(client) == 0, "every session ends")
+
+
 def sessions(client: BareClient) -> int:
     return int(client.ask(frames.STATUS)["sessions"])
 
 
-def test_a_silent_client_loses_its_session_when_its_lease_runs_out() -> None:
-    with serving(TASK) as server, BareClient(server) as monitor:
+def test_a_silent_client_loses_its_session_when_its_lease_runs_out(server: ServerProcess) -> None:
+    with BareClient(server) as monitor:
         monitor.shake_hands()
         command = [sys.executable, "-c", SILENT, str(server.port)]
         silent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -61,8 +77,8 @@ def test_a_silent_client_loses_its_session_when_its_lease_runs_out() -> None:
             silent.wait()
 
 
-def test_pings_keep_a_lease_from_whatever_connection() -> None:
-    with serving(TASK) as server, BareClient(server) as client, BareClient(server) as monitor:
+def test_pings_keep_a_lease_from_whatever_connection(server: ServerProcess) -> None:
+    with BareClient(server) as client, BareClient(server) as monitor:
         welcome = client.shake_hands(session="new", lease_s=1.0)
         assert welcome["lease_s"] == 1.0
         client.wait_event("ready")
@@ -79,8 +95,8 @@ def test_pings_keep_a_lease_from_whatever_connection() -> None:
             client.recv()
 
 
-def test_calls_keep_a_lease() -> None:
-    with serving(TASK) as server, BareClient(server) as monitor:
+def test_calls_keep_a_lease(server: ServerProcess) -> None:
+    with BareClient(server) as monitor:
         monitor.shake_hands()
         with contextlib.closing(Client(server, lease_s=1.5)) as client:
             uptime = monitor.ask(frames.STATUS)["uptime_s"]
@@ -128,15 +144,14 @@ def _body(stream: frames.FrameStream, until: float) -> bytes:
     return stream.body_bytes()
 
 
-def test_a_lease_is_a_positive_number_and_none_is_none() -> None:
-    with serving("CartPole-v1") as server:
-        for lease in (0, -1.0, "60", True, [], float("nan")):
-            with BareClient(server) as client:
-                answer = client.shake_hands(session="new", lease_s=lease)
-                assert answer["type"] == frames.REFUSED
-                assert "positive number of seconds" in answer["message"]
+def test_a_lease_is_a_positive_number_and_none_is_none(server: ServerProcess) -> None:
+    for lease in (0, -1.0, "60", True, [], float("nan")):
         with BareClient(server) as client:
-            assert "lease_s" not in client.shake_hands(session="new")
+            answer = client.shake_hands(session="new", lease_s=lease)
+            assert answer["type"] == frames.REFUSED
+            assert "positive number of seconds" in answer["message"]
+    with BareClient(server) as client:
+        assert "lease_s" not in client.shake_hands(session="new")
 
 
 # Staying and going
@@ -174,16 +189,15 @@ def test_a_server_that_is_kept_says_so_and_stays() -> None:
         assert server.process.wait(10) == 0
 
 
-def test_an_idle_time_is_a_number_from_zero_on() -> None:
-    with serving("CartPole-v1") as server:
-        for seconds in (-1, float("nan"), "soon", []):
-            with BareClient(server) as client:
-                client.shake_hands()
-                with pytest.raises(AssertionError, match="KEEP with a wrong field"):
-                    client.ask(frames.KEEP, kept=True, idle_timeout_s=seconds)
+def test_an_idle_time_is_a_number_from_zero_on(server: ServerProcess) -> None:
+    for seconds in (-1, float("nan"), "soon", []):
         with BareClient(server) as client:
             client.shake_hands()
-            assert client.ask(frames.STATUS)["kept"] is False
+            with pytest.raises(AssertionError, match="KEEP with a wrong field"):
+                client.ask(frames.KEEP, kept=True, idle_timeout_s=seconds)
+    with BareClient(server) as client:
+        client.shake_hands()
+        assert client.ask(frames.STATUS)["kept"] is False
 
 
 def test_a_kept_server_outlives_its_starter_and_one_that_is_not_does_not() -> None:
