@@ -305,14 +305,19 @@ def test_by_hand_with_a_given_token() -> None:
 
 
 def test_by_hand_what_cannot_be_served_is_said() -> None:
-    for arguments, environment, text in (
-        (("--env", "NoSuchTask-v0"), {}, "NoSuchTask"),
-        ((), {}, "name a task with --env"),
-        (("--env", "CartPole-v1", "--host", "0.0.0.0"), {}, "refusing to listen on 0.0.0.0"),
-        (("--env", "CartPole-v1"), {"REMOTE_ENV_TOKEN": "short"}, "REMOTE_ENV_TOKEN"),
-    ):
-        with HandServer(*arguments, **environment) as server:
+    with contextlib.ExitStack() as opened:
+        refused = [
+            (opened.enter_context(HandServer(*arguments, **environment)), text)
+            for arguments, environment, text in (
+                (("--env", "NoSuchTask-v0"), {}, "NoSuchTask"),
+                ((), {}, "name a task with --env"),
+                (("--env", "CartPole-v1", "--host", "0.0.0.0"), {}, "refusing to listen on 0.0.0.0"),
+                (("--env", "CartPole-v1"), {"REMOTE_ENV_TOKEN": "short"}, "REMOTE_ENV_TOKEN"),
+            )
+        ]
+        for server, _ in refused:
             assert server.process.wait(20) == 1
+    for server, text in refused:
         assert text in server.output
 
 
