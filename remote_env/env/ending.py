@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -47,8 +48,9 @@ def end_by_signals(endable: Endable) -> None:
 
 @atexit.register
 def _end_all() -> None:
-    for endable in list(_open):
-        endable.close()
+    with contextlib.ExitStack() as ends:  # each, whatever becomes of the others
+        for endable in list(_open):
+            ends.callback(endable.close)
 
 
 def _let_go_of_all() -> None:

@@ -78,8 +78,17 @@ class Life:
             self.check_usable()
             names = PlaceOptions.__dataclass_fields__
             options = {name: value for name, value in self.arguments.to_plain().items() if name in names}
+            if self.arguments.ask_secret is not None:
+                options["ask_secret"] = self._ask_secret
             self.place = open_place(self.arguments.host, PlaceOptions(**options))
         return self.place
+
+    def _ask_secret(self, prompt: Any) -> str | None:
+        """Have the user asked, where no status line is drawn over the question."""
+        ask, progress = self.arguments.ask_secret, self.progress
+        assert ask is not None  # noqa: S101  prepare_way saw it
+        with progress.hidden() if progress is not None else contextlib.nullcontext():
+            return ask(prompt)
 
     def start_server(self, besides: frozenset[int] = frozenset(), *, cleanup_old: bool | None = None) -> None:
         """Find the server, or start one; nothing when that is done already.
@@ -143,7 +152,7 @@ class Life:
             raise
 
     def _open_session(self, progress: StartProgress) -> None:
-        """Open a session, with another server when this one was warm and somebody was faster."""
+        """Open a session, with another server when this one was warm and is taken, or gone, meanwhile."""
         taken: frozenset[int] = frozenset()
         while True:
             server = self.server
@@ -152,9 +161,10 @@ class Life:
                 self._open(server, progress)
             except ConnectError as error:
                 self._leave_monitor()
-                is_taken = getattr(error, "kind", "") == "busy"
-                if not (is_taken and self.arguments.reuse and not server.started and server.port not in taken):
+                is_warm = self.arguments.reuse and not server.started and server.port not in taken
+                if not is_warm or isinstance(error, StartError):
                     raise
+                log.info("%s was warm and cannot be had: %s", server.where, error)
                 taken |= {server.port}
                 self.server = None
                 self.start_server(taken)
@@ -232,12 +242,28 @@ class Life:
         if self.session is None:
             self.start()
             return
-        try:
-            self.session.control.kill(time.monotonic() + STOP_TIMEOUT_S)
-        except RemoteEnvError as error:
-            log.info("the simulator could not be asked to end: %s", error)
+        self._kill_simulator(self.session)
         self.renew()
         log.warning("%s was restarted as asked: its episode is gone; call reset() to begin another", self.task.label)
+
+    def _kill_simulator(self, session: Session) -> None:
+        try:
+            session.control.kill(time.monotonic() + STOP_TIMEOUT_S)
+        except RemoteEnvError as lost:
+            log.info("the session's link is lost (%s): its simulator is killed by another", lost)
+            try:
+                self._kill_from_outside(session.control.welcome["session"])
+            except RemoteEnvError as error:
+                log.info("the simulator could not be killed: %s", error)
+
+    def _kill_from_outside(self, session: str) -> None:
+        server, deadline = self.server, time.monotonic() + STOP_TIMEOUT_S
+        assert server is not None  # noqa: S101  there is a session with it
+        link = ControlLink(server.dial, server.token, deadline, session=None, client="")
+        with contextlib.closing(link):
+            # A session that ended with its link leaves a simulator that still works for it; others' are not touched.
+            if not link.kill(deadline, session) and not link.status()["sessions"]:
+                link.kill(deadline)
 
     # Ending
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from remote_env.errors import DeadlineExceeded, StartError
@@ -99,10 +100,29 @@ class StartProgress:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(stderr=True, force_terminal=True)
-            self._live = Live(self, console=console, transient=True, refresh_per_second=REDRAWS_PER_S)
+            self._live = Live(
+                self,
+                console=Console(stderr=True, force_terminal=True),
+                transient=True,
+                refresh_per_second=REDRAWS_PER_S,
+                # What is printed meanwhile goes above the line; but into a file when that is where it goes.
+                redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+            )
             self._live.start()
         return self
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Without the line, as long as something else is on the terminal."""
+        live = self._live
+        if live is None:
+            yield
+            return
+        live.stop()
+        try:
+            yield
+        finally:
+            live.start()
 
     def __exit__(self, *_: object) -> None:
         live, self._live = self._live, None

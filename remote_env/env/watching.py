@@ -9,7 +9,7 @@ from typing import Any
 
 from remote_env.env.life import Life
 from remote_env.env.processes import Processes
-from remote_env.errors import ConnectError, DeadlineExceeded, RemoteEnvError
+from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.protocol.log_text import Problem, find_problems
 from remote_env.session import ControlLink, follow_log
 
@@ -93,19 +93,22 @@ class Watch:
 
     def log_tail(self, lines: int) -> str:
         """The last lines of the server's log; also when its links are gone."""
-        life = self._life
-        if life.session is not None:
+        session, server = self._life.session, self._life.server  # which another thread may end meanwhile
+        if session is not None:
             with contextlib.suppress(RemoteEnvError):
-                return life.session.control.logs(lines)
-        return life.server.log_tail(lines) if life.server is not None else ""
+                return session.control.logs(lines)
+        return server.log_tail(lines) if server is not None else ""
 
     def follow(self, lines: int) -> Iterator[str]:
         """The log's lines as they come, over a link of its own."""
-        server = self._life.server
+        life = self._life
+        server = life.server
         if server is None:
             return iter(())
 
         def open_link() -> ControlLink:
+            if life.server is not server:  # else this would log in anew, and nobody would log out
+                raise ConnectionLost("the environment was closed before its log was read")
             return ControlLink(
                 server.dial, server.token, time.monotonic() + READ_TIMEOUT_S, session=None, client="a reader of logs"
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from remote_env.errors import (
@@ -27,6 +28,7 @@ log = logging.getLogger("remote_env")
 Dial = Callable[[float], Transport]
 CONTROL_TIMEOUT_S = 10.0  # the supervisor never blocks: an answer that takes longer will not come
 AFTERMATH_TIMEOUT_S = 2.0  # how long to wait for the supervisor to say why a data connection ended
+AFTERMATH_TICK_S = 0.1  # how long to wait for it to say so unasked
 EVENT_TICK_S = 0.5  # how often a caller who waits for a start hears of it
 MAX_LOG_PART = 256 << 10  # bytes of the log in one answer, well below the limit of a link message
 
@@ -98,18 +100,19 @@ class ControlLink:
             status = {}
 
     def next_event(self, deadline: float) -> dict[str, Any]:
-        """The next status that the supervisor sends unasked."""
-        while True:
-            header = self._stream.recv(deadline)
-            if header.type == frames.EVENT:
-                self.last_status = parse_link(self._stream.body_bytes())
-                return self.last_status
-            if header.type == frames.REFUSED:
-                raise refusal(parse_link(self._stream.body_bytes()))
+        """The next status that the supervisor sends unasked; one may also come before another thread's answer."""
+        with self._alone(deadline):
+            while True:
+                header = self._stream.recv(deadline)
+                if header.type == frames.EVENT:
+                    self.last_status = parse_link(self._stream.body_bytes())
+                    return self.last_status
+                if header.type == frames.REFUSED:
+                    raise refusal(parse_link(self._stream.body_bytes()))
 
     def ask(self, kind: int, deadline: float, **fields: Any) -> dict[str, Any]:
         """One question, one answer; events that come between are kept as `last_status`. Any thread may ask."""
-        with self._asking:
+        with self._alone(deadline):
             self._sequence += 1
             self._stream.send(pack_link(kind, fields, sequence=self._sequence), deadline)
             while True:
@@ -121,6 +124,16 @@ class ControlLink:
                     self.last_status = message
                 elif header.type == frames.REFUSED:
                     raise refusal(message)
+
+    @contextlib.contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        """One thread at a time reads what comes."""
+        if not self._asking.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            raise DeadlineExceeded("another thread still waits for an answer on this link")
+        try:
+            yield
+        finally:
+            self._asking.release()
 
     def status(self, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """What the simulator does now, answered at once whatever it does."""
@@ -146,9 +159,10 @@ class ControlLink:
         """Have the simulator write its Python stacks into the log, from `log_from` on; `error` when none runs."""
         return self.ask(frames.DUMP, deadline)
 
-    def kill(self, deadline: float) -> None:
-        """Kill this session's simulator; the next session gets a fresh one."""
-        self.ask(frames.KILL, deadline)
+    def kill(self, deadline: float, session: str | None = None) -> bool:
+        """Kill that session's simulator, or this link's; the next session gets a fresh one. False when none runs."""
+        about = {} if session is None else {"session": session}
+        return "pid" in self.ask(frames.KILL, deadline, **about)
 
     def keep(self, deadline: float) -> None:
         """Mark the server as left warm on purpose."""
@@ -156,24 +170,27 @@ class ControlLink:
 
     def stop_server(self, deadline: float) -> None:
         """Have the server end; returns when it has closed everything, or raises DeadlineExceeded."""
-        self._stream.send(pack_link(frames.STOP, {}), deadline)
-        try:
+        with self._alone(deadline), contextlib.suppress(ConnectionLost):
+            self._stream.send(pack_link(frames.STOP, {}), deadline)
             while True:
                 self._stream.recv(deadline)
-        except ConnectionLost:
-            return
 
     def why_ended(self) -> dict[str, Any]:
         """After the data connection broke: the status that explains it; {} when no word of a death came."""
         deadline = time.monotonic() + AFTERMATH_TIMEOUT_S
         try:
-            while time.monotonic() < deadline:
-                status = self.next_event(deadline)
-                if status["state"] in ("dead", "failed"):
-                    return status
+            while not self._tells_of_an_end() and time.monotonic() < deadline:
+                try:
+                    self.next_event(min(deadline, time.monotonic() + AFTERMATH_TICK_S))
+                except DeadlineExceeded:
+                    self.last_status = self.status(AFTERMATH_TIMEOUT_S)
         except (ConnectionLost, DeadlineExceeded, ProtocolError) as error:
             log.debug("no word from the supervisor: %s", error)
-        return {}
+        return self.last_status if self._tells_of_an_end() else {}
+
+    def _tells_of_an_end(self) -> bool:
+        # The event may have come before the answer to a question that somebody asked meanwhile.
+        return self.last_status.get("state") in ("dead", "failed")
 
     def close(self) -> None:
         """End the link, and with it the session."""

@@ -89,7 +89,8 @@ class Monitor:
 
     def join(self) -> None:
         """Wait until it has ended; no longer than a few seconds."""
-        self._thread.join(JOIN_TIMEOUT_S)
+        if self._thread is not threading.current_thread():  # where the garbage of a program may be collected
+            self._thread.join(JOIN_TIMEOUT_S)
 
     def let_go(self) -> None:
         """In a forked child, which has no such thread: free its copy of the link's descriptor."""

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from leak_check import is_alive, wait_until
 
 from remote_env import RemoteEnv
+from remote_env.env.choosing import HUNG_S, ask_status
 from remote_env.env.places import LocalPlace
-from remote_env.errors import ConfigError, ConnectError
+from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "tasks_for_tests.misbehaving:OnDemand"
@@ -102,6 +104,48 @@ def test_a_server_that_is_held_is_not_taken() -> None:
         [record] = LocalPlace().list(soon())
         with pytest.raises(ConnectError, match=r"all 1 session\(s\) of this server are taken \(by .* since"):
             RemoteEnv(session=record.id).start()
+
+
+def test_one_whose_simulator_hangs_is_not_taken() -> None:
+    env = RemoteEnv(env=TASK, keep=True, step_timeout_s=0.2)
+    env.reset()
+    hung = env.status()["pid"]
+    env.call("plan", "hold-gil")
+    with pytest.raises(DeadlineExceeded):
+        env.step(np.zeros(2, np.float32))
+    env.close()
+    [record] = LocalPlace().list(soon())
+    server = LocalPlace().attach(record, soon())
+    wait_until(lambda: (ask_status(server, soon()) or {}).get("since_s", 0.0) > HUNG_S, "it has hung for a while")
+    with RemoteEnv(env=TASK, reuse=True) as other:
+        other.reset()
+        assert other._life.server.started
+        assert other.status()["pid"] != hung
+    os.kill(hung, signal.SIGKILL)  # else ending its server takes its time
+
+
+def test_one_that_ends_while_it_is_taken_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_warm()
+    attach = LocalPlace.attach
+
+    def end_first(place: LocalPlace, record: Any, deadline: float) -> Any:
+        server = attach(place, record, deadline)
+        dial, dialled = server.dial, []
+
+        def dial_and_die(until: float) -> Any:
+            if dialled:  # when it was asked what it does it lived
+                place.stop(record, until)
+            dialled.append(until)
+            return dial(until)
+
+        server.dial = dial_and_die
+        return server
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPlace, "attach", end_first)
+        with RemoteEnv(env="CartPole-v1", reuse=True) as env:
+            env.reset(seed=0)
+            assert env._life.server.started
 
 
 def test_a_server_with_a_session_free_is_shared() -> None:
@@ -196,6 +240,13 @@ def test_cleanup_old_ends_what_nobody_holds_and_nothing_else(caplog: pytest.LogC
     assert [record.message for record in caplog.records if "ended the old server" in record.message]
     assert is_alive(kept)
     env.step(0)
+    env.close()
+
+
+def test_cleanup_old_leaves_alone_what_waits_for_its_starter() -> None:
+    env = RemoteEnv(env="Acrobot-v1", reuse=True).start_remote_server()
+    with RemoteEnv(env="CartPole-v1", cleanup_old=True):
+        env.reset(seed=0)
     env.close()
 
 

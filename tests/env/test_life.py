@@ -11,6 +11,7 @@ import pytest
 
 import remote_env
 from remote_env import RemoteEnv
+from remote_env.env import ending
 from remote_env.errors import ConfigError, Unsupported
 
 
@@ -75,6 +76,24 @@ def test_a_forgotten_environment_warns_and_cleans_up() -> None:
     env.reset()
     with pytest.warns(ResourceWarning, match="not closed"):
         del env
+
+
+def test_at_exit_each_is_ended_whatever_becomes_of_the_others() -> None:
+    class Kept:
+        def __init__(self, error: Exception | None) -> None:
+            self.error, self.ended = error, False
+
+        def close(self) -> None:
+            self.ended = True
+            if self.error is not None:
+                raise self.error
+
+    ones = [Kept(ConfigError("stays")), Kept(None), Kept(ConfigError("stays too"))]
+    for one in ones:
+        ending.end_at_exit(one)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        ending._end_all()
+    assert all(one.ended for one in ones)
 
 
 def test_a_forked_child_cannot_use_or_end_it(cartpole: RemoteEnv) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from leak_check import wait_until
@@ -104,13 +105,13 @@ def test_missing_requirements_are_named_with_what_installs_them() -> None:
 # The status line
 
 
-def run_on_a_terminal(code: str, *, columns: int) -> str:
+def run_on_a_terminal(code: str, *, columns: int, stdout: Any = None) -> str:
     """What `code` writes to standard error when that is a terminal of this width."""
     import pty
 
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "PYTHONPATH": str(ROOT / "tests")}
-    done = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=theirs, env=environment)
+    done = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=stdout, stderr=theirs, env=environment)
     os.close(theirs)
     written = io.BytesIO()
     try:
@@ -138,6 +139,31 @@ def test_a_terminal_shows_one_line_that_is_removed() -> None:
     assert shown.count("building") <= 6  # not more than a few times a second
     assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 60
     assert shown.rstrip("\r\n").endswith(("\x1b[2K", "\x1b[?25h"))  # the line is erased, the cursor is back
+
+
+def test_what_is_printed_meanwhile_goes_where_it_should(tmp_path: Path) -> None:
+    code = (
+        "from remote_env.env.progress import StartProgress\n"
+        "with StartProgress('a task on box', 60.0, on_progress=print) as progress:\n"
+        "    progress.report('building')\n"
+    )
+    with (tmp_path / "out").open("w") as out:
+        run_on_a_terminal(code, columns=60, stdout=out)
+    assert (tmp_path / "out").read_text() == "building\n"
+
+
+def test_a_question_for_a_secret_is_not_drawn_over() -> None:
+    code = (
+        "import sys, time\nfrom remote_env import RemoteEnv\nfrom remote_env.env.progress import REDRAWS_PER_S\n"
+        "def ask(prompt):\n"
+        "    print('Password: ', end='', file=sys.stderr, flush=True)\n    time.sleep(2 / REDRAWS_PER_S)\n"
+        "    print('<typed>', file=sys.stderr, flush=True)\n"
+        "env = RemoteEnv('box', env='CartPole-v1', ask_secret=ask)\n"
+        "with env._life._reporting():\n    env._life._ask_secret(None)\n"
+    )
+    shown = run_on_a_terminal(code, columns=60)
+    assert "Password: <typed>" in shown
+    assert shown.count("connecting") >= 2  # the line was there before, and is again
 
 
 def test_without_a_terminal_nothing_is_drawn(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from remote_env import RemoteEnv
 from remote_env.env.places import AddressPlace, LocalPlace
 from remote_env.env.processes import read_processes
 from remote_env.env.watching import RemoteLog
-from remote_env.errors import ConfigError, Unsupported
+from remote_env.errors import ConfigError, ConnectionLost, Unsupported
 
 TALKER = """
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -105,6 +105,14 @@ def test_an_iterator_over_the_log_that_is_left_frees_its_link(talker: RemoteEnv)
     assert len(descriptors()) == before + 1
     lines.close()  # type: ignore[attr-defined]
     assert len(descriptors()) == before
+
+
+def test_a_log_that_is_read_after_close_opens_nothing(talker: RemoteEnv) -> None:
+    lines = talker.logs(follow=True)
+    talker.close()
+    with pytest.raises(ConnectionLost, match="closed before its log was read"):
+        next(lines)
+    assert list(talker.logs(follow=True)) == []
 
 
 def test_problems_in_the_log_are_found(talker: RemoteEnv, tmp_path: Path) -> None:

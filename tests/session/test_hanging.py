@@ -73,6 +73,21 @@ def test_restart_of_a_simulator_that_is_well_and_of_one_that_is_gone() -> None:
         assert env.status()["pid"] != second
 
 
+def test_restart_kills_it_also_when_the_session_s_link_is_lost() -> None:
+    with RemoteEnv(env=TASK, step_timeout_s=0.3) as env:
+        env.reset()
+        hung, server = env.status()["pid"], env._life.server
+        env.call("plan", "hold-gil")
+        with pytest.raises(DeadlineExceeded):
+            env.step(ACTION)
+        env._life.session.control._transport._sock.shutdown(2)
+        began = time.monotonic()
+        env.restart()
+        assert time.monotonic() - began < 15.0  # an abandoned simulator may go on for 30 s
+        assert not is_alive(hung)
+        assert env._life.server is server
+
+
 def test_restart_before_the_start_starts() -> None:
     env = RemoteEnv(env=TASK)
     env.restart().reset()

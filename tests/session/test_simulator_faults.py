@@ -199,6 +199,34 @@ def test_death_in_a_step(own: RemoteEnv, how: str, why: str) -> None:
     assert own.step(ACTION)[0][1] == 1
 
 
+def test_a_death_that_status_saw_first_is_told_all_the_same(own: RemoteEnv) -> None:
+    os.kill(own.call("pid"), signal.SIGKILL)
+    wait_until(lambda: own.status()["state"] == "dead", "it is known")
+    with pytest.raises(SessionLost, match="killed by SIGKILL") as caught:
+        step_often(own)
+    assert caught.value.signal == "SIGKILL"
+
+
+def test_a_death_while_other_threads_ask_is_told_to_all(own: RemoteEnv) -> None:
+    pid, states = own.call("pid"), set[str]()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            states.add(own.status()["state"])
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(SessionLost, match="killed by SIGKILL"):
+        step_often(own)
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert "unreachable" not in states
+
+
 def test_death_in_a_reset(own: RemoteEnv) -> None:
     with within(2.0), pytest.raises(SessionLost, match="exited with status 3 in reset"):
         own.reset(options={"how": "exit"})
