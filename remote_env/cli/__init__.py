@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -25,20 +27,47 @@ HOST is what ssh takes: box, user@box, ssh://user@box:2222, an alias of ~/.ssh/c
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status: 0 when all went well, 1 on an error, 130 after Ctrl-C."""
-    options = make_parser().parse_args(arguments)
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what fails there is told by our errors
+    _prepare_output()
     try:
-        status = int(options.run(options))
-        sys.stdout.flush()
-        return status
+        return _run(arguments)
     except RemoteEnvError as error:
         print(f"error: {clean(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        _discard_output()
         return 141
+    except OSError as error:  # such as output into a full disk
+        _discard_output()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = make_parser().parse_args(arguments)
+        logging.getLogger("paramiko").addHandler(logging.NullHandler())  # what fails there is told by our errors
+        return int(options.run(options))
+    finally:
+        sys.stdout.flush()  # now, while what prevents it can still be told
+
+
+def _prepare_output() -> None:
+    """Have any text be written, whatever the encoding of a pipe or a terminal; a closed output takes it too."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  as long as we live
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Throw away what could not be written: Python would try, and complain, once more at its end."""
+    with contextlib.suppress(OSError, ValueError):  # it is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def make_parser() -> argparse.ArgumentParser:

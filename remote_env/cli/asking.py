@@ -99,7 +99,7 @@ def describe_state(status: dict[str, Any]) -> str:
         why = one_line(str(status.get("why") or status.get("message") or ""))
         detail = f": {why}" if why else ""
     steps = status.get("steps")
-    return f"{state}{detail}" + (f"; {steps} steps" if steps else "")
+    return f"{state}{detail}" + (f"; {steps} step{'s' * (steps != 1)}" if steps else "")
 
 
 def describe_record(record: ServerRecord) -> str:

@@ -36,7 +36,7 @@ from remote_env.cli.show import (
 from remote_env.env.local_place import LocalPlace
 from remote_env.env.places import Place, make_connection
 from remote_env.env.ssh_place import SshPlace
-from remote_env.errors import ConnectionLost, DeadlineExceeded, RemoteEnvError
+from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 
 NAME_WIDTH = 16
 NEXT = {"interpreter": "the machine", "gpu": "packages", "packages": "rendering", "rendering": "Isaac's needs"}
@@ -135,6 +135,15 @@ class _Examination:
 
     def rows(self) -> Iterator[Row]:
         """Each row, as it is known."""
+        try:
+            yield from self._rows()
+        except ConfigError as error:
+            yield Row("address", FAIL, str(error), "correct the address or the options: remote-env doctor --help")
+        except RemoteEnvError as error:
+            fix = self._where.command("uptime") + "   # does it answer?"
+            yield Row("connection", FAIL, f"the tests ended here: {error}", fix)
+
+    def _rows(self) -> Iterator[Row]:
         if self._is_local:
             place = LocalPlace(python=self._options.python)
             look = self._look_around(OwnShell())
@@ -147,9 +156,6 @@ class _Examination:
         self._where = replace(self._where, login=ssh_command(connection.login, self._options))
         try:
             yield from self._examine_far(connection, SshPlace(connection, options), ask)
-        except (ConnectionLost, DeadlineExceeded) as error:
-            fix = self._where.command("uptime") + "   # does it answer?"
-            yield Row("connection", FAIL, f"the login ended, and the tests with it: {error}", fix)
         finally:
             connection.close()
 

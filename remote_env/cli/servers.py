@@ -33,6 +33,7 @@ from remote_env.cli.show import (
     print_table,
     show_time,
     status_line,
+    terminal_kept,
     whole_number,
 )
 from remote_env.env.places import Place
@@ -140,7 +141,7 @@ def run_ps(options: argparse.Namespace) -> int:
     """List the servers of each host; 1 when one could not be asked."""
     listings = [_Listing(host) for host in dict.fromkeys(options.hosts)]
     threads = [threading.Thread(target=_list_host, args=(one, options), daemon=True) for one in listings]
-    with status_line(f"asking {', '.join(one.host for one in listings)}"):
+    with terminal_kept(), status_line(f"asking {', '.join(one.host for one in listings)}"):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -158,6 +159,8 @@ def _list_host(listing: _Listing, options: argparse.Namespace) -> None:
             listing.servers = list(list_servers(place, soon(LIST_TIMEOUT_S)))
     except RemoteEnvError as error:
         listing.error = str(error)
+    except Exception as error:  # noqa: BLE001  in a thread nobody else would tell, and the host would seem to have none
+        listing.error = f"{type(error).__name__}: {error}"
 
 
 def _print_listings(listings: Sequence[_Listing]) -> None:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import getpass
 import json
+import os
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ SIZE_STEP = 1024
 SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 CONSOLE = Console(highlight=False)  # of whatever stdout is at the moment
 _asking = threading.Lock()  # several hosts may ask for a password at once
+_lines: list[Any] = []  # the status lines that are shown
 
 
 class Prompt(Protocol):
@@ -49,7 +51,7 @@ class Prompt(Protocol):
 def add_login_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how to log in; `login_options` reads them."""
     group = parser.add_argument_group("login", "~/.ssh/config is honoured; what is given here wins")
-    group.add_argument("-p", "--port", dest="ssh_port", type=int, metavar="PORT", help="SSH port (default 22)")
+    group.add_argument("-p", "--port", dest="ssh_port", type=port_number, metavar="PORT", help="SSH port (default 22)")
     group.add_argument("-i", "--identity-file", metavar="FILE", help="private key to log in with")
     group.add_argument("--via", metavar="HOST[,HOST]", help="log in through these jump hosts, as ssh -J does")
     group.add_argument(
@@ -98,7 +100,7 @@ def login_words(options: argparse.Namespace) -> tuple[str, ...]:
 def ask_secret(prompt: Prompt) -> str | None:
     """What the person at the terminal types: unseen unless the host allows it; None after Ctrl-D."""
     question = f"{prompt.target}: {clean(prompt.text).strip()} "
-    with _asking, contextlib.suppress(EOFError):
+    with _asking, _status_hidden(), contextlib.suppress(EOFError):
         if not prompt.echo:
             return getpass.getpass(question)
         print(question, end="", file=sys.stderr, flush=True)
@@ -108,18 +110,24 @@ def ask_secret(prompt: Prompt) -> str | None:
 
 def positive_number(text: str) -> float:
     """A number above zero, for argparse."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def whole_number(text: str) -> int:
     """A whole number above zero, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def port_number(text: str) -> int:
+    """A TCP port, for argparse."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; allowed are 1 to 65535")
+    return int(text)
 
 
 def examples(text: str) -> dict[str, Any]:
@@ -183,7 +191,40 @@ def status_line(text: str) -> Iterator[Line]:
     with CONSOLE.status("") as status:
         line = _Shown(status)
         line.update(text)
-        yield line
+        _lines.append(status)
+        try:
+            yield line
+        finally:
+            _lines.remove(status)
+
+
+@contextlib.contextmanager
+def _status_hidden() -> Iterator[None]:
+    """No status line runs over a question meanwhile."""
+    hidden = list(_lines)
+    for status in hidden:
+        status.stop()
+    try:
+        yield
+    finally:
+        for status in hidden:
+            if status in _lines:
+                status.start()
+
+
+@contextlib.contextmanager
+def terminal_kept() -> Iterator[None]:
+    """Afterwards the terminal echoes as before, also when a thread that asks for a password is left behind."""
+    if os.name != "posix" or sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def one_line(text: str) -> str:

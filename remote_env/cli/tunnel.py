@@ -12,6 +12,7 @@ from remote_env.cli.show import (
     examples,
     login_options,
     one_line,
+    port_number,
     print_table,
     show_seconds,
     show_time,
@@ -43,30 +44,29 @@ def add_parsers(subparsers: Any) -> None:
         **examples(_EXAMPLES),
     )
     parser.add_argument("host", nargs="?", metavar="HOST", help="box, user@box, ssh://user@box:2222")
-    parser.add_argument("remote_port", nargs="?", type=_port, metavar="REMOTE_PORT", help="the port on HOST")
-    parser.add_argument("--local-port", type=_port, metavar="PORT", help="default REMOTE_PORT, or a free one")
+    parser.add_argument("remote_port", nargs="?", type=port_number, metavar="REMOTE_PORT", help="the port on HOST")
+    parser.add_argument("--local-port", type=port_number, metavar="PORT", help="default REMOTE_PORT, or a free one")
     parser.add_argument("--kind", choices=KINDS, default="channel", help="who carries it (default %(default)s)")
-    parser.add_argument("--background", action="store_true", help="return when it is open, and leave it running")
-    parser.add_argument("--list", action="store_true", help="show the tunnels in the background")
-    parser.add_argument("--stop", metavar=f"ID|{ALL}", help="close a tunnel in the background")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--background", action="store_true", help="return when it is open, and leave it running")
+    what.add_argument("--list", action="store_true", help="show the tunnels in the background")
+    what.add_argument("--stop", metavar=f"ID|{ALL}", help="close a tunnel in the background")
     add_login_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; allowed are 1 to 65535")
-    return int(text)
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Open, list or stop tunnels."""
+    if options.host is not None and (options.list or options.stop is not None):
+        options.parser.error("--list and --stop are about tunnels in the background of this machine; name no host")
     if options.list:
         return _list()
     if options.stop is not None:
         return _stop(options.stop)
     if options.host is None or options.remote_port is None:
-        raise ConfigError("name the host and its port: remote-env tunnel HOST REMOTE_PORT; or use --list, --stop ID")
+        options.parser.error("name the host and its port: remote-env tunnel HOST REMOTE_PORT; or use --list, --stop ID")
+    if options.host == "local":
+        raise ConfigError("no tunnel leads to this machine: its ports are here already")
     request = Request(options.host, options.remote_port, options.local_port or options.remote_port, options.kind)
     return _open_in_background(request, options) if options.background else _open_here(request, options)
 

@@ -6,6 +6,7 @@ the process says what happens, and at last {"ready": …} or {"failed": …}. Fr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,10 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from remote_env.cli.tunnel_holder import Request, TunnelHolder, ended_by_signals
-from remote_env.cli.tunnel_records import TunnelRecord, log_path, new_id, remove_record, write_record
+from remote_env.cli.tunnel_records import TunnelRecord, create_log, new_id, remove_record, write_record
 from remote_env.env.places import PlaceOptions
 from remote_env.errors import ConnectError, RemoteEnvError
 from remote_env.server.process import process_start_time
@@ -31,6 +32,7 @@ _FILES = ("identity_file", "known_hosts_file", "ssh_config_file")
 class Prompt:
     """What a login asks; see `remote_env.cli.show.Prompt`."""
 
+    kind: str
     text: str
     echo: bool
     target: str
@@ -46,7 +48,7 @@ def start_in_background(request: Request, options: PlaceOptions, say: Callable[[
         RemoteEnvError: it could not be opened; nothing is left.
     """
     name = new_id()
-    with os.fdopen(os.open(log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
+    with create_log(name) as log:
         process = subprocess.Popen(  # noqa: S603  ourselves
             [sys.executable, "-m", __spec__.name, name, f"{request.host}:{request.remote_port}"],
             stdin=subprocess.PIPE,
@@ -55,23 +57,30 @@ def start_in_background(request: Request, options: PlaceOptions, say: Callable[[
             text=True,
             start_new_session=True,
         )
-    try:
-        return _converse(process, name, request, options, say)
-    except BaseException:
-        _end(process)
-        remove_record(name)
-        raise
-    finally:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        try:
+            return _converse(process, log, name, request, options, say)
+        except BaseException:
+            _end(process)
+            remove_record(name)
+            raise
+        finally:
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):  # it has ended
+                        stream.close()
 
 
 def _converse(
-    process: subprocess.Popen[str], name: str, request: Request, options: PlaceOptions, say: Callable[[str], None]
+    process: subprocess.Popen[str],
+    log: BinaryIO,
+    name: str,
+    request: Request,
+    options: PlaceOptions,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     to, heard = process.stdin, process.stdout
-    _send(to, {"request": dataclasses.asdict(request), "options": _plain(options)})
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and its log says why
+        _send(to, {"request": dataclasses.asdict(request), "options": _plain(options)})
     for line in heard or ():
         message = json.loads(line)
         if "ask" in message:
@@ -83,7 +92,9 @@ def _converse(
         else:
             process.returncode = 0  # it lives on without us: nothing to wait for
             return {"id": name, **message["ready"]}
-    status, tail = process.wait(END_TIMEOUT_S), log_path(name).read_text(errors="replace")[-2000:]
+    status = process.wait(END_TIMEOUT_S)
+    log.seek(0)
+    tail = log.read().decode(errors="replace")[-2000:]
     raise ConnectError(f"the tunnel's process ended with status {status} before it was open:\n{tail}")
 
 
@@ -123,16 +134,14 @@ def main() -> int:
         message = json.loads(sys.stdin.readline())
         request, asker = Request(**message["request"]), _Asker()
         try:
-            holder = TunnelHolder(request, _options(message["options"], asker), _say)
+            with contextlib.closing(TunnelHolder(request, _options(message["options"], asker), _say)) as holder:
+                asker.is_answered = False
+                _announce(name, request, holder)
+                holder.hold(ending, _log)
         except RemoteEnvError as error:
             _send(sys.stdout, {"failed": str(error)})
             return 1
-        asker.is_answered = False
-        try:
-            _announce(name, request, holder)
-            holder.hold(ending, _log)
         finally:
-            holder.close()
             remove_record(name)
     return 0
 
@@ -142,7 +151,9 @@ def _options(plain: dict[str, Any], asker: _Asker) -> PlaceOptions:
 
 
 class _Asker:
-    """Has the command ask while it is there; afterwards what was answered before is answered again.
+    """Has the command ask while it is there; afterwards passwords and passphrases are answered as before.
+
+    Answers to keyboard-interactive are not: one-time codes, of which each attempt with an old one counts as wrong.
 
     Attributes:
         is_answered: the command is there.
@@ -155,9 +166,12 @@ class _Asker:
     def __call__(self, prompt: Any) -> str | None:
         key = prompt.target, prompt.text
         if self.is_answered:
-            question = {"text": prompt.text, "echo": prompt.echo, "target": prompt.target}
+            question = {name: getattr(prompt, name) for name in ("kind", "text", "echo", "target")}
             _send(sys.stdout, {"ask": question})
-            self._known[key] = json.loads(sys.stdin.readline() or '{"answer": null}')["answer"]
+            answer: str | None = json.loads(sys.stdin.readline() or '{"answer": null}')["answer"]
+            if prompt.kind != "keyboard-interactive":
+                self._known[key] = answer
+            return answer
         return self._known.get(key)
 
 
@@ -191,7 +205,8 @@ def _announce(name: str, request: Request, holder: TunnelHolder) -> None:
 
 
 def _log(text: str) -> None:
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk costs lines of the log, not the tunnel
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -96,11 +96,21 @@ class TunnelHolder:
         self._place: LocalPort | None = None
         self.port = _choose_port(request, self._connection.login, say)
         try:
-            self._open()
+            self._open_first(say)
             self.health = self._prove()
         except BaseException:
             self.close()
             raise
+
+    def _open_first(self, say: Say) -> None:
+        try:
+            self._open()
+        except ConnectError:
+            if is_free(self.port):
+                raise
+            taken, self.port = self.port, free_port()  # while the login was made
+            say(f"local port {taken} was taken meanwhile; using {self.port}")
+            self._open()
 
     def _open(self) -> None:
         deadline = time.monotonic() + self._timeout_s

@@ -10,14 +10,16 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 from remote_env.env.records import cache_folder, is_running, wait_gone
 from remote_env.errors import ConfigError
 
 GRACE_S = 5.0  # how long a tunnel may take to close before it is killed
 KILL_S = 5.0
+STARTING_S = 3600.0  # a log without a record that is older was left by a start that was killed
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,29 @@ class TunnelRecord:
 
 
 def tunnels_folder() -> Path:
-    """Where the records and logs lie; made when it is not there."""
-    folder = cache_folder() / "tunnels"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    """Where the records and logs lie, once one has been made."""
+    return cache_folder() / "tunnels"
 
 
 def new_id() -> str:
     """A name that no other tunnel has."""
     return secrets.token_hex(3)
+
+
+def create_log(name: str) -> BinaryIO:
+    """The new log of a tunnel, readable by its owner alone; ConfigError when no file can be made there."""
+    try:
+        tunnels_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.fdopen(os.open(log_path(name), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b")
+    except OSError as error:
+        raise _no_file(error) from error
+
+
+def _no_file(error: OSError) -> ConfigError:
+    return ConfigError(
+        f"a tunnel in the background needs files in {tunnels_folder()}, where none can be written: {error.strerror}; "
+        "free space, set XDG_CACHE_HOME to a folder that can be written, or leave out --background"
+    )
 
 
 def log_path(name: str) -> Path:
@@ -65,16 +81,20 @@ def log_path(name: str) -> Path:
 
 
 def write_record(record: TunnelRecord) -> None:
-    """Write it, readable by its owner alone, whole or not at all."""
-    path = tunnels_folder() / f"{record.id}.json"
+    """Write it, readable by its owner alone, whole or not at all; ConfigError when it cannot be."""
+    path = _record_path(record.id)
     partial = path.with_suffix(".partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(asdict(record), file)
-    partial.replace(path)
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(record), file)
+        partial.replace(path)
+    except OSError as error:
+        raise _no_file(error) from error
 
 
 def list_records() -> list[TunnelRecord]:
     """This machine's living tunnels, oldest first; what dead ones left behind is removed."""
+    _remove_old_logs()
     living = []
     for record in _read_records():
         if is_running(record.pid, record.start_time):
@@ -88,14 +108,36 @@ def _read_records() -> Iterator[TunnelRecord]:
     for path in sorted(tunnels_folder().glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError):  # it ended meanwhile, or is none of ours
             record = TunnelRecord(**json.loads(path.read_text()))
-            if record.node == platform.node():
+            if _is_ours(record, path.stem):
                 yield record
+
+
+def _is_ours(record: TunnelRecord, name: str) -> bool:
+    """Whether it can have been written here: each value of its type, under its name, on this machine."""
+    if not isinstance(record.pid, int) or record.pid <= 1:  # which would be more than one process
+        return False
+    values = [(type(getattr(record, field.name)).__name__, field.type) for field in fields(record)]
+    return all(got == wanted for got, wanted in values) and (record.id, record.node) == (name, platform.node())
+
+
+def _record_path(name: str) -> Path:
+    return tunnels_folder() / f"{name}.json"
+
+
+def _remove_old_logs() -> None:
+    for path in tunnels_folder().glob("*.log"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            is_old = path.stat().st_mtime < time.time() - STARTING_S
+            if is_old and not _record_path(path.stem).exists():
+                path.unlink()
 
 
 def remove_record(name: str) -> None:
     """Remove the record and the log of the tunnel of this id."""
-    for path in (tunnels_folder() / f"{name}.json", log_path(name)):
-        path.unlink(missing_ok=True)
+    record = _record_path(name)
+    for path in (record, record.with_suffix(".partial"), log_path(name)):
+        with contextlib.suppress(OSError):  # a folder that cannot be written: its process has ended all the same
+            path.unlink()
 
 
 def find_record(name: str) -> TunnelRecord:

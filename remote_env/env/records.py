@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.env.server import ServerRecord
-from remote_env.errors import AuthError
+from remote_env.errors import AuthError, ConfigError
 
 POLL_S = 0.01
 RECORD_WAIT_S = 0.5  # a server listens a moment before its record is there
@@ -22,8 +22,13 @@ GRACE_S = 8.0  # how long a server may take to end its simulators before it is k
 
 
 def cache_folder() -> Path:
-    """Where this user's files of ours live on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remote-env"
+    """Where this user's files of ours live on this machine; ConfigError when there is neither a cache nor a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "remote-env"
+    except RuntimeError as error:
+        raise ConfigError(
+            "this account has no home folder: set HOME, or XDG_CACHE_HOME to a folder of yours"
+        ) from error
 
 
 def record_path(port: int) -> Path:
