@@ -260,16 +260,23 @@ def rendering() -> "dict[str, Any]":
     """What each way to off-screen OpenGL gives: its renderer's name, or why it fails; by MuJoCo where that is."""
     uses_mujoco = has_module("mujoco") and has_module("OpenGL")
     program = MUJOCO_TRIAL if uses_mujoco else BARE_TRIAL
-    ways = {}
-    for way in ("egl", "osmesa"):
-        answer = run([sys.executable, "-c", program, way], RENDER_TIMEOUT_S, MUJOCO_GL=way, PYOPENGL_PLATFORM=way)
-        lines = [line for line in answer["output"].splitlines() if line.strip()] or ["(no message)"]
-        named = [line for line in lines if line.startswith("renderer:")]
-        if answer["status"] == 0 and named:
-            ways[way] = {"renderer": named[0][len("renderer:") :], "error": ""}
-        else:
-            ways[way] = {"renderer": "", "error": lines[-1][:300]}
+    ways: dict[str, Any] = {"egl": None, "osmesa": None}
+    threads = [threading.Thread(target=lambda way=way: ways.update({way: try_rendering(program, way)})) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return {"ways": ways, "by_mujoco": uses_mujoco}
+
+
+def try_rendering(program: str, way: str) -> "dict[str, str]":
+    """The name of the renderer that a trial was given, or why there is none."""
+    answer = run([sys.executable, "-c", program, way], RENDER_TIMEOUT_S, MUJOCO_GL=way, PYOPENGL_PLATFORM=way)
+    lines = [line for line in answer["output"].splitlines() if line.strip()] or ["(no message)"]
+    named = [line for line in lines if line.startswith("renderer:")]
+    if answer["status"] == 0 and named:
+        return {"renderer": named[0][len("renderer:") :], "error": ""}
+    return {"renderer": "", "error": lines[-1][:300]}
 
 
 def isaac() -> "dict[str, Any]":

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from ssh_server import SshServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from command import FAR_PYTHON, login_words, run, start
+from command import FAR_PYTHON, login_words, start
 
 from remote_env.cli import main
 from remote_env.cli.isaac_rows import isaac_rows
@@ -93,16 +94,16 @@ def test_this_machine_is_examined_too(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-1].endswith("none failed") or "with a drawback" in lines[-1]
 
 
-def test_rows_are_plain_lines_in_a_pipe(ssh_server: SshServer) -> None:
-    done = run("doctor", ssh_server.target, "--python", "nowhere/python", *login_words(ssh_server))
-    assert done.returncode == 1
-    assert done.stderr == ""
-    assert "\x1b" not in done.stdout
-    lines = done.stdout.splitlines()
+def test_rows_are_plain_lines_in_a_pipe(ssh_server: SshServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", ssh_server.target, "--python", "nowhere/python", *login_words(ssh_server)]) == 1
+    printed, complaints = capsys.readouterr()
+    assert complaints == ""
+    assert "\x1b" not in printed
+    lines = printed.splitlines()
     row = next(line for line in lines if line.startswith("FAIL  interpreter"))
     assert "nowhere/python was not found" in row
     assert lines[lines.index(row) + 1].lstrip().startswith("mend: remote-env doctor ssh://")
-    assert "skip  self-test" in done.stdout
+    assert "skip  self-test" in printed
     assert lines[-1].endswith("mend the first one and run this again")
 
 
@@ -268,22 +269,23 @@ def test_an_sshd_that_is_stopped_is_one_failed_row(examine: Callable[..., Any]) 
 
 
 @pytest.mark.fault
-def test_a_login_that_freezes_in_the_middle_ends_the_tests(tmp_path: Path) -> None:
+def test_a_login_that_freezes_in_the_middle_ends_the_tests(examine: Callable[..., Any], tmp_path: Path) -> None:
     """sshd's session stops while the interpreter, which takes for ever, is asked."""
-    asked = tmp_path / "asked"
-    slow = tmp_path / "python"
+    asked, slow = tmp_path / "asked", tmp_path / "python"
     slow.write_text(f"#!/bin/sh\ntouch {asked}\nexec sleep 600\n")
     slow.chmod(0o755)
+
+    def freeze() -> None:
+        wait_until(asked.exists, "the interpreter was started", 30)
+        server.signal_connections(signal.SIGSTOP)
+
     with SshServer() as server:
-        words = ("doctor", server.target, "--python", slow, *login_words(server), "--row-timeout", "4")
-        with start(*words) as process:
-            wait_until(asked.exists, "the interpreter was started")
-            for pid in server.connection_pids():
-                with contextlib.suppress(ProcessLookupError):  # of those, the shell's own come and go
-                    os.kill(pid, signal.SIGSTOP)
-            printed, _ = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert "FAIL" in printed
+        freezing = threading.Thread(target=freeze)
+        freezing.start()
+        rows = examine(server, "--python", str(slow), "--row-timeout", "1.5", status=1)
+        freezing.join()
+    assert failed(rows)
+    assert rows["interpreter"]["found"].endswith("it did not answer in time")
 
 
 @pytest.mark.fault
