@@ -11,12 +11,14 @@ from typing import Any
 
 from remote_env.cli.rows import FAIL, OK, WARN, Row, Where
 from remote_env.errors import AuthError, ConnectError, HostKeyError
+from remote_env.protocol.log_text import clean
 
 ECHOES, ECHO_TIME_S, WARM_UP = 200, 3.0, 10
 ECHO = b"0123456789abcde\n"
 TRANSFER_BYTES, TRANSFER_TIME_S, PIECE_BYTES = 16 * 10**6, 3.0, 256 * 1024
 CLOCK_ASKS = 10
 FAR_MS, SLOW_MB_S, WRONG_CLOCK_S = 15.0, 5.0, 1.0
+_BEGINS = "@remote-env begins"
 _PROHIBITED = 1  # RFC 4254, section 5.1
 
 
@@ -47,9 +49,26 @@ def _login_fix(error: ConnectError, where: Where, timeout_s: float) -> str:
     return f"{where.login.replace('ssh ', f'ssh -v -o ConnectTimeout={timeout_s:.0f} ', 1)}"
 
 
+@contextlib.contextmanager
+def _started(connection: Any, program: str, deadline: float) -> Iterator[Any]:
+    """A program of sh that runs there, past what the account's start-up files print; no single quotes in it.
+
+    Raises:
+        ConnectError: it did not start.
+    """
+    command, said = f"exec sh -c 'echo {_BEGINS}; {program}'", b""
+    with connection.start_command(command, stdin=None, deadline=deadline) as running:
+        while not said.endswith(b"\n") or _BEGINS.encode() not in said:
+            data = running.read_some(deadline)
+            if not data:
+                raise ConnectError(f"sh did not run {program!r} there; it said: {clean(said.decode(errors='replace'))}")
+            said += data
+        yield running
+
+
 def round_trip_row(connection: Any, deadline: float) -> Row:
     """How long a few bytes take there and back on an open channel."""
-    with connection.start_command("exec cat", stdin=None, deadline=deadline) as echo:
+    with _started(connection, "exec cat", deadline) as echo:
         samples = sorted(_echo_samples(echo, deadline))
     p50_ms, p99_ms = (1000 * samples[int(share * (len(samples) - 1))] for share in (0.5, 0.99))
     found = f"{p50_ms:.2f} ms p50, {p99_ms:.2f} ms p99 ({len(samples)} × {len(ECHO)} bytes)"
@@ -87,7 +106,7 @@ def transfer_row(connection: Any, deadline: float) -> Row:
 
 def _upload_rate(connection: Any, deadline: float) -> float:
     piece, sent = bytes(PIECE_BYTES), 0
-    with connection.start_command("exec wc -c", stdin=None, deadline=deadline) as counter:
+    with _started(connection, "exec wc -c", deadline) as counter:
         began = time.monotonic()
         while sent < TRANSFER_BYTES and time.monotonic() - began < TRANSFER_TIME_S:
             counter.send_all([piece], deadline)
@@ -98,9 +117,9 @@ def _upload_rate(connection: Any, deadline: float) -> float:
 
 
 def _download_rate(connection: Any, deadline: float) -> float:
-    command, got = f"exec head -c {TRANSFER_BYTES} /dev/zero", 0
-    with connection.start_command(command, deadline=deadline) as source:
-        began = time.monotonic()
+    with _started(connection, f"read -r _; exec head -c {TRANSFER_BYTES} /dev/zero", deadline) as source:
+        got, began = 0, time.monotonic()
+        source.send_all([b"\n"], deadline)
         while (data := source.read_some(deadline)) and time.monotonic() - began < TRANSFER_TIME_S:
             got += len(data)
         return got / 1e6 / (time.monotonic() - began)
@@ -136,8 +155,7 @@ class ClockSample:
 def clock_row(connection: Any, where: Where, deadline: float) -> Row:
     """How far the host's clock is ahead of ours."""
     # A `date` that knows no %N, such as BusyBox's, writes nothing or the letter for it.
-    loop = "exec sh -c 'while read -r _; do date \"+%s %N\"; done'"
-    with connection.start_command(loop, stdin=None, deadline=deadline) as clock:
+    with _started(connection, 'while read -r _; do date "+%s %N"; done', deadline) as clock:
         samples = [_ask_clock(clock, deadline) for _ in range(CLOCK_ASKS)]
     best = min(samples, key=lambda sample: sample.uncertainty)
     found = f"{best.offset * 1000:+.1f} ± {best.uncertainty * 1000:.1f} ms"

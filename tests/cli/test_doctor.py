@@ -232,6 +232,15 @@ def test_an_account_with_nothing_but_sh(examine: Callable[..., Any], tmp_path: P
     assert "apt-get install -y coreutils" in rows["shell"]["fix"]
 
 
+def test_start_up_files_that_talk_and_take_their_time_are_no_measurement(examine: Callable[..., Any]) -> None:
+    with SshServer() as server:
+        (server.root / "home/.bashrc").write_text("echo Welcome to box; echo 'a quota' >&2; sleep 0.1; printf 12345\n")
+        rows = examine(server, "--python", "no-such-python", status=1)
+    assert failed(rows) == ["interpreter"]
+    assert abs(float(rows["clock"]["found"].split()[0])) < 1000.0
+    assert rows["round trip"]["status"] == rows["transfer"]["status"] == "ok"
+
+
 # The login
 
 
