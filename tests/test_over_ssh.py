@@ -17,8 +17,8 @@ import pytest
 from ssh_client import FAR_PYTHON, ROOT, free_port, nothing_is_left, over_ssh
 from ssh_server import SshServer
 
-from remote_env import LocalFolder, RemoteEnv
-from remote_env.errors import AuthError, ConfigError, HostKeyError, SessionLost, StartError
+from remote_env import LocalFolder
+from remote_env.errors import AuthError, ConfigError, HostKeyError, StartError
 from remote_env.tasks import register_tasks
 
 __all__ = ["nothing_is_left"]
@@ -197,34 +197,6 @@ def test_a_host_never_seen_and_a_wrong_key_are_refused(ssh_server: SshServer, tm
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
     with pytest.raises(AuthError, match="other"):
         over_ssh(ssh_server, env="CartPole-v1", identity_file=str(tmp_path / "other")).start()
-
-
-def _step_often(env: RemoteEnv) -> None:
-    for _ in range(100):
-        env.step(0)
-
-
-def test_a_simulator_killed_on_the_far_end_is_session_lost_and_reset_starts_anew(ssh_server: SshServer) -> None:
-    with over_ssh(ssh_server, env="CartPole-v1") as env:
-        env.reset(seed=0)
-        os.kill(env.status()["pid"], signal.SIGKILL)
-        with pytest.raises(SessionLost, match="SIGKILL"):
-            _step_often(env)
-        observation, _ = env.reset(seed=7)
-    assert observation.tobytes() == gymnasium.make("CartPole-v1").reset(seed=7)[0].tobytes()
-
-
-def test_after_a_cut_login_reset_starts_anew_and_nothing_is_left(ssh_server: SshServer) -> None:
-    with over_ssh(ssh_server, env="CartPole-v1", idle_timeout_s=0.2) as env:
-        env.reset(seed=0)
-        for pid in ssh_server.connection_pids():
-            os.kill(pid, signal.SIGKILL)
-        with pytest.raises(SessionLost, match="link to the simulator broke"):
-            _step_often(env)
-        observation, _ = env.reset(seed=7)
-        assert observation.tobytes() == gymnasium.make("CartPole-v1").reset(seed=7)[0].tobytes()
-        for pid in ssh_server.connection_pids():
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_token_of_the_environment_serves_over_ssh_too(
