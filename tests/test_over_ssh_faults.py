@@ -100,6 +100,19 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+@pytest.mark.parametrize("tunnel", ["channel", "openssh", "sshtunnel"])
+def test_a_forked_child_that_ends_costs_its_parent_nothing(ssh_server: SshServer, tunnel: str) -> None:
+    with over_ssh(ssh_server, env="CartPole-v1", tunnel=tunnel) as env:
+        env.reset(seed=0)
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            env.step(0)
+            assert env.status()["state"] == "ready"
+
+
 # Broken links
 
 

@@ -49,6 +49,7 @@ class Life:
         self._pid = os.getpid()
         self._bookmark: tuple[int, int] | None = None  # up to where the server's log has been passed on
         self._is_kept = False
+        self._of_parent: Session | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -353,7 +354,9 @@ class Life:
 
     def let_go(self) -> None:
         """In a forked child: the parent's session and server are not ours to use, end or keep open."""
-        session, self.session = self.session, None
+        # Held for ever: were it dropped, its SSH channels' finalisers would write into the parent's connection.
+        self._of_parent, self.session = self.session, None
+        session = self._of_parent
         if self.monitor is not None:
             self.monitor.let_go()
         if session is not None:
