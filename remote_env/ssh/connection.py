@@ -279,6 +279,8 @@ class SshConnection:
         self, kind: str, address: tuple[str, int] | None, window: int, deadline: float
     ) -> paramiko.Channel:
         transport = self._need_transport()
+        if self._has_run_a_command:
+            self._need_link().settle()
         source = None if address is None else ("127.0.0.1", 0)
         place = "a shell" if address is None else f"{address[0]}:{address[1]}"
         with self._failures(f"opening a channel to {place}", deadline):

@@ -116,6 +116,11 @@ class Link:
             self._unanswered_since = now
         return True
 
+    def settle(self) -> None:
+        """See `Way.settle`."""
+        self._way.settle()
+        self._recv = self._way.recv
+
     def _check(self) -> None:
         now = time.monotonic()
         if now < self._next_check:

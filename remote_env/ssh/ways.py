@@ -38,6 +38,9 @@ class Way(Protocol):
     def poll(self) -> None:
         """Called a few times a second, by any thread."""
 
+    def settle(self) -> None:
+        """The login is done and a first command has run; `recv` may be another method from now on."""
+
     def shut_down(self) -> None:
         """Wake whoever waits in `send` or `recv`, and let nothing pass from now on."""
 
@@ -52,9 +55,15 @@ class Way(Protocol):
 
 
 class SocketWay:
-    """A connected stream socket."""
+    """A connected stream socket.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: owned from now on.
+        acknowledges: until it settles, tell the kernel to acknowledge what comes at once: sshd leaves Nagle's algorithm
+            on until the first command starts, whose answer took 44 ms instead of 4.
+    """
+
+    def __init__(self, sock: socket.socket, *, acknowledges: bool = False) -> None:
         self._sock = sock
         sock.settimeout(None)
         tick = struct.pack("@ll", 0, round(TICK_S * 1e6))
@@ -64,10 +73,18 @@ class SocketWay:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
         self.send: Callable[[bytes], int] = sock.send
-        self.recv: Callable[[int], bytes] = sock.recv
+        self.recv: Callable[[int], bytes] = self._acknowledge_and_receive if acknowledges else sock.recv
+
+    def _acknowledge_and_receive(self, size: int) -> bytes:
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # the kernel soon forgets it again
+        return self._sock.recv(size)
 
     def poll(self) -> None:
         """See `Way.poll`."""
+
+    def settle(self) -> None:
+        """See `Way.settle`."""
+        self.recv = self._sock.recv
 
     def shut_down(self) -> None:
         """See `Way.shut_down`."""
@@ -114,7 +131,7 @@ def open_tcp(login: Login, deadline: float) -> SocketWay:
                 raise
             failure = error
             continue
-        return SocketWay(sock)
+        return SocketWay(sock, acknowledges=hasattr(socket, "TCP_QUICKACK"))
     raise _cannot_reach(place, failure)
 
 
@@ -180,6 +197,9 @@ class ChannelWay:
 
     def poll(self) -> None:
         """See `Way.poll`."""
+
+    def settle(self) -> None:
+        """See `Way.settle`."""
 
     def shut_down(self) -> None:
         """See `Way.shut_down`; the jump host's link, which is beneath, is shut down too, and wakes everybody."""
