@@ -34,11 +34,11 @@ start_of() {
 }
 is_alive() { [ -n "$1" ] && [ -n "$2" ] && [ "$(start_of "$1")" = "$2" ]; }
 wait_gone() {
-  left=$3
+  left=$3 turn=0
   while is_alive "$1" "$2"; do
     [ "$left" -gt 0 ] || return 1
-    left=$((left - 1))
-    sleep 0.1
+    turn=$((turn + 1))
+    if [ "$turn" -le 10 ]; then sleep 0.02; else left=$((left - 1)) && sleep 0.1; fi
   done
 }
 # The process groups of the server in `folder` and of its simulators that live now; and what is left of those later,

@@ -18,6 +18,11 @@ from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.programs import DATA_FOLLOWS, MARK, PRELUDE
 from remote_env.ssh.shell import Command, Progress, Running, Sent, Shell
 
+HEAD, TAIL = "# program of remote-env", "# end of program"  # which show that it has arrived whole
+EATEN = (
+    "our script did not arrive whole: a start-up file there (~/.bashrc, ~/.zshenv) or a forced command reads "
+    "standard input; let it do so in interactive shells only, or from /dev/null"
+)
 FAILURES = ("failed", "refusal")
 PIECE_BYTES = 256 * 2**10  # of data, between two reports of how much was sent
 LOGIN_SHARE = 1 / 3  # of the time to stop a server: how much a login gets to show that it is alive
@@ -157,12 +162,16 @@ def pieces(data: bytes, sent: Sent | None) -> Iterator[memoryview]:
 def compose(program: str, variables: Mapping[str, object], data: str) -> bytes:
     """The whole source of a program."""
     settings = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in variables.items())
-    return (settings + PRELUDE + data + program).encode()
+    return "".join((HEAD, "\n", settings, PRELUDE, data, program, "\n", TAIL)).encode()
 
 
 def read_and_run(source: bytes) -> str:
-    """The command line that takes a program of this size from its standard input and runs it."""
-    return f"""exec sh -c 'eval "$(dd bs=1 count={len(source)} 2>/dev/null)"'"""
+    """The command line that takes a program of this size from its standard input and runs it, when it is whole."""
+    take = f"program=$(dd bs=1 count={len(source)} 2>/dev/null)"
+    check = (
+        f'case $program in "{HEAD}"*"{TAIL}") eval "$program";; *) printf "\\n{MARK} refusal %s\\n" "{EATEN}";; esac'
+    )
+    return f"exec sh -c '{take}; {check}'"
 
 
 def as_shell(where: SshConnection | Shell) -> Shell:

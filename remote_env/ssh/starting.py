@@ -103,7 +103,7 @@ class _Starter:
         variables = {
             "digest": digest,
             "session": self.session,
-            "python": self.python,
+            "python": self.python.strip(),  # a line end would end the command
             "size": len(data),
         }
         began = time.monotonic()

@@ -53,6 +53,8 @@ with open(os.path.join(folder, "simulators"), "w") as file:
     file.write("%d %s\n" % (simulator.pid, start_time(simulator.pid)))
 
 listener = socket.socket()
+for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # small, so that a sender notices who does not read
+    listener.setsockopt(socket.SOL_SOCKET, buffer, 65536)
 listener.bind(tuple(settings["listen"]["tcp"]))
 listener.listen(8)
 address = list(listener.getsockname())

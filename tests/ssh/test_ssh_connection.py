@@ -214,7 +214,7 @@ def test_a_stopped_sshd_costs_no_more_than_the_deadline() -> None:
         ):
             begun = time.monotonic()
             with pytest.raises((DeadlineExceeded, ConnectionLost)):
-                call(soon(0.5))
+                call(soon(0.25))
             assert time.monotonic() - begun < 1.5
         begun = time.monotonic()
         stream.close()

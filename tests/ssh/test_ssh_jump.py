@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -187,7 +187,7 @@ def test_a_stopped_hop_costs_no_more_than_the_deadline(pair: tuple[SshServer, Ss
     ):
         begun = time.monotonic()
         with pytest.raises((DeadlineExceeded, ConnectionLost)):
-            call(soon(0.5))
+            call(soon(0.25))
         assert time.monotonic() - begun < 2.0
     begun = time.monotonic()
     stream.close()
@@ -204,7 +204,7 @@ def test_sending_to_a_stopped_hop_ends_at_the_deadline(pair: tuple[SshServer, Ss
         (jump if stopped == "jump" else behind).signal_connections(signal.SIGSTOP)
         begun = time.monotonic()
         with pytest.raises((DeadlineExceeded, ConnectionLost)):
-            stream.send_all([bytes(64 * 2**20)], soon(0.5))
+            stream.send_all([bytes(64 * 2**20)], soon(0.25))
         stream.close()
         connection.close()
         assert time.monotonic() - begun < 3.0
@@ -238,6 +238,33 @@ def test_a_lost_hop_is_told_and_the_way_is_made_anew(pair: tuple[SshServer, SshS
             connection.run("true", deadline=soon())
         connection.connect(soon())
         assert connection.run("echo on", deadline=soon()).stdout == b"on\n"
+
+
+def _end_in_mid_login(victim: SshServer, said: str, until: float) -> None:
+    while said not in victim.log() and time.monotonic() < until:
+        time.sleep(0.001)
+    victim.signal_connections(signal.SIGKILL)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("moment", ["Connection from", "SSH2_MSG_NEWKEYS received", "Accepted publickey"])
+@pytest.mark.parametrize("dead", ["jump", "host"])
+def test_a_hop_that_dies_in_mid_login_is_told(dead: str, moment: str) -> None:
+    talkative = "LogLevel DEBUG3"
+    with SshServer(extra_config=talkative) as jump, SshServer(extra_config=talkative, jump=jump) as behind:
+        threads, fds = set(threading.enumerate()), open_fds()
+        victim = jump if dead == "jump" else behind
+        killer = threading.Thread(target=_end_in_mid_login, args=(victim, moment, soon()))
+        killer.start()
+        connection = SshConnection("testbox", **options(behind))
+        with contextlib.suppress(ConnectError, ConnectionLost):  # or the login was quicker, or made a second time
+            connection.connect(soon(5.0))
+        killer.join(10)
+        connection.close()
+        with SshConnection("testbox", **options(behind)) as again:
+            assert again.run("echo on", deadline=soon()).stdout == b"on\n"
+        assert set(threading.enumerate()) == threads
+        assert open_fds() == fds
 
 
 def _use_and_close(connection: SshConnection, answer: multiprocessing.connection.Connection) -> None:
@@ -336,147 +363,3 @@ def test_a_host_that_only_the_jump_host_can_reach(island: tuple[str, list[str]])
             SshConnection("testbox", via="none", **options(behind)).connect(soon())
         with SshConnection("testbox", **options(behind)) as connection:
             assert connection.run("echo $SSH_CONNECTION", deadline=soon()).stdout.startswith(b"127.0.0.1 ")
-
-
-_COPY = """
-import os, socket, sys, threading
-sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-def up():
-    while data := os.read(0, 65536):
-        sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
-threading.Thread(target=up, daemon=True).start()
-while data := sock.recv(65536):
-    while data:
-        data = data[os.write(1, data):]
-"""
-
-
-def _proxied(server: SshServer, tmp_path: Path, command: str) -> dict[str, Any]:
-    """Options under which `testbox` is reached through `command`, in which COPY is `nc`."""
-    (tmp_path / "copy.py").write_text(_COPY)
-    config = tmp_path / "config"
-    command = command.replace("COPY", f"{sys.executable} {tmp_path}/copy.py %h %p")
-    config.write_text(f"{server.config.read_text()}  ProxyCommand {command}\n")
-    return {"known_hosts_file": str(server.known_hosts), "config_file": str(config)}
-
-
-def _children() -> set[int]:
-    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
-
-
-def test_a_proxy_command_carries_the_login_and_ends_with_it(ssh_server: SshServer, tmp_path: Path) -> None:
-    threads, fds, children = set(threading.enumerate()), open_fds(), _children()
-    marker = tmp_path / "marker"
-    command = f"sh -c 'sleep 600 & echo $! > {marker}; exec COPY'"
-    data = os.urandom(2**20) * 4
-    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)) as connection:
-        assert connection.run("cat", stdin=data, deadline=soon(30)).stdout == data
-        assert len(_children() - children) == 1
-        sleeper = int(marker.read_text())
-        os.kill(sleeper, 0)
-    assert set(threading.enumerate()) == threads
-    assert open_fds() == fds
-    assert _children() == children
-    deadline = soon()
-    while Path(f"/proc/{sleeper}").exists() and "Z" not in Path(f"/proc/{sleeper}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_proxy_command_that_says_much_does_not_stall(ssh_server: SshServer, tmp_path: Path) -> None:
-    command = "sh -c 'yes | head -c 300000 >&2; exec COPY'"
-    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)) as connection:
-        assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
-
-
-@pytest.mark.parametrize(
-    ("command", "told"),
-    [
-        (
-            "sh -c 'echo one >&2; echo the gate is shut >&2; exit 7'",
-            r"ended with status 7; it said: one \| the gate is",
-        ),
-        ("/no/such/program %h", r"ended with status 127; it said: .*/no/such/program"),
-        ("sh -c 'kill -9 $$'", "ended with status -9"),
-    ],
-)
-def test_what_a_failed_proxy_command_said_is_shown(
-    ssh_server: SshServer, tmp_path: Path, command: str, told: str
-) -> None:
-    fds, children, begun = open_fds(), _children(), time.monotonic()
-    with pytest.raises(ConnectError, match=f"the login to .*testbox.* failed: the ProxyCommand .* {told}"):
-        SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)).connect(soon())
-    assert time.monotonic() - begun < 5.0
-    assert open_fds() == fds
-    assert _children() == children
-
-
-def test_a_proxy_command_whose_ssh_was_dropped_is_tried_again(ssh_server: SshServer, tmp_path: Path) -> None:
-    script = tmp_path / "dropped_twice"
-    words = "kex_exchange_identification: Connection closed by remote host"
-    script.write_text(f'''#!/bin/sh
-echo attempt >> "$0.log"
-[ "$(wc -l < "$0.log")" -gt 2 ] && exec "$@"
-echo "{words}" >&2
-exit 255
-''')
-    script.chmod(0o755)
-    children = _children()
-    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, f"{script} COPY")) as connection:
-        assert connection.run("echo far", deadline=soon()).stdout == b"far\n"
-    assert Path(f"{script}.log").read_text() == "attempt\n" * 3
-    assert _children() == children
-
-
-def test_a_proxy_command_that_hangs_ends_at_the_deadline(ssh_server: SshServer, tmp_path: Path) -> None:
-    fds, children, begun = open_fds(), _children(), time.monotonic()
-    command = "sh -c 'echo waiting >&2; sleep 600'"
-    with pytest.raises(ConnectError, match=r"nothing came through the ProxyCommand .* in time.*it said: waiting"):
-        SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)).connect(soon(0.5))
-    assert time.monotonic() - begun < 3.0
-    assert open_fds() == fds
-    assert _children() == children
-
-
-def test_a_stopped_proxy_command_costs_no_more_than_the_deadline(ssh_server: SshServer, tmp_path: Path) -> None:
-    children = _children()
-    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, "COPY")) as connection:
-        (proxy,) = _children() - children
-        os.kill(proxy, signal.SIGSTOP)
-        begun = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
-            connection.run("true", deadline=soon(0.5))
-        connection.close()
-        assert time.monotonic() - begun < 4.0
-    assert _children() == children
-
-
-def test_a_failed_login_ends_its_proxy_command(
-    ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    children = _children()
-    login = _proxied(ssh_server, tmp_path, "COPY")
-    with pytest.raises(AuthError):
-        SshConnection("testbox", identity_file="/no/such/key", **login).connect(soon())
-    assert _children() == children
-
-
-def test_a_forked_child_leaves_a_proxy_command_alone(ssh_server: SshServer, tmp_path: Path) -> None:
-    with SshConnection("testbox", **_proxied(ssh_server, tmp_path, "COPY")) as connection:
-        mine, theirs = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=_use_and_close, args=(connection, theirs))
-        child.start()
-        child.join(20)
-        assert child.exitcode == 0
-        assert mine.recv() == b"child\n"
-        assert connection.run("echo on", deadline=soon()).stdout == b"on\n"
-
-
-def test_the_ssh_program_uses_the_same_proxy_command(ssh_server: SshServer, tmp_path: Path) -> None:
-    command = f"sh -c 'echo 100%% >> {tmp_path}/used; exec COPY'"
-    login = SshConnection("testbox", **_proxied(ssh_server, tmp_path, command)).login
-    done = subprocess.run(["ssh", *login.ssh_arguments(), "echo far"], capture_output=True, timeout=30)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"far\n", b"")
-    assert (tmp_path / "used").read_text() == "100%\n"

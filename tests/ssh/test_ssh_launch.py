@@ -11,7 +11,7 @@ from ssh_server import SshServer
 
 from remote_env.errors import ConnectError, DeadlineExceeded, StartError
 from remote_env.ssh import LaunchedShell, ServerHandle, SshConnection, find_server, list_servers, start_server
-from remote_env.ssh.far_end import upload_folder
+from remote_env.ssh.far_end import ship_far_end, upload_folder
 from remote_env.transport import Transport
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -135,7 +135,7 @@ def test_where_sshd_forbids_forwarding_the_stream_carries_the_data(package: Path
 def test_what_the_prefix_says_while_it_waits_is_told(connection: SshConnection, package: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, str]] = []
     program = tmp_path / "queue"
-    program.write_text("#!/bin/sh\necho 'srun: job 17 queued' >&2\nsleep 1.2\nexec \"$@\"\n")
+    program.write_text("#!/bin/sh\necho 'srun: job 17 queued' >&2\nsleep 0.7\nexec \"$@\"\n")
     program.chmod(0o755)
     handle = start(connection, package, str(program), on_progress=lambda *what: seen.append(what))
     handle.stop(soon())
@@ -217,8 +217,9 @@ def test_a_start_in_there_that_is_given_up_leaves_nothing(
     server: SshServer, connection: SshConnection, package: Path, tmp_path: Path, terminal: bool
 ) -> None:
     prefix = write_pty_prefix(tmp_path) if terminal else "env"
+    ship_far_end(connection, soon(), source=package)
     with pytest.raises(DeadlineExceeded, match="last log line: loading the task"):
-        start(connection, package, prefix, "hang", deadline=soon(2.5))
+        start(connection, package, prefix, "hang", deadline=soon(1.2))
 
 
 def test_a_host_that_is_named_for_the_data_is_dialled_and_listened_on(connection: SshConnection, package: Path) -> None:

@@ -185,6 +185,25 @@ def test_a_start_counts_as_use_of_the_far_end(connection: SshConnection, package
     handle.stop(soon())
 
 
+def test_the_version_of_a_server_that_runs_stays_however_old(
+    connection: SshConnection, package: Path, tmp_path: Path
+) -> None:
+    far_end = Path(ship_far_end(connection, soon(), source=package))
+    handle = start(connection, package)
+    unused = Path(ship_far_end(connection, soon(), source=_another(tmp_path / "one")))
+    for folder in (far_end, unused):
+        age(folder, 400 * DAY_S)
+    another = Path(ship_far_end(connection, soon(), source=_another(tmp_path / "two")))
+    assert set(far_end.parent.iterdir()) == {far_end, another}
+    handle.stop(soon())
+
+
+def _another(folder: Path) -> Path:
+    package = write_package(folder)
+    (package / "__init__.py").write_text(f"# {folder.name}")
+    return package
+
+
 def test_a_bundle_lies_side_by_side(connection: SshConnection, tmp_path: Path) -> None:
     (tmp_path / "serve.py").write_text("import helper")
     (tmp_path / "models" / "deep").mkdir(parents=True)

@@ -337,8 +337,9 @@ def _raise(prompt: SecretPrompt) -> str:
 )
 def test_a_callback_that_fails_is_told(locked: SshServer, ask: Callable[..., Any], told: str) -> None:
     threads = set(threading.enumerate())
-    with pytest.raises(AuthError, match=told):
+    with pytest.raises(AuthError, match=told) as caught:
         SshConnection(locked.target, ask_secret=ask, **locked.login).connect(soon())
+    assert ask is not _raise or isinstance(caught.value.__cause__, EOFError)
     assert set(threading.enumerate()) == threads
 
 
