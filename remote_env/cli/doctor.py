@@ -330,8 +330,9 @@ def _print_row(row: Row) -> None:
 
 def _summary(rows: Sequence[Row]) -> str:
     counts = {status: sum(row.status == status for row in rows) for status in (FAIL, WARN, SKIP)}
+    tests = f"{len(rows)} test{'s' * (len(rows) != 1)}"
     if not counts[FAIL]:
         more = f", {counts[WARN]} with a drawback" if counts[WARN] else ""
-        return f"{len(rows)} tests, none failed{more}"
+        return f"{tests}, none failed{more}"
     skipped = f", {counts[SKIP]} not done" if counts[SKIP] else ""
-    return f"{len(rows)} tests, {counts[FAIL]} failed{skipped}: mend the first one and run this again"
+    return f"{tests}, {counts[FAIL]} failed{skipped}: mend the first one and run this again"

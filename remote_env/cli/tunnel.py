@@ -80,12 +80,11 @@ def _open_here(request: Request, options: argparse.Namespace) -> int:
             with status_line(f"{LOOPBACK}:{holder.port} is open") as line:
                 since = time.time()
 
-                def tell(words: str) -> None:
-                    _say(words)
+                def show(words: str) -> None:
                     line.update(f"{words}   open since {show_time(since)}")
 
-                line.update(f"{holder.health.words}   open since {show_time(since)}")
-                holder.hold(ending, tell)
+                show(holder.health.words)
+                holder.hold(ending, _say, show)
         finally:
             holder.close()
             _say("closed")

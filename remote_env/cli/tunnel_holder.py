@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ WORDS_S = 0.5  # how long to wait for why a connection ended
 LOOK_S = 0.5  # how often the tunnel is looked at
 HEALTH_S = 10.0  # how often the far end is asked
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0  # between attempts to open it again
+_NUMBER = re.compile(r"\d+")
 _QUESTION = "; does anything listen there?"
 
 Say = Callable[[str], None]
@@ -140,9 +142,9 @@ class TunnelHolder:
         """Whether the SSH connection lives and the port listens."""
         return self._place is not None and self._place.is_up
 
-    def hold(self, ending: Ending, say: Say) -> None:
-        """Keep it open until the end is asked for; `say` is told each change of state."""
-        shown, asked = self.health.words, time.monotonic()
+    def hold(self, ending: Ending, say: Say, show: Say = lambda _: None) -> None:
+        """Keep it open until the end is asked for; `say` is told each change of state, `show` each answer."""
+        said, asked = self.health.words, time.monotonic()
         while not ending.is_asked:
             time.sleep(LOOK_S)
             if not self.is_up:
@@ -151,8 +153,9 @@ class TunnelHolder:
                 continue
             asked = time.monotonic()
             self.health = self._look()
-            if self.health.words != shown:
-                say(shown := self.health.words)
+            show(self.health.words)
+            if _NUMBER.sub("", self.health.words) != _NUMBER.sub("", said):  # not at each "building for 12 s"
+                say(said := self.health.words)
 
     def _look(self) -> Health:
         try:

@@ -203,7 +203,7 @@ def test_logs_are_read_while_it_starts_and_while_it_holds_the_interpreter(said: 
         server.wait_ready()
         with RemoteEnv(port=server.port) as env:
             env.reset()
-            env.call("plan", "say:now it holds;hold:2")
+            env.call("plan", "say:now it holds;hold:1")
             stepping = threading.Thread(target=env.step, args=(0,))
             stepping.start()
             wait_until(lambda: "now it holds" in said("logs", "local", "-n", "5")[1], "its line is there")
@@ -227,7 +227,7 @@ def test_following_a_log_ends_with_the_server(ssh_server: SshServer) -> None:
 
 @pytest.mark.fault
 def test_a_server_that_does_not_answer_is_seen_read_and_ended(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "ASK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(asking, "ASK_TIMEOUT_S", 0.4)
     monkeypatch.setattr(records, "GRACE_S", 0.5)
     with serving() as server:
         record = own(server)

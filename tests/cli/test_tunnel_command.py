@@ -30,6 +30,7 @@ from command import login_words
 
 from remote_env import RemoteEnv
 from remote_env.cli import main, tunnel_background, tunnel_holder
+from remote_env.cli.health import Health
 from remote_env.cli.tunnel_background import start_in_background
 from remote_env.cli.tunnel_holder import Ending, Request, TunnelHolder
 from remote_env.cli.tunnel_records import STARTING_S
@@ -388,6 +389,32 @@ def test_a_process_that_cannot_even_begin_is_told_with_its_words(
     status, _, complaints = said("box", 22, "--background")
     assert status == 1
     assert "the tunnel's process ended with status 3 before it was open:\nno module named remote_env" in complaints
+
+
+# Held
+
+
+def test_each_answer_is_shown_and_a_change_is_said(
+    ssh_server: SshServer, task: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["not ready: building for 9 s", "not ready: building for 19 s", "ready", "ready"])
+    said: list[str] = []
+    shown: list[str] = []
+    ending = Ending()
+    monkeypatch.setattr(tunnel_holder, "LOOK_S", 0.01)
+    monkeypatch.setattr(tunnel_holder, "HEALTH_S", 0.0)
+    request = Request(ssh_server.target, task.port, free_port(), "channel")
+    with closing(TunnelHolder(request, options(ssh_server), said.append)) as holder:
+
+        def look(*_: object) -> Health:
+            words = next(answers, "")
+            ending.is_asked = not words
+            return Health("", words or "ready")
+
+        monkeypatch.setattr(tunnel_holder, "check_health", look)
+        holder.hold(ending, said.append, shown.append)
+    assert said == ["not ready: building for 9 s", "ready"]
+    assert shown == ["not ready: building for 9 s", "not ready: building for 19 s", *["ready"] * 3]
 
 
 # Cut
