@@ -97,6 +97,9 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.token is not None:
             object.__setattr__(self, "token", Secret(self.token))
+        for name in ("ask_secret", "on_progress"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Callback(getattr(self, name)))
         for name in ("requirements", "upload", "allow_calls"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(
@@ -131,6 +134,33 @@ def _meant(name: str) -> str:
         return other if "=" in other else f"{other}="
     close = difflib.get_close_matches(name, sorted(Arguments.names()), 1)
     return f"{close[0]}=" if close else "env_kwargs={...}, for the task's own"
+
+
+class Callback:
+    """A function of the caller's that copies as itself: Gymnasium copies specs, and a method's object may not copy.
+
+    Args:
+        function: called with what this is called with.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function: Callable[..., Any] = function._function if isinstance(function, Callback) else function
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns."""
+        return self._function(*args)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Callback:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return self._function == (other._function if isinstance(other, Callback) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
+    def __repr__(self) -> str:
+        return repr(self._function)
 
 
 class Secret(str):

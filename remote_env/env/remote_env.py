@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, overload
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from remote_env.env.arguments import Arguments, Secret, unknown_arguments
+from remote_env.env.arguments import Arguments, unknown_arguments
 from remote_env.env.life import Life
 from remote_env.env.places import Place
 from remote_env.env.processes import Processes
@@ -428,8 +428,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     @spec.setter
     def spec(self, spec: EnvSpec) -> None:
         self._spec = spec
-        if spec.kwargs.get("token") is not None:
-            spec.kwargs["token"] = Secret(spec.kwargs["token"])
+        given = self._given_arguments()  # which know how to be copied, and shown
+        spec.kwargs.update({name: given[name] for name in ("token", "ask_secret", "on_progress") if name in given})
 
     # Life
 

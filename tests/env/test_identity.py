@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+from typing import Any
 
 import gymnasium
 import pytest
@@ -59,6 +61,29 @@ def test_pickles_before_the_start_and_refuses_after() -> None:
     with pytest.raises(ConfigError, match="cannot be pickled"):
         pickle.dumps(env)
     env.close()
+
+
+class Window:
+    """Has what cannot be copied, as a user's own front end does."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def ask(self, prompt: Any) -> None:
+        pass
+
+
+def test_a_spec_with_methods_of_what_cannot_be_copied() -> None:
+    window = Window()
+    made = gymnasium.make("Remote-v0", env="CartPole-v1", on_progress=window.ask, ask_secret=window.ask, token="t" * 64)
+    wrapped = gymnasium.wrappers.TimeLimit(made, 5)
+    assert wrapped.spec is not None  # which is a deep copy
+    assert wrapped.spec.kwargs["on_progress"] == window.ask
+    assert "t" * 64 not in repr(wrapped.spec)
+    assert RemoteEnv(**made.unwrapped.spec.kwargs)._arguments.ask_secret == window.ask
+    again = copy.deepcopy(RemoteEnv("box", ask_secret=window.ask))
+    assert again._arguments.ask_secret == window.ask
+    made.close()
 
 
 def test_the_token_is_in_no_text(cartpole: RemoteEnv) -> None:
