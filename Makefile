@@ -6,6 +6,7 @@ export PYTHON
 PREPARE := scripts/prepare.sh
 BIN := .venv/bin
 TESTS ?= tests
+JOBS ?= 2
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -14,18 +15,18 @@ demo:  ## run the ALOHA expert on an embedded server, replay it locally: outputs
 	@$(PREPARE) demo
 	$(BIN)/python examples/remote_replay.py --episodes 5
 
-test:  ## run the tests (TESTS=tests/ssh for some of them)
+test:  ## run the tests (TESTS=tests/ssh for some of them; JOBS=0: one after another in one process)
 	@$(PREPARE) test
-	REMOTE_ENV_TEST_PYTHON=$(CURDIR)/.venv-far/bin/python $(BIN)/python -m pytest $(TESTS)
+	REMOTE_ENV_TEST_PYTHON=$(CURDIR)/.venv-far/bin/python $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 test-interpreters:  ## what crosses SSH, served by Python 3.10 (numpy 1.26, gymnasium 0.29), 3.11, 3.12 and 3.13
 	@$(PREPARE) interpreters
 	for far in .venv-far-*; do echo "== $$far"; \
-	  REMOTE_ENV_TEST_PYTHON=$(CURDIR)/$$far/bin/python $(BIN)/python -m pytest -q tests/ssh tests/cli tests/test_over_ssh*.py || exit 1; done
+	  REMOTE_ENV_TEST_PYTHON=$(CURDIR)/$$far/bin/python $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/ssh tests/cli tests/test_over_ssh*.py || exit 1; done
 
 test-faults:  ## every fault of the list three times in a row, then 200 cycles of opening and closing (half an hour)
 	@$(PREPARE) test
-	for turn in 1 2 3; do $(BIN)/python -m pytest -q -m fault || exit 1; done
+	for turn in 1 2 3; do $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m fault || exit 1; done
 	REMOTE_ENV_TEST_CYCLES=200 $(BIN)/python -m pytest -q tests/test_cycles.py
 
 check:  ## lint, format, types, layers
