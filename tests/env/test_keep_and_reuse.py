@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +78,22 @@ def test_without_a_warm_server_reuse_starts_one_and_close_ends_it() -> None:
     assert ids() == []
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
+def test_a_server_of_another_task_or_setup_is_not_taken() -> None:
+    leave_warm()
+    others: list[dict[str, Any]] = [
         {"env": "Acrobot-v1"},
         {"env_kwargs": {"sutton_barto_reward": True}},
         {"server_env": {"A": "1"}},
         {"cwd": "/tmp"},
         {"requirements": ["numpy"]},
         {"python": sys.executable},
-    ],
-)
-def test_a_server_of_another_task_or_setup_is_not_taken(other: dict[str, Any]) -> None:
-    pid = leave_warm()
-    with RemoteEnv(**{"env": "CartPole-v1", "reuse": True, **other}) as env:
-        assert env._life.server.started
-        assert env.status()["pid"] != pid
+    ]
+    envs = [RemoteEnv(**{"env": "CartPole-v1", "reuse": True, **other}) for other in others]
+    with ThreadPoolExecutor(len(envs)) as pool:  # each waits for its server more than it works
+        list(pool.map(RemoteEnv.start_remote_server, envs))
+        started = [env._life.server.started for env in envs]
+        list(pool.map(RemoteEnv.close, envs))
+    assert started == [True] * len(envs)
 
 
 def test_a_server_that_is_held_is_not_taken() -> None:
