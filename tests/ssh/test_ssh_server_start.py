@@ -79,7 +79,7 @@ def test_a_server_starts_serves_and_stops(server: SshServer, connection: SshConn
     assert len(handle.token) == 64
     handle.stop(soon())
     assert not folder.exists()
-    assert server.processes() == []
+    wait_until(lambda: not server.processes())
     handle.stop(soon())
 
 
@@ -310,7 +310,7 @@ def test_the_real_far_end_starts_answers_and_stops(server: SshServer, connection
         stream.close()
     finally:
         handle.stop(soon())
-    assert server.processes() == []
+    wait_until(lambda: not server.processes())
     assert list(server.cache.glob("remote-env/servers/*/*")) == []
 
 

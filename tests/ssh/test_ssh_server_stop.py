@@ -87,7 +87,7 @@ def test_stop_logs_in_anew_when_the_login_is_dead_or_frozen(server: SshServer, p
         handle.stop(soon(4.0))
         assert time.monotonic() - begun < 4.0
         assert connection.is_open
-    assert server.processes() == []
+    wait_until(lambda: not server.processes())
 
 
 def test_stop_tells_when_no_new_login_can_be_made(package: Path) -> None:
