@@ -222,7 +222,7 @@ def test_a_home_that_is_read_only_is_told(small_disk: Path) -> None:
     with SshServer(cache=small_disk / "cache") as server:
         with pytest.raises(StartError, match=r"Read-only file system.*set XDG_CACHE_HOME"):
             over_ssh(server, env="CartPole-v1").start()
-        assert server.processes() == []
+        wait_until(lambda: not server.processes(), "what the start left has ended")
 
 
 # Races

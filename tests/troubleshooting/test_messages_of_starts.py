@@ -65,6 +65,12 @@ def test_a_login_that_runs_no_commands() -> None:
         start_there(server)
 
 
+@produces("StartError: … our script did not arrive whole: …")
+def test_a_login_file_that_reads_what_is_ours() -> None:
+    with SshServer(extra_config='ForceCommand read -r line; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"') as server:
+        start_there(server)
+
+
 @produces("StartError: … cannot take the far end's files: …")
 def test_a_cache_that_takes_no_files(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
