@@ -128,13 +128,11 @@ class _Listing:
         host: as the caller named it.
         servers: each record with its status.
         error: why it could not be asked, "" when it could.
-        is_done: whether it has answered at all.
     """
 
     host: str
     servers: list[tuple[ServerRecord, dict[str, Any]]] = field(default_factory=list)
     error: str = ""
-    is_done: bool = False
 
 
 def run_ps(options: argparse.Namespace) -> int:
