@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
 
@@ -48,5 +47,6 @@ def login_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def in_flags(error: BaseException) -> str:
     """An error's message with our flags where it names arguments of `RemoteEnv`."""
-    named = rf"\b({'|'.join(_FLAGS)})=(?:True\b|…)?(?=(.?))"
-    return re.sub(named, lambda found: _FLAGS[found[1]] + " " * bool(re.match(r"[\w'\"]", found[2])), str(error))
+    from remote_env.cli import show
+
+    return show.in_flags(error, _FLAGS)

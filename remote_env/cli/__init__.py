@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except RemoteEnvError as error:
-        print(f"error: {clean(str(error))}", file=sys.stderr)
+        from remote_env.cli.show import in_flags
+
+        print(f"error: {clean(in_flags(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

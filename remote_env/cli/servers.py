@@ -29,6 +29,7 @@ from remote_env.cli.show import (
     Line,
     add_login_options,
     examples,
+    in_flags,
     print_json,
     print_table,
     show_time,
@@ -156,7 +157,7 @@ def _list_host(listing: _Listing, options: argparse.Namespace) -> None:
         with reach(listing.host, options) as place:
             listing.servers = list(list_servers(place, soon(LIST_TIMEOUT_S)))
     except RemoteEnvError as error:
-        listing.error = str(error)
+        listing.error = in_flags(error)
     except Exception as error:  # noqa: BLE001  in a thread nobody else would tell, and the host would seem to have none
         listing.error = f"{type(error).__name__}: {error}"
 

@@ -11,10 +11,11 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -30,6 +31,23 @@ SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 CONSOLE = Console(highlight=False)  # of whatever stdout is at the moment
 _asking = threading.Lock()  # several hosts may ask for a password at once
 _lines: list[Any] = []  # the status lines that are shown
+
+
+# Our options, by the argument of `RemoteEnv` that each sets.
+FLAGS = {
+    "ssh_port": "--port",
+    "identity_file": "--identity-file",
+    "via": "--via",
+    "accept_new_host_key": "--accept-new-host-key",
+    "python": "--python",
+    "launch": "--launch",
+}
+
+
+def in_flags(error: BaseException, flags: Mapping[str, str] = FLAGS) -> str:
+    """An error's message with a command's flags where it names arguments of `RemoteEnv`."""
+    named = rf"\b({'|'.join(flags)})=(?:True\b|…)?(?=(.?))"
+    return re.sub(named, lambda found: flags[found[1]] + " " * bool(re.match(r"[\w'\"]", found[2])), str(error))
 
 
 class Prompt(Protocol):

@@ -180,3 +180,13 @@ def test_a_password_is_asked_for_in_peace_and_ctrl_c_leaves_the_terminal_as_it_w
             assert terminal.echoes
             question = terminal.text.rindex("assword:")
             assert "asking" not in terminal.text[question:]  # no status line runs over the question
+
+
+def test_advice_names_the_command_s_options(
+    ssh_server: SshServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = ["--known-hosts", str(tmp_path / "known_hosts"), "-i", str(ssh_server.identity_file)]
+    assert main(["logs", ssh_server.target, *unknown]) == 1
+    said = capsys.readouterr().err
+    assert "or pass --accept-new-host-key" in said
+    assert "accept_new_host_key" not in said
