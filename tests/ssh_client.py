@@ -27,7 +27,7 @@ def nothing_is_left(ssh_server: SshServer) -> Iterator[None]:
     yield
     deadline = time.monotonic() + PATIENCE_S
     while left := remains(ssh_server):
-        assert time.monotonic() < deadline, f"left behind on the far end: {left}"
+        assert time.monotonic() < deadline, f"left behind on the far end: {left} {[*map(command_line, left)]}"
         time.sleep(0.02)
 
 
@@ -35,6 +35,14 @@ def remains(server: SshServer) -> list[Any]:
     """What runs inside the logins, and what sessions and servers have on disk there."""
     cache = server.cache / "remote-env"
     return [*server.processes(), *cache.glob("sessions/*"), *cache.glob("servers/**/*.json")]
+
+
+def command_line(pid: Any) -> str:
+    """What a process runs; "" when it is gone, or no process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def ssh_arguments(server: SshServer) -> dict[str, Any]:
