@@ -98,6 +98,12 @@ class Sessions:
         """Those that hold or wait for this simulator."""
         return [session for session in self._open.values() if session.simulator is simulator]
 
+    def offer(self, simulator: SimulatorProcess) -> None:
+        """Give a simulator that nobody holds, and that is free now, to the first who waits for another's end."""
+        waiting = next((session for session in self._open.values() if session.is_waiting), None)
+        if waiting is not None and simulator.usable and not simulator.abandoned_for_s and not self.holding(simulator):
+            waiting.simulator, waiting.is_waiting = simulator, False
+
     def find(self, name: str) -> Session | None:
         """The open session of this id."""
         return self._open.get(name)

@@ -212,6 +212,8 @@ class Supervisor:
             self.stop(f"failed: {message['kind']}: {message['message']}")
         if message["event"] in ("ended", "failed"):
             self._log.scan_to_end()
+        if message["event"] == "released":
+            self._sessions.offer(simulator)
         for session in self._sessions.holding(simulator):
             if message["event"] == "ended" and session.is_waiting:
                 self._replace_simulator(session)

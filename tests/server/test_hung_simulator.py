@@ -193,6 +193,22 @@ def test_a_new_session_gets_a_free_simulator_before_one_that_is_busy_for_a_past_
         gate.touch()
 
 
+def test_a_session_that_waits_gets_the_first_simulator_that_is_free(tmp_path: Path) -> None:
+    gates = [tmp_path / "early", tmp_path / "late"]
+    with serving(TASK, max_sessions=2) as server:
+        with hung_in(f"until:{gates[1]}", server) as (monitor, name):
+            first = monitor.ask(frames.STATUS, session=name)["pid"]
+            with hung_in(f"until:{gates[0]}", server) as (_, other):
+                second = monitor.ask(frames.STATUS, session=other)["pid"]
+        with BareClient(server) as waiting:
+            session = waiting.shake_hands(session="new")["session"]
+            assert waiting.ask(frames.STATUS, session=session)["pid"] in (first, second)
+            gates[0].touch()
+            wait_until(lambda: waiting.ask(frames.STATUS, session=session)["state"] == "ready", "it gets the free one")
+            assert waiting.ask(frames.STATUS, session=session)["pid"] == second != first
+        gates[1].touch()
+
+
 # The log
 
 
