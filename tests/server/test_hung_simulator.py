@@ -99,6 +99,7 @@ def test_stacks_survive_a_task_that_installs_handlers_and_redirects_its_output(t
     )
     with serving("rude:make", python_path=[str(tmp_path), *slow_path()]) as server, BareClient(server) as client:
         client.shake_hands(session="new")
+        wait_until(lambda: client.ask(frames.STATUS)["state"] == "ready", "the task is made")
         dumped = client.ask(frames.DUMP)
         wait_until(lambda: "next_connection" in read_since(client, dumped["log_from"]), "the stack is in the log")
 
