@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from leak_check import is_alive, isolated_home, no_leaks, wait_until
 from server_process import BareClient, ServerProcess, serving
+from ssh_client import PATIENCE_S, command_line
 from ssh_server import SshServer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -59,8 +61,15 @@ def warm(server: SshServer, env: str = "CartPole-v1") -> Iterator[ServerRecord]:
         yield record
     finally:
         main(["stop", server.target, *login_words(server), "--all"])
-        wait_until(lambda: not server.processes(), "every process there has ended")
+        wait_for_end(server)
         assert list(server.cache.glob("remote-env/sessions/*")) == []
+
+
+def wait_for_end(server: SshServer) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while left := server.processes():
+        assert time.monotonic() < deadline, f"left behind there: {[*map(command_line, left)]}"
+        time.sleep(0.01)
 
 
 def newest(server: SshServer) -> ServerRecord:
