@@ -36,7 +36,7 @@ def server(isolated_home: Path) -> Iterator[ServerProcess]:
         yield process
 
 
-def attach(server: ServerProcess, lease_timeout_s: float | None = 0.9) -> RemoteEnv:
+def attach(server: ServerProcess, lease_timeout_s: float | None = 3.0) -> RemoteEnv:
     """A client whose monitor pings three times in a lease."""
     env = RemoteEnv(f"tcp://127.0.0.1:{server.port}", token=server.token, lease_timeout_s=lease_timeout_s)
     env.reset(seed=0)
@@ -58,7 +58,7 @@ def sessions(server: ServerProcess) -> int:
 
 
 def test_an_idle_client_keeps_its_session(server: ServerProcess) -> None:
-    with attach(server) as env:
+    with attach(server, 1.2) as env:
         wait_until(lambda: env.status()["since_s"] > 2.5, "more than two leases have passed")
         env.step(0)
 
