@@ -16,7 +16,7 @@ from remote_env.errors import ConfigError
 
 # The client's half: nothing on the far end imports it.
 CLIENT_ONLY = frozenset(
-    ("ssh", "env", "vector", "session", "record", "replay", "policy", "evaluate", "testing", "cli", "__main__")
+    ("ssh", "env", "vector", "session", "record", "replay", "evaluate", "testing", "cli", "__main__")
 )
 DIGEST_CHARACTERS = 32
 
