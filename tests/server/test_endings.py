@@ -7,11 +7,11 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from leak_check import is_alive, marked_processes, wait_until
+from memory_limit import small_group
 from server_process import BareClient, ServerProcess, read_to_end, serving
 
 from remote_env.protocol import frames
@@ -88,41 +88,22 @@ def test_a_kernel_that_tells_nothing(tmp_path: Path) -> None:
     assert "by " in MemoryWatch().explain_kill()  # the real files
 
 
-@pytest.fixture
-def small_group() -> Iterator[Path]:
-    """A control group of our own with 300 MiB; skipped where we may not make one."""
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    old = [Path("/sys/fs/cgroup/memory" + path) for _, kinds, path in lines if "memory" in kinds.split(",")]
-    home = old[0] if old else Path("/sys/fs/cgroup") / lines[-1][2].lstrip("/")
-    group = home / f"remote-env-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error}")
-    try:
-        limit = group / ("memory.limit_in_bytes" if old else "memory.max")
-        if not limit.exists():
-            pytest.skip("the control groups here do not limit memory")
-        limit.write_text(str(300 << 20))
-        yield group
-    finally:
-        group.rmdir()
-
-
-def test_the_real_out_of_memory_killer_is_named(small_group: Path, tmp_path: Path) -> None:
+def test_the_real_out_of_memory_killer_is_named(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    wrapper = ["sh", "-c", f'echo $$ > {small_group}/cgroup.procs; exec "$@"', "wrapper"]
-    server = ServerProcess(TASK, {"build": f"until:{gate};eat:2000"}, wrapper=wrapper)
-    try:
-        with BareClient(server.wait_listening()) as client:
-            client.shake_hands(session="new")
-            gate.touch()
-            dead = client.wait_event("dead")
-            assert dead["why"].startswith("it was killed by SIGKILL while building: by the out-of-memory killer: give")
-            assert "may use 0.3 GiB" in dead["why"]
-            assert client.ask(frames.PING)["problems"][0]["kind"] == "out-of-memory"
-    finally:
-        server.stop()
+    with small_group(300 << 20) as wrapper:
+        server = ServerProcess(TASK, {"build": f"until:{gate};eat:2000"}, wrapper=wrapper)
+        try:
+            with BareClient(server.wait_listening()) as client:
+                client.shake_hands(session="new")
+                gate.touch()
+                dead = client.wait_event("dead")
+                assert dead["why"].startswith(
+                    "it was killed by SIGKILL while building: by the out-of-memory killer: give"
+                )
+                assert "may use 0.3 GiB" in dead["why"]
+                assert client.ask(frames.PING)["problems"][0]["kind"] == "out-of-memory"
+        finally:
+            server.stop()
 
 
 # What a simulator has started

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dropped_link import Cable, cable_to_a_host
 from ssh_server import SshServer, make_key
 
 from remote_env.errors import AuthError, ConnectError, ConnectionLost, DeadlineExceeded, HostKeyError
@@ -323,41 +324,15 @@ def test_the_ssh_program_checks_the_key_of_the_jump_host_too(
 
 
 @pytest.fixture
-def island() -> Iterator[tuple[str, list[str]]]:
-    """A network of its own with one cable to us: its address there, and a command to enter it."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    made = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
-    try:
-        name = f"re{made.pid}"[:14]
-        enter = ["nsenter", "--net", "--target", str(made.pid)]
-        address = "169.254.77.2"
-        deadline = soon()
-        ours = Path("/proc/self/ns/net").readlink()
-        while Path(f"/proc/{made.pid}/ns/net").readlink() == ours:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        cable = ["ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(made.pid)]
-        if subprocess.run(cable, capture_output=True, timeout=30).returncode:
-            pytest.skip("this kernel has no veth")
-        for command in (
-            ["ip", "addr", "add", "169.254.77.1/30", "dev", name],
-            ["ip", "link", "set", name, "up"],
-            [*enter, "ip", "link", "set", "lo", "up"],
-            [*enter, "ip", "addr", "add", f"{address}/30", "dev", "eth0"],
-            [*enter, "ip", "link", "set", "eth0", "up"],
-        ):
-            subprocess.run(command, check=True, timeout=30)
-        yield address, enter
-    finally:
-        made.communicate(timeout=10)
+def island() -> Iterator[Cable]:
+    with cable_to_a_host() as cable:
+        yield cable
 
 
-def test_a_host_that_only_the_jump_host_can_reach(island: tuple[str, list[str]]) -> None:
-    address, enter = island
+def test_a_host_that_only_the_jump_host_can_reach(island: Cable) -> None:
     with (
-        SshServer(address=address, prefix=enter) as jump,
-        SshServer(prefix=enter, jump=jump) as behind,  # on the island's own 127.0.0.1
+        SshServer(address=island.address, prefix=island.enter) as jump,
+        SshServer(prefix=island.enter, jump=jump) as behind,  # on the island's own 127.0.0.1
     ):
         with pytest.raises(ConnectError, match="refused the connection"):
             SshConnection("testbox", via="none", **options(behind)).connect(soon())

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,10 @@ from remote_env.transport import Transport
 sys.path.insert(0, str(Path(__file__).parent))
 
 from launching import network_namespace, write_banner_prefix, write_pty_prefix
-from stand_in import write_package
+from own_server import connection, package, server, soon
+from own_server import start as start_plain
 
-LIMIT_S = 20.0
-
-
-def soon(seconds: float = LIMIT_S) -> float:
-    return time.monotonic() + seconds
-
-
-@pytest.fixture
-def server() -> Iterator[SshServer]:
-    """An sshd of its own; nothing may be left of any session."""
-    with SshServer() as server:
-        yield server
-        deadline = soon()
-        while server.processes():
-            assert time.monotonic() < deadline, "something of a session still runs"
-            time.sleep(0.02)
-        assert list(server.cache.glob("remote-env/sessions/*")) == []
-
-
-@pytest.fixture
-def connection(server: SshServer) -> Iterator[SshConnection]:
-    with SshConnection(server.target, **server.login) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_package(tmp_path_factory.mktemp("far_end"))
+__all__ = ["connection", "package", "server"]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +31,7 @@ def namespace() -> Iterator[str]:
 def start(
     connection: Any, package: Path, launch: str | None = None, mode: str = "serve", **options: Any
 ) -> ServerHandle:
-    settings = {"task": {"mode": mode, "kind": ""}}
-    arguments = {"python": sys.executable, "deadline": soon(), "source": package, **options}
-    return start_server(connection, settings, launch=launch, **arguments)
+    return start_plain(connection, package, mode, launch=launch, **options)
 
 
 def echo(stream: Transport, data: bytes) -> bytes:

@@ -7,59 +7,35 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ssh_server import SshServer
 
 from remote_env.errors import ConfigError, StartError
 from remote_env.ssh import (
-    ServerHandle,
     SshConnection,
     list_servers,
     ship_far_end,
-    start_server,
     upload_bundle,
     upload_folder,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from own_server import connection, package, soon, start, wait_until_empty
 from stand_in import write_package
 
-LIMIT_S = 15.0
+__all__ = ["connection", "package"]
+
 DAY_S = 86400.0
-
-
-def soon(seconds: float = LIMIT_S) -> float:
-    return time.monotonic() + seconds
 
 
 @pytest.fixture
 def server() -> Iterator[SshServer]:
+    """An sshd of its own; tests here put sessions there by hand, which stay."""
     with SshServer() as server:
         yield server
-        deadline = soon()
-        while server.processes():
-            assert time.monotonic() < deadline, "something of a session still runs"
-            time.sleep(0.02)
-
-
-@pytest.fixture
-def connection(server: SshServer) -> Iterator[SshConnection]:
-    with SshConnection(server.target, **server.login) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_package(tmp_path_factory.mktemp("far_end"))
-
-
-def start(connection: SshConnection, package: Path, mode: str = "serve", **options: Any) -> ServerHandle:
-    settings = {"task": {"mode": mode, "kind": ""}}
-    arguments = {"python": sys.executable, "deadline": soon(), "source": package, **options}
-    return start_server(connection, settings, **arguments)
+        wait_until_empty(server)
 
 
 def age(path: Path, seconds: float) -> None:

@@ -4,11 +4,10 @@ import json
 import stat
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from leak_check import wait_until
 from ssh_server import SshServer
 
 from remote_env.errors import DeadlineExceeded, RemoteEnvError, StartError
@@ -22,46 +21,9 @@ from remote_env.ssh import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stand_in import write_package
+from own_server import connection, package, server, soon, start, wait_until_empty
 
-LIMIT_S = 15.0
-
-
-def soon(seconds: float = LIMIT_S) -> float:
-    return time.monotonic() + seconds
-
-
-def wait_until(condition: Any, seconds: float = 8.0) -> None:
-    deadline = soon(seconds)
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def server() -> Iterator[SshServer]:
-    """An sshd of its own, so that the cache starts empty; nothing may be left of any session."""
-    with SshServer() as server:
-        yield server
-        wait_until(lambda: not server.processes())
-        assert list(server.cache.glob("remote-env/sessions/*")) == []
-
-
-@pytest.fixture
-def connection(server: SshServer) -> Iterator[SshConnection]:
-    with SshConnection(server.target, **server.login) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_package(tmp_path_factory.mktemp("far_end"))
-
-
-def start(connection: SshConnection, package: Path, mode: str = "serve", **options: Any) -> ServerHandle:
-    settings = {"task": {"mode": mode, "kind": options.pop("kind", "")}, **options.pop("settings", {})}
-    arguments = {"python": sys.executable, "deadline": soon(), "source": package, **options}
-    return start_server(connection, settings, **arguments)
+__all__ = ["connection", "package", "server"]
 
 
 def test_a_server_starts_serves_and_stops(server: SshServer, connection: SshConnection, package: Path) -> None:
@@ -79,7 +41,7 @@ def test_a_server_starts_serves_and_stops(server: SshServer, connection: SshConn
     assert len(handle.token) == 64
     handle.stop(soon())
     assert not folder.exists()
-    wait_until(lambda: not server.processes())
+    wait_until_empty(server)
     handle.stop(soon())
 
 
@@ -127,7 +89,7 @@ def test_a_wrapper_script_ends_with_its_server(
     wrapper.chmod(0o755)
     handle = start(connection, package, python=f"{wrapper} -p")
     handle.stop(soon())
-    wait_until(lambda: not server.processes())
+    wait_until_empty(server)
 
 
 def test_a_server_that_dies_while_starting_is_told_at_once_with_its_last_words(
@@ -164,7 +126,7 @@ def test_a_server_that_never_gets_ready_is_ended_at_the_deadline(
         start(connection, package, "hang", deadline=soon(1.0), on_progress=lambda *what: seen.append(what))
     assert time.monotonic() - begun < 4.0
     assert ("starting", "loading the task") in seen
-    wait_until(lambda: not server.processes())
+    wait_until_empty(server)
 
 
 def test_a_client_that_vanishes_during_the_start_leaves_nothing(server: SshServer, package: Path) -> None:
@@ -196,7 +158,7 @@ def test_an_interrupt_of_a_start_whose_server_is_ready_leaves_nothing(
     ship_far_end(connection, soon(), source=package)
 
     def interrupted(*_: object) -> None:
-        wait_until(lambda: list(server.cache.glob("remote-env/sessions/*/ready.json")))
+        wait_until(lambda: list(server.cache.glob("remote-env/sessions/*/ready.json")), "it is ready")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("remote_env.ssh.starting._Starter._follow", interrupted)
@@ -310,7 +272,7 @@ def test_the_real_far_end_starts_answers_and_stops(server: SshServer, connection
         stream.close()
     finally:
         handle.stop(soon())
-    wait_until(lambda: not server.processes())
+    wait_until_empty(server)
     assert list(server.cache.glob("remote-env/servers/*/*")) == []
 
 

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from leak_check import wait_until
 from ssh_server import SshServer
 
 from remote_env.errors import ConnectError, HostKeyError, StartError
@@ -20,51 +19,13 @@ from remote_env.ssh import (
     ServerHandle,
     SshConnection,
     find_server,
-    start_server,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from stand_in import write_package
+from own_server import connection, package, server, soon, start, wait_until_empty
 
-LIMIT_S = 15.0
-
-
-def soon(seconds: float = LIMIT_S) -> float:
-    return time.monotonic() + seconds
-
-
-def wait_until(condition: Any, seconds: float = 8.0) -> None:
-    deadline = soon(seconds)
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def server() -> Iterator[SshServer]:
-    """An sshd of its own, so that the cache starts empty; nothing may be left of any session."""
-    with SshServer() as server:
-        yield server
-        wait_until(lambda: not server.processes())
-        assert list(server.cache.glob("remote-env/sessions/*")) == []
-
-
-@pytest.fixture
-def connection(server: SshServer) -> Iterator[SshConnection]:
-    with SshConnection(server.target, **server.login) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_package(tmp_path_factory.mktemp("far_end"))
-
-
-def start(connection: SshConnection, package: Path, mode: str = "serve", **options: Any) -> ServerHandle:
-    settings = {"task": {"mode": mode, "kind": options.pop("kind", "")}, **options.pop("settings", {})}
-    arguments = {"python": sys.executable, "deadline": soon(), "source": package, **options}
-    return start_server(connection, settings, **arguments)
+__all__ = ["connection", "package", "server"]
 
 
 def sshd_pids(server: SshServer) -> list[int]:
@@ -87,7 +48,7 @@ def test_stop_logs_in_anew_when_the_login_is_dead_or_frozen(server: SshServer, p
         handle.stop(soon(4.0))
         assert time.monotonic() - begun < 4.0
         assert connection.is_open
-    wait_until(lambda: not server.processes())
+    wait_until_empty(server)
 
 
 def test_stop_tells_when_no_new_login_can_be_made(package: Path) -> None:
@@ -123,7 +84,7 @@ def test_the_record_of_a_dead_server_is_not_believed(
 ) -> None:
     handle = start(connection, package)
     os.kill(handle.pid, signal.SIGKILL)
-    wait_until(lambda: find_server(connection, handle.port, soon()) is None)
+    wait_until(lambda: find_server(connection, handle.port, soon()) is None, "its record is gone")
     assert list(server.cache.glob("remote-env/servers/*/*")) != []
     handle.stop(soon())
     assert list(server.cache.glob("remote-env/servers/*/*")) == []
@@ -136,7 +97,7 @@ def test_a_server_that_ignores_the_request_to_end_is_killed_with_its_simulators(
     handle = start(connection, package, "stubborn")
     assert len(server.processes()) >= 2
     handle.stop(soon())
-    wait_until(lambda: not server.processes())
+    wait_until_empty(server)
 
 
 def test_a_pid_that_another_process_has_by_now_is_not_signalled(

@@ -6,8 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,40 +25,10 @@ from remote_env.ssh.scripts import RunningLines, run_script
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from own_server import connection, package, server, soon
 from stand_in import write_package
 
-LIMIT_S = 15.0
-
-
-def soon(seconds: float = LIMIT_S) -> float:
-    return time.monotonic() + seconds
-
-
-def wait_until(condition: Any, seconds: float = 8.0) -> None:
-    deadline = soon(seconds)
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def server() -> Iterator[SshServer]:
-    """An sshd of its own, so that the cache starts empty; nothing may be left of any session."""
-    with SshServer() as server:
-        yield server
-        wait_until(lambda: not server.processes())
-        assert list(server.cache.glob("remote-env/sessions/*")) == []
-
-
-@pytest.fixture
-def connection(server: SshServer) -> Iterator[SshConnection]:
-    with SshConnection(server.target, **server.login) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_package(tmp_path_factory.mktemp("far_end"))
+__all__ = ["connection", "package", "server"]
 
 
 def test_the_far_end_is_uploaded_once_per_content(
