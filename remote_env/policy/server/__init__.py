@@ -1,0 +1,1 @@
+"""The policy server: one process, several dialects, one policy per device."""

@@ -1,0 +1,336 @@
+"""One policy on one device, and whose turn it is: each caller's own thread runs the policy, for others too.
+
+There is no thread of its own. Whoever comes while the policy is free runs it at once. Whoever comes while it is busy
+waits in a queue; when a turn ends, the first in the queue leads the next one and takes along what waits behind
+it, as far as a batch may hold. One client alone thus pays for no hand-over between threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from remote_env.errors import InputError, PolicyError
+from remote_env.policy.policy import Chunk, ObservationBatch, Policy
+from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
+
+
+class Job:
+    """One request: rows to infer, or episodes to reset.
+
+    Attributes:
+        owner: the client's number.
+        rows: B.
+        observation: feature name -> (B, …); None for a reset.
+        episodes: B names, or those to reset.
+        chunk: (B, K, D) once it ran.
+        error: what it ended with instead.
+        leads: it is woken to lead the next turn, not because it is done.
+        gate: held until it is woken; None while it never waited.
+    """
+
+    __slots__ = ("chunk", "episodes", "error", "gate", "leads", "observation", "owner", "rows", "started")
+
+    def __init__(self, owner: int, observation: ObservationBatch | None, episodes: Sequence[str]) -> None:
+        self.owner, self.observation, self.episodes, self.rows = owner, observation, episodes, len(episodes)
+        self.chunk: Chunk | None = None
+        self.error: Exception | None = None
+        self.gate: threading.Lock | None = None
+        self.leads = False
+        self.started = time.perf_counter()
+
+
+class Worker:
+    """One policy and the requests that wait for it.
+
+    Args:
+        policy: owned from now on.
+        log: takes a line.
+        max_batch: rows of several requests that may run together; 1 runs each request alone.
+        max_wait_s: how long a turn with room left waits for requests of other clients.
+        max_queue: requests that may wait.
+        queue_policy: when more come: "latest" drops the oldest waiting one of the same client, "refuse" the new one.
+        wait_timeout_s: how long a request may wait for its turn.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        log: Callable[[str], None],
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        max_queue: int,
+        queue_policy: str,
+        wait_timeout_s: float,
+    ) -> None:
+        self.policy, self.metadata = policy, policy.metadata
+        self._log = log
+        self._max_batch = max_batch if self.metadata.batches else 1
+        self._max_wait_s, self._max_queue, self._queue_policy = max_wait_s, max_queue, queue_policy
+        self._wait_timeout_s = wait_timeout_s
+        self._mutex = threading.Lock()  # guards the four below
+        self._turn = threading.Lock()  # held while the policy is busy
+        self._queue: deque[Job] = deque()
+        self._missing_rows = 0  # that the leader waits for
+        self._enough: threading.Lock | None = None  # released when they are there
+        self.closed = False
+        self._last_traceback = ""
+        self.clients = 0  # that are bound to this worker
+        self._clear_counts()
+
+    def _clear_counts(self) -> None:
+        self.latencies, self.batches = Histogram(LATENCY_BOUNDS_S), Histogram(BATCH_BOUNDS)
+
+    def warm_up(self, observation: ObservationBatch) -> None:
+        """Infer one row for nobody, uncounted. Raises as `infer`."""
+        self.infer(0, observation, ["warm-up"])
+        self.reset(0, ["warm-up"])
+        self._clear_counts()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return len(self._queue)
+
+    def infer(self, owner: int, observation: ObservationBatch, episodes: Sequence[str]) -> Chunk:
+        """Run the policy for these checked rows; waits for its turn. Raises as `ServedClient.infer`."""
+        job = Job(owner, observation, episodes)
+        self._do(job)
+        if job.chunk is None:
+            raise PolicyError("the policy was interrupted; ask again")
+        return job.chunk
+
+    def reset(self, owner: int, episodes: Sequence[str]) -> None:
+        """Have the policy forget these episodes; waits for its turn."""
+        self._do(Job(owner, None, episodes))
+
+    def close(self, timeout_s: float) -> bool:
+        """Refuse what waits and what comes, then close the policy once it is free; False if it was not in time."""
+        with self._mutex:
+            self.closed = True
+            waiting, self._queue = list(self._queue), deque()
+        for job in waiting:
+            _answer(job, error=_stopping())
+        if not self._turn.acquire(timeout=timeout_s):
+            return False
+        self._turn.release()  # for whoever closes again
+        self.policy.close()
+        return True
+
+    # Turns
+
+    def _do(self, job: Job) -> None:
+        with self._mutex:
+            is_leader = not self.closed and self._turn.acquire(blocking=False)
+            if not is_leader:
+                self._enqueue(job)
+        if not is_leader:
+            self._wait(job)
+        if is_leader or job.leads:
+            self._lead(job)
+        if job.error is not None:
+            raise job.error
+
+    def _enqueue(self, job: Job) -> None:
+        """Wait behind the others; the mutex is held."""
+        if self.closed:
+            raise _stopping()
+        if len(self._queue) >= self._max_queue:
+            self._make_room(job)
+        job.gate = threading.Lock()
+        job.gate.acquire()
+        self._queue.append(job)
+        self._missing_rows -= job.rows
+        if self._enough is not None and (self._missing_rows <= 0 or job.observation is None):
+            self._enough.release()
+            self._enough = None
+
+    def _make_room(self, job: Job) -> None:
+        older = next((other for other in self._queue if _is_replaced(other, job)), None)
+        if self._queue_policy != "latest" or older is None:
+            raise PolicyError(
+                f"the server is busy: {len(self._queue)} requests wait already (--max_queue {self._max_queue}); "
+                "ask again, ask less often, or start the server with a larger --max_queue or more devices"
+            )
+        self._queue.remove(older)
+        message = "a newer request of the same client took this one's place in the full queue (--queue_policy latest)"
+        _answer(older, error=PolicyError(message))
+
+    def _wait(self, job: Job) -> None:
+        assert job.gate is not None  # noqa: S101  it was given one in the queue
+        if job.gate.acquire(timeout=self._wait_timeout_s):
+            return
+        with self._mutex:
+            if job not in self._queue:  # woken, or taken along, in this very moment
+                is_taken = True
+            else:
+                is_taken = False
+                self._queue.remove(job)
+        if is_taken and job.gate.acquire(timeout=self._wait_timeout_s):
+            return
+        raise PolicyError(f"the policy has been busy with other requests for {self._wait_timeout_s:g} s; ask again")
+
+    def _lead(self, job: Job) -> None:
+        turn = [job]
+        try:
+            if job.observation is None:
+                self._reset(job)
+            else:
+                if self._max_batch > 1:
+                    turn += self._take_along(job)
+                self._run(turn)
+        finally:
+            self._pass_on()
+            for other in turn[1:]:
+                _answer(other, error=None if other.chunk is not None or other.error else _interrupted())
+
+    def _pass_on(self) -> None:
+        """End this turn: the first that waits leads the next."""
+        with self._mutex:
+            if not self._queue:
+                self._turn.release()
+                return
+            following = self._queue.popleft()
+            following.leads = True
+        if following.gate is not None:
+            following.gate.release()
+
+    def _take_along(self, job: Job) -> list[Job]:
+        """The requests that run with this one: those at the head of the queue, as far as there is room."""
+        room = self._max_batch - job.rows
+        if room <= 0:
+            return []
+        self._wait_for_more(room)
+        taken = []
+        with self._mutex:
+            while self._queue and self._queue[0].observation is not None and self._queue[0].rows <= room:
+                taken.append(self._queue.popleft())
+                room -= taken[-1].rows
+        return taken
+
+    def _wait_for_more(self, room: int) -> None:
+        """Give the other clients `max_wait_s` to fill the batch; nobody waits for clients that are not there."""
+        with self._mutex:
+            waiting = sum(job.rows for job in self._queue)
+            wanted = min(room, self.clients - 1)
+            if self._max_wait_s <= 0 or waiting >= wanted:
+                return
+            enough = self._enough = threading.Lock()
+            enough.acquire()
+            self._missing_rows = wanted - waiting
+        enough.acquire(timeout=self._max_wait_s)
+        with self._mutex:
+            self._enough = None
+
+    # The policy itself: one thread at a time is here
+
+    def _reset(self, job: Job) -> None:
+        try:
+            self.policy.reset(job.episodes)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a model may raise anything
+            job.error = self._explain(error)
+
+    def _run(self, turn: list[Job]) -> None:
+        try:
+            self._infer(turn)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a model may raise anything
+            if len(turn) > 1 and not self.metadata.has_memory:
+                for job in turn:  # one client's poison must not hurt the others
+                    self._run([job])
+                return
+            explained = self._explain(error)
+            for job in turn:
+                job.error = copy.copy(explained)
+        now = time.perf_counter()
+        for job in turn:
+            self.latencies.add(now - job.started)
+
+    def _infer(self, turn: list[Job]) -> None:
+        job = turn[0]
+        if len(turn) == 1:
+            self.batches.add(job.rows)
+            job.chunk = self._checked(job)
+            return
+        whole = _join(turn)
+        self.batches.add(whole.rows)
+        chunk, start = self._checked(whole), 0
+        for job in turn:
+            job.chunk = chunk[start : start + job.rows].copy()
+            start += job.rows
+
+    def _checked(self, job: Job) -> Chunk:
+        """The policy's chunk for these rows, once it is known to be one."""
+        observation = job.observation or {}
+        if job.rows > 1 and not self.metadata.batches:
+            chunk = np.concatenate([self._call(*row) for row in _rows(observation, job.episodes)])
+        else:
+            chunk = self._call(observation, job.episodes)
+        size = self.metadata.action_size
+        if chunk.ndim != 3 or chunk.shape[0] != job.rows or chunk.shape[2] != size or not chunk.shape[1]:
+            raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({job.rows}, K, {size})")
+        if not np.isfinite(chunk).all():
+            raise PolicyError("the policy gave actions that are not finite (NaN or infinity); none of them is sent")
+        return chunk
+
+    def _call(self, observation: ObservationBatch, episodes: Sequence[str]) -> Chunk:
+        return np.ascontiguousarray(self.policy.infer(observation, episode_ids=episodes), dtype=np.float32)
+
+    def _explain(self, error: BaseException) -> Exception:
+        """The error for the client; the log gets the cause, and its traceback once."""
+        if isinstance(error, InputError):
+            return error
+        trace = getattr(error, "remote_traceback", "") or traceback.format_exc()
+        with contextlib.suppress(Exception):
+            self._log(f"the policy failed: {type(error).__name__}: {error}")
+        if trace != self._last_traceback:
+            self._last_traceback = trace
+            self._log(trace.rstrip())
+        if isinstance(error, PolicyError):
+            return PolicyError(str(error), remote_traceback=trace)
+        return PolicyError(f"the policy raised {type(error).__name__}: {error}", remote_traceback=trace)
+
+
+def _is_replaced(older: Job, newer: Job) -> bool:
+    return older.owner == newer.owner and older.observation is not None and newer.observation is not None
+
+
+def _answer(job: Job, error: Exception | None) -> None:
+    job.error = job.error or error
+    if job.gate is not None:
+        job.gate.release()
+
+
+def _stopping() -> PolicyError:
+    return PolicyError("the policy server is stopping; ask again when it is back")
+
+
+def _interrupted() -> PolicyError:
+    return PolicyError("the policy was interrupted; ask again")
+
+
+def _join(jobs: Sequence[Job]) -> Job:
+    """One request with the rows of all; texts are lists, everything else is an array."""
+    observations = [job.observation or {} for job in jobs]
+    joined: dict[str, Any] = {}
+    for name in observations[0]:
+        parts = [observation[name] for observation in observations]
+        if isinstance(parts[0], np.ndarray):
+            joined[name] = np.concatenate(parts)
+        else:
+            joined[name] = [text for part in parts for text in part]
+    return Job(0, joined, [name for job in jobs for name in job.episodes])
+
+
+def _rows(observation: ObservationBatch, episodes: Sequence[str]) -> Iterator[tuple[ObservationBatch, Sequence[str]]]:
+    """Each row as a batch of one."""
+    for row, episode in enumerate(episodes):
+        yield {name: value[row : row + 1] for name, value in observation.items()}, [episode]
