@@ -38,6 +38,7 @@ from remote_env.tasks.aloha_model import (
     canonical_task,
     control_scale,
     load_model,
+    state_names,
 )
 from remote_env.tasks.aloha_rewards import MAX_REWARD, TOUCHING, ContactRewards
 from remote_env.tasks.mujoco_scene import MujocoScene
@@ -49,8 +50,6 @@ Observation = Any  # an array or a dict of arrays, by obs_type
 OBS_TYPES: tuple[ObsType, ...] = ("state", "agent_pos", "pixels", "pixels_agent_pos")
 
 _ARM_QPOS = len(START_QPOS)
-_POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
-_TWIST = ("vx", "vy", "vz", "wx", "wy", "wz")
 
 
 class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
@@ -211,10 +210,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     @property
     def state_names(self) -> tuple[str, ...]:
         """The meaning of each number of the `state` observation."""
-        objects = OBJECTS[self.task]
-        poses = [f"{name}_{axis}" for name in objects for axis in _POSE]
-        twists = [f"{name}_{axis}" for name in objects for axis in _TWIST]
-        return (*ACTION_NAMES, *(f"{name}_velocity" for name in ACTION_NAMES), *poses, *twists)
+        return state_names(self.task)
 
     def _make_observation_space(self) -> spaces.Space[Any]:
         agent_pos = spaces.Box(-1000.0, 1000.0, (len(ACTION_NAMES),), np.float64)  # bounds as gym-aloha's

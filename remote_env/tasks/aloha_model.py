@@ -37,6 +37,8 @@ CONTROL_STEP_S = 0.02
 
 _ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 ACTION_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _ARM_JOINTS)
+_POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")
+_TWIST = ("vx", "vy", "vz", "wx", "wy", "wz")
 """An action's and agent_pos's 14 numbers: joints in [rad], grippers from 0 (closed) to 1 (open)."""
 
 FINGER_CLOSED_M, FINGER_OPEN_M = 0.01844, 0.05800
@@ -77,6 +79,13 @@ def canonical_task(task: str) -> Task:
     if name not in XML_NAMES:
         raise ConfigError(f"no ALOHA task {task!r}; the tasks are {', '.join(XML_NAMES)}")
     return name
+
+
+def state_names(task: Task) -> tuple[str, ...]:
+    """The meaning of each number of `task`'s state observation, see `AlohaEnv`."""
+    poses = [f"{name}_{axis}" for name in OBJECTS[task] for axis in _POSE]
+    twists = [f"{name}_{axis}" for name in OBJECTS[task] for axis in _TWIST]
+    return (*ACTION_NAMES, *(f"{name}_velocity" for name in ACTION_NAMES), *poses, *twists)
 
 
 def aloha_model_dir() -> Path:
