@@ -27,6 +27,7 @@ HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
 STATUS, LOGS, STOP, PING, DUMP, KILL, KEEP, REPLY, EVENT = 16, 17, 18, 19, 20, 21, 22, 24, 25
 # Session messages: msgpack bodies (see codec), or fixed layouts (see layout).
 READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE = 32, 33, 34, 36, 37, 40, 41, 43
+INFER, POLICY_RESET, POLICY_INFO = 48, 49, 50  # to a policy server
 RESULT, ERROR = 64, 65
 
 NAMES = {
@@ -266,6 +267,11 @@ class FrameStream:
     def has_part(self) -> bool:
         """Whether some of a frame has come, and not all."""
         return self._start != self._end
+
+    @property
+    def unread(self) -> bytes:
+        """What has come and was not consumed: after a ProtocolError, what the peer sent instead of a frame."""
+        return bytes(self._view[self._start : self._end])
 
     def recover(self, sequence: int) -> bool:
         """Make the frame of this number receivable again, if it came whole before a Ctrl-C cut its receiver short.

@@ -17,7 +17,8 @@ from remote_env.protocol import frames
 
 NONCE_BYTES = 32
 TOKEN_BYTES = 32
-ROLES = ("control", "data")
+ROLES = ("control", "data")  # of the connections to a task server
+POLICY_ROLE = "policy"  # of those to a policy server
 
 
 def new_token() -> str:
@@ -36,7 +37,7 @@ def proof(token: str, side: str, role: str, client_nonce: str, server_nonce: str
     Args:
         token: the shared secret.
         side: "client" or "server", so that neither can send the other's proof back.
-        role: "control" or "data".
+        role: "control", "data" or "policy".
         client_nonce: as the client sent it in HELLO.
         server_nonce: as the server sent it in CHALLENGE.
     """
@@ -113,11 +114,23 @@ def refusal(message: dict[str, Any]) -> RemoteEnvError:
     return kinds.get(kind, ConnectError)(str(message.get("message", "the server refused")), kind=kind)
 
 
-class ServerHandshake:
-    """The server's half, fed with one frame at a time."""
+def _advice(role: object) -> str:
+    """What a client that knocked at the wrong kind of server should hear."""
+    if role == POLICY_ROLE:
+        return "; this is a task server, and the client asks for a policy: check the port"
+    return "; this is a policy server, and the client asks for a task: check the port" if role in ROLES else ""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+
+class ServerHandshake:
+    """The server's half, fed with one frame at a time.
+
+    Args:
+        token: the shared secret.
+        roles: those that this kind of server takes.
+    """
+
+    def __init__(self, token: str, roles: tuple[str, ...] = ROLES) -> None:
+        self._token, self._roles = token, roles
         self._nonce = new_nonce()
         self._hello: dict[str, Any] | None = None
         self.done = False
@@ -146,8 +159,10 @@ class ServerHandshake:
     def _challenge(self, kind: int, message: dict[str, Any]) -> bytearray:
         _expect(frames.HELLO, kind, message)
         role, nonce = message.get("role"), message.get("nonce")
-        if role not in ROLES or not isinstance(nonce, str) or not re.fullmatch(f"[0-9a-f]{{{2 * NONCE_BYTES}}}", nonce):
-            raise ProtocolError(f"HELLO needs a role of {ROLES} and a nonce of {2 * NONCE_BYTES} hex digits")
+        digits = 2 * NONCE_BYTES
+        if role not in self._roles or not isinstance(nonce, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", nonce):
+            advice = "" if role in self._roles else _advice(role)
+            raise ProtocolError(f"HELLO needs a role of {self._roles} and a nonce of {digits} hex digits{advice}")
         self._hello = message
         mine = proof(self._token, "server", role, nonce, self._nonce)
         return pack_link(frames.CHALLENGE, {"nonce": self._nonce, "proof": mine})
