@@ -7,29 +7,13 @@ import selectors
 import shutil
 import subprocess
 import time
-from typing import IO, NamedTuple, cast
+from typing import IO, cast
 
-QUERY = "index,utilization.gpu,memory.used,memory.total"
+from remote_env.protocol.monitoring import GPU_FIELDS, Gpu, parse_gpus
+
 FRESH_S = 5.0
 TIMEOUT_S = 10.0
 MAX_OUTPUT = 64 << 10
-MIB = 1 << 20
-
-
-class Gpu(NamedTuple):
-    """One GPU.
-
-    Attributes:
-        number: as nvidia-smi counts them.
-        used: which part of the last moments it worked [0 to 1]; None when it does not tell.
-        memory_used: bytes; None when it does not tell.
-        memory_total: bytes; None when it does not tell.
-    """
-
-    number: str
-    used: float | None
-    memory_used: float | None
-    memory_total: float | None
 
 
 class GpuWatch:
@@ -61,7 +45,7 @@ class GpuWatch:
             return
         try:
             self._process = subprocess.Popen(  # noqa: S603  the system's own
-                [program, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
+                [program, f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -76,7 +60,7 @@ class GpuWatch:
         chunk = os.read(answer.fileno(), 65536)
         self._output += chunk
         if not chunk or len(self._output) > MAX_OUTPUT:
-            self._known = parse(self._output.decode(errors="replace"))
+            self._known = parse_gpus(self._output.decode(errors="replace"))
             self.end()
 
     @property
@@ -109,20 +93,3 @@ class GpuWatch:
 
     def _reap(self) -> None:
         self._ending = [process for process in self._ending if process.poll() is None]
-
-
-def parse(output: str) -> list[Gpu]:
-    """The lines of nvidia-smi; what is "[N/A]" there is None."""
-    rows = [[word.strip() for word in line.split(",")] for line in output.splitlines()]
-    return [
-        Gpu(row[0], _scaled(row[1], 0.01), _scaled(row[2], MIB), _scaled(row[3], MIB))
-        for row in rows
-        if len(row) == 4 and row[0].isdigit()
-    ]
-
-
-def _scaled(text: str, factor: float) -> float | None:
-    try:
-        return float(text) * factor
-    except ValueError:
-        return None

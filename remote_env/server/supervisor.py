@@ -19,12 +19,13 @@ from typing import Any
 
 from remote_env.errors import ConfigError, ProtocolError, RemoteEnvError
 from remote_env.protocol import frames
+from remote_env.protocol.monitoring import write_metrics
 from remote_env.server.answers import Answers
 from remote_env.server.connections import Connections, open_listener
 from remote_env.server.folder import free_record_path, read_settings, remove_folder, write_atomically
 from remote_env.server.gpu import GpuWatch
 from remote_env.server.log import LIMIT_BYTES, SCAN_BYTES, Log
-from remote_env.server.metrics import read_metrics, write_metrics
+from remote_env.server.metrics import read_metrics
 from remote_env.server.output import forgive_failing_writes
 from remote_env.server.peer import HANDSHAKE_TIMEOUT_S, Peer
 from remote_env.server.process import SimulatorProcess, process_start_time

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from remote_env.protocol import monitoring
+
 
 def answer_http(request: bytes, statuses: Iterable[dict[str, Any]], write_metrics: Callable[[bool], str]) -> bytes:
     """The whole response to an HTTP request: health on / and /healthz, Prometheus text on /metrics.
@@ -14,21 +16,9 @@ def answer_http(request: bytes, statuses: Iterable[dict[str, Any]], write_metric
         statuses: of the simulators.
         write_metrics: the metrics, given whether the server is ready.
     """
-    words = request.split(b"\r\n", 1)[0].split()
-    method, path = (words[0], words[1].partition(b"?")[0]) if len(words) >= 2 else (b"", b"")
-    kind = "text/plain; charset=utf-8"
-    if method not in (b"GET", b"HEAD"):
-        status, body = "405 Method Not Allowed", "only GET and HEAD\n"
-    elif path in (b"/", b"/healthz"):
-        ready, reason = read_health(statuses)
-        status, body = ("200 OK" if ready else "503 Service Unavailable"), reason + "\n"
-    elif path == b"/metrics":
-        kind = "text/plain; version=0.0.4; charset=utf-8"
-        status, body = "200 OK", write_metrics(read_health(statuses)[0])
-    else:
-        status, body = "404 Not Found", "there are /healthz and /metrics\n"
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return (head + ("" if method == b"HEAD" else body)).encode()
+    found = list(statuses)
+    health = read_health(found)
+    return monitoring.answer_http(request, health, lambda: write_metrics(health[0]))
 
 
 def read_health(statuses: Iterable[dict[str, Any]]) -> tuple[bool, str]:

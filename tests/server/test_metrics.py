@@ -16,8 +16,9 @@ import pytest
 from leak_check import wait_until
 from server_process import ServerProcess, serving
 
+from remote_env.protocol.monitoring import Gpu, parse_gpus
 from remote_env.server.board import CALL_NUMBERS, STEP_BOUNDS_S, Board
-from remote_env.server.gpu import Gpu, GpuWatch, parse
+from remote_env.server.gpu import GpuWatch
 from remote_env.session import Session
 from remote_env.transport import connect_tcp
 
@@ -173,12 +174,12 @@ def test_one_that_never_answers_is_given_up(on_path: Path, monkeypatch: pytest.M
 
 
 def test_lines_of_nvidia_smi() -> None:
-    assert parse(GPU_LINES) == [
+    assert parse_gpus(GPU_LINES) == [
         Gpu("0", pytest.approx(0.37), 1 << 30, 80 << 30),
         Gpu("1", None, 2 << 20, 16 << 30),
     ]
-    assert parse("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == []
-    assert parse("") == []
+    assert parse_gpus("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == []
+    assert parse_gpus("") == []
 
 
 def test_the_board_sorts_steps_by_their_time() -> None:
