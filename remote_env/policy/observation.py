@@ -2,13 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
 
-from remote_env.errors import InputError
+from remote_env.errors import ConfigError, InputError
+from remote_env.policy.images import cast_image, to_layout
+from remote_env.policy.matching import Matching, two_columns
 from remote_env.policy.meta import STATES, MetaObs
 from remote_env.policy.policy import Array, Feature, ObservationBatch, PolicyMetadata
+from remote_env.policy.routes import Route, cast_state, make_route, picked_columns, scale_of, unit_factors
+from remote_env.policy.sources import list_sources
+
+ACTION_KEYS = ("order", "scale", "units", "names")
+
+
+class ObservationMapping:
+    """Turns a task's observations into a policy's batches; made and checked once, by `between`."""
+
+    def __init__(self, routes: Mapping[str, tuple[Route, str]], metadata: PolicyMetadata) -> None:
+        self._routes, self._metadata = routes, metadata
+
+    @classmethod
+    def between(
+        cls,
+        space: spaces.Space[Any],
+        metadata: PolicyMetadata,
+        *,
+        given: Mapping[str, Any] | None = None,
+        state_names: Sequence[str] = (),
+        state_units: Sequence[str] = (),
+        instruction: str = "",
+    ) -> ObservationMapping:
+        """How a policy's features come out of a task's observations.
+
+        A feature takes what was given for it; else what has its name ("pixels/top" or "observation.images.top",
+        failing that the last part, "top"); else the only one of its kind that fits. States whose numbers are named on
+        both sides are put in order, or picked, by name.
+
+        Args:
+            space: of one environment's observations.
+            metadata: of the policy.
+            given: feature -> the name of a source, or a dict of: "from" (a name, or several whose numbers are joined),
+                "order" (indices or names of the task's numbers, or "as is"), "scale" (a number or one for each),
+                "units" (what the task's numbers are in), "resize" (true, or "pad" to keep proportions), "text".
+            state_names: of the numbers of the task's state, when they are known.
+            state_units: of the same.
+            instruction: for the policy's text features.
+
+        Raises:
+            ConfigError: a feature has no source or could have two, or the mapping has a fault; the message says what
+                the policy takes, what the task offers and how to write the mapping.
+        """
+        matching = Matching(metadata, list_sources(space, state_names, state_units), given or {}, instruction)
+        matches = matching.find()
+        routes, faults = {}, {}
+        for name, feature in metadata.observation.items():
+            try:
+                routes[name] = make_route(feature, matches[name])
+            except ConfigError as error:
+                faults[name] = str(error)
+        if faults:
+            raise ConfigError(matching.explain(faults))
+        return cls(routes, metadata)
+
+    def batch(self, observations: Sequence[Any]) -> ObservationBatch:
+        """B observations of the task as one batch of the policy.
+
+        Raises:
+            InputError: an observation is not of the task's space.
+        """
+        return {name: read(observations) for name, (read, _) in self._routes.items()}
+
+    def describe(self) -> str:
+        """One line per feature: what it takes, and from where."""
+        features = self._metadata.observation
+        return "\n".join(f"{name} {features[name]}  <-  {words}" for name, (_, words) in self._routes.items())
+
+
+class ActionMapping:
+    """Turns a policy's actions into a task's; made and checked once, by `between`."""
+
+    def __init__(self, convert: Callable[[Array], Array], size: int, words: str) -> None:
+        self._convert, self._size, self._words = convert, size, words
+
+    @classmethod
+    def between(
+        cls,
+        space: spaces.Space[Any],
+        metadata: PolicyMetadata,
+        given: Mapping[str, Any] | None = None,
+        *,
+        action_names: Sequence[str] = (),
+    ) -> ActionMapping:
+        """How a task's action comes out of a row of the policy's.
+
+        Args:
+            space: of one environment's actions; they are never clipped to it.
+            metadata: of the policy.
+            given: "order" (indices or names of the policy's numbers, in the task's order, or "as is"), "scale",
+                "units" and "names" (of the task's numbers).
+            action_names: the same as "names".
+
+        Raises:
+            ConfigError: the two do not fit, or the mapping has a fault; the message lists both sides.
+        """
+        options = dict(given or {})
+        if unknown := sorted(set(options) - set(ACTION_KEYS)):
+            raise ConfigError(f"the mapping of actions has unknown keys {unknown}; there are {', '.join(ACTION_KEYS)}")
+        names = tuple(options.get("names", action_names))
+        try:
+            return cls._made(space, metadata, options, names)
+        except ConfigError as error:
+            takes = [str(space), *names]
+            lines = two_columns("the policy gives", metadata.action_names, "the task takes", takes)
+            head = f"the policy {metadata.name!r} does not fit the task's actions: {error}"
+            tail = 'say which is which, as in {"order": [0, 1, 2]}: indices or names of the policy\'s numbers'
+            raise ConfigError("\n".join([head, *lines, tail])) from None
+
+    @classmethod
+    def _made(
+        cls, space: spaces.Space[Any], metadata: PolicyMetadata, options: Mapping[str, Any], names: tuple[str, ...]
+    ) -> ActionMapping:
+        if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
+            raise ConfigError(f"an action of the task is {space}; only a Box of floats can be filled")
+        shape, dtype, wanted = space.shape, space.dtype, int(np.prod(space.shape))
+        columns = _action_columns(metadata, options.get("order"), names, wanted)
+        factors = [scale_of(options.get("scale"), wanted), _action_factors(metadata, options, columns, wanted)]
+        scale: Any = np.prod([factor for factor in factors if factor is not None], axis=0)
+        is_scaled = any(factor is not None for factor in factors)
+
+        def convert(row: Array) -> Array:
+            picked = row if columns is None else row[columns]
+            scaled: Array = picked * scale if is_scaled else picked
+            return np.array(scaled, dtype).reshape(shape)
+
+        order = "" if columns is None else ", in the task's order"
+        words = f"{wanted} numbers {dtype}{order}{', scaled' if is_scaled else ''}"
+        return cls(convert, metadata.action_size, words)
+
+    def action(self, row: Array) -> Array:
+        """The task's action of one (D,) row of a chunk; the caller's own, in the task's dtype and shape.
+
+        Raises:
+            InputError: the row does not have the policy's D numbers.
+        """
+        if row.shape != (self._size,):
+            raise InputError(f"an action of this policy is ({self._size},); got {row.shape}")
+        return self._convert(row)
+
+    def describe(self) -> str:
+        """In one line what an action is made of."""
+        return self._words
 
 
 def check_batch(observation: ObservationBatch, metadata: PolicyMetadata) -> int:
@@ -57,25 +205,41 @@ def from_meta(observation: MetaObs, metadata: PolicyMetadata) -> ObservationBatc
     return batch
 
 
-def cast_state(values: Any, dtype: str) -> Array:
-    """These numbers in a feature's dtype, C-contiguous: the only cast that states go through before a policy.
-
-    A float64 that float32 cannot hold becomes inf, which `check_batch` refuses.
-    """
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, np.dtype(dtype))
-
-
 def describe_features(metadata: PolicyMetadata) -> str:
     """The features in one line: "state (41,) float32, pixels/top (480, 640, 3) uint8"."""
-    return ", ".join(f"{name} {describe_feature(feature)}" for name, feature in metadata.observation.items())
+    return ", ".join(f"{name} {feature}" for name, feature in metadata.observation.items())
 
 
-def describe_feature(feature: Feature) -> str:
-    """Shape, dtype and layout: "(480, 640, 3) uint8 HWC", or "text"."""
-    if feature.kind == "text":
-        return "text"
-    return " ".join(filter(None, [str(feature.shape), feature.dtype, feature.layout]))
+def _action_columns(
+    metadata: PolicyMetadata, order: Any, names: tuple[str, ...], wanted: int
+) -> NDArray[np.intp] | None:
+    own = metadata.action_names
+    if names and len(names) != wanted:
+        raise ConfigError(f"{len(names)} names were given for the task's {wanted} numbers")
+    if order is not None and order != "as is":
+        if not isinstance(order, (list, tuple)):
+            raise ConfigError(f"'order' is a list of indices or names, or 'as is'; got {order!r}")
+        return picked_columns(order, own, len(own), wanted)
+    if order is None and names and set(names) <= set(own):
+        return None if names == own else picked_columns(names, own, len(own), wanted)
+    if order is None and names:
+        raise ConfigError(f"the policy does not give {', '.join(name for name in names if name not in own)}")
+    if len(own) != wanted:
+        raise ConfigError(f"it gives {len(own)} numbers, the task takes {wanted}")
+    return None
+
+
+def _action_factors(
+    metadata: PolicyMetadata, options: Mapping[str, Any], columns: NDArray[np.intp] | None, wanted: int
+) -> NDArray[np.float64] | None:
+    given = options.get("units")
+    if given is None or not metadata.action_units:
+        return None
+    units = [given] * wanted if isinstance(given, str) else list(given)
+    own = metadata.action_units
+    if len(units) != wanted:
+        raise ConfigError(f"'units' is one unit or {wanted} of them; got {given!r}")
+    return unit_factors([own[column] for column in (range(wanted) if columns is None else columns)], units)
 
 
 def _other_features(observation: ObservationBatch, metadata: PolicyMetadata) -> str:
@@ -94,7 +258,7 @@ def _check_texts(name: str, value: Any) -> int:
 
 def _check_array(name: str, value: Any, feature: Feature) -> int:
     if not isinstance(value, np.ndarray):
-        raise InputError(f"{name!r} is an array (B, …) of {describe_feature(feature)}; got {type(value).__name__}")
+        raise InputError(f"{name!r} is an array (B, …) of {feature}; got {type(value).__name__}")
     if value.shape[1:] != feature.shape or value.ndim != len(feature.shape) + 1:
         wanted = f"(B, {str(feature.shape)[1:]}"
         hint = "; add the batch: x[None]" if value.shape == feature.shape else ""
@@ -153,27 +317,13 @@ def _check_cameras(observation: MetaObs, images: list[str], metadata: PolicyMeta
 def _meta_image(observation: MetaObs, index: int, name: str, feature: Feature) -> Array:
     cameras: Any = observation.image
     image = cameras[:, index] if observation.is_batched else cameras[None, index]
-    if feature.layout != "CHW":
-        image = image.transpose(0, 2, 3, 1)
+    image = to_layout(image, "CHW", feature.layout or "HWC")
     if image.shape[1:] != feature.shape:
         raise InputError(
             f"{name!r} takes images {feature.shape} {feature.layout}; camera {index} of MetaObs.image gives "
             f"{image.shape[1:]}: resize it before it is sent"
         )
     return cast_image(image, feature.dtype)
-
-
-def cast_image(image: Array, dtype: str) -> Array:
-    """This image in a feature's dtype, C-contiguous: uint8 is 0–255, floats are 0–1."""
-    wanted = np.dtype(dtype)
-    if image.dtype == wanted:
-        return np.ascontiguousarray(image)
-    if wanted.kind == "f" and image.dtype == np.uint8:
-        scaled: Array = np.ascontiguousarray(image, wanted) / wanted.type(255)
-        return scaled
-    if wanted == np.uint8 and image.dtype.kind == "f":
-        return np.ascontiguousarray(np.rint(np.clip(image, 0, 1) * 255), wanted)
-    return np.ascontiguousarray(image, wanted)
 
 
 def _both_sides(observation: MetaObs, metadata: PolicyMetadata) -> str:

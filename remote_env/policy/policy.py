@@ -38,6 +38,11 @@ class Feature:
     units: tuple[str, ...] = ()
     layout: str = ""
 
+    def __str__(self) -> str:
+        if self.kind == "text":
+            return "text"
+        return " ".join(filter(None, [str(self.shape), self.dtype, self.layout]))
+
     def to_plain(self) -> dict[str, Any]:
         """This feature as a JSON object."""
         return {
