@@ -1,0 +1,86 @@
+"""The connections that are open, over all listeners: how many, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+MAX_CLIENTS = 64
+MAX_STRANGERS = 32  # connections beside them that have not said what they want, or ask for health
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT = 30, 10, 3
+
+
+class Connections:
+    """Sockets and the threads that serve them.
+
+    Args:
+        max_clients: connections that may speak a dialect at once.
+    """
+
+    def __init__(self, max_clients: int = MAX_CLIENTS) -> None:
+        self.max_clients = max_clients
+        self._mutex = threading.Lock()
+        self._open: dict[socket.socket, threading.Thread] = {}
+        self._clients = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, sock: socket.socket, thread: threading.Thread) -> bool:
+        """Note a connection and start its thread; False when there are too many."""
+        with self._mutex:
+            if len(self._open) >= self.max_clients + MAX_STRANGERS:
+                return False
+            self._open[sock] = thread
+        thread.start()
+        return True
+
+    def remove(self, sock: socket.socket) -> None:
+        """Its thread is done with it; closes it."""
+        with self._mutex:
+            self._open.pop(sock, None)
+        sock.close()
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[bool]:
+        """A place for a connection that speaks a dialect; False when all are taken."""
+        with self._mutex:
+            is_free = self._clients < self.max_clients
+            self._clients += is_free
+        try:
+            yield is_free
+        finally:
+            with self._mutex:
+                self._clients -= is_free
+
+    def shut_down(self) -> None:
+        """End every connection: its thread reads the end and leaves."""
+        with self._mutex:
+            for sock in self._open:
+                with contextlib.suppress(OSError):  # the peer was faster
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the threads; False when one is left, in the model say."""
+        deadline = time.monotonic() + timeout_s
+        with self._mutex:
+            threads = list(self._open.values())
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+
+def tune(sock: socket.socket) -> None:
+    """Send at once, and notice within a minute that the other machine is gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
