@@ -107,6 +107,7 @@ class _Mark:
 
 
 _MARK = _Mark()
+_U1, _U2, _U4, _U8, _I4, _F8 = map(struct.Struct, ("<B", "<H", "<I", "<Q", "<i", ">d"))
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
@@ -124,9 +125,13 @@ class _Machine:
         self._names: dict[tuple[str, str], Named] = arrays.names()
 
     def run(self) -> Any:
+        data, size, stop = self._data, len(self._data), pickle.STOP[0]
         for _ in range(self._limits.max_opcodes):
-            code = self._take(1)[0]
-            if code == pickle.STOP[0]:
+            if self._at >= size:
+                raise refusal(f"it ends at byte {size} without its end")
+            code = data[self._at]
+            self._at += 1
+            if code == stop:
                 return self._finish()
             if (handler := _HANDLERS.get(code)) is None:
                 raise refusal(f"opcode {bytes([code])!r} at byte {self._at - 1} is none of those that are read here")
@@ -149,11 +154,15 @@ class _Machine:
         self._at = end
         return self._data[start:end]
 
-    def _number(self, layout: str) -> int:
-        number: int = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+    def _number(self, layout: struct.Struct) -> int:
+        start = self._at
+        self._at = start + layout.size
+        if self._at > len(self._data):
+            raise refusal(f"it ends at byte {len(self._data)}, within a number")
+        number: int = layout.unpack_from(self._data, start)[0]
         return number
 
-    def _counted(self, layout: str) -> memoryview:
+    def _counted(self, layout: struct.Struct) -> memoryview:
         return self._take(self._number(layout))
 
     def _line(self) -> bytes:
@@ -381,19 +390,19 @@ def _opcodes() -> dict[int, Callable[[_Machine], None]]:
         pickle.LONG: _Machine.push_long_line,
         pickle.FLOAT: _Machine.push_float_line,
         pickle.UNICODE: _Machine.push_text_line,
-        pickle.BININT: lambda machine: push(machine, number(machine, "<i")),
-        pickle.BININT1: lambda machine: push(machine, number(machine, "<B")),
-        pickle.BININT2: lambda machine: push(machine, number(machine, "<H")),
-        pickle.LONG1: lambda machine: push_long(machine, counted(machine, "<B")),
-        pickle.LONG4: lambda machine: push_long(machine, counted(machine, "<I")),
-        pickle.BINFLOAT: lambda machine: push(machine, number(machine, ">d")),
-        pickle.SHORT_BINUNICODE: lambda machine: push_text(machine, counted(machine, "<B")),
-        pickle.BINUNICODE: lambda machine: push_text(machine, counted(machine, "<I")),
-        pickle.BINUNICODE8: lambda machine: push_text(machine, counted(machine, "<Q")),
-        pickle.SHORT_BINBYTES: lambda machine: push(machine, bytes(counted(machine, "<B"))),
-        pickle.BINBYTES: lambda machine: push(machine, bytes(counted(machine, "<I"))),
-        pickle.BINBYTES8: lambda machine: push(machine, bytes(counted(machine, "<Q"))),
-        pickle.BYTEARRAY8: lambda machine: push(machine, bytearray(counted(machine, "<Q"))),
+        pickle.BININT: lambda machine: push(machine, number(machine, _I4)),
+        pickle.BININT1: lambda machine: push(machine, number(machine, _U1)),
+        pickle.BININT2: lambda machine: push(machine, number(machine, _U2)),
+        pickle.LONG1: lambda machine: push_long(machine, counted(machine, _U1)),
+        pickle.LONG4: lambda machine: push_long(machine, counted(machine, _U4)),
+        pickle.BINFLOAT: lambda machine: push(machine, number(machine, _F8)),
+        pickle.SHORT_BINUNICODE: lambda machine: push_text(machine, counted(machine, _U1)),
+        pickle.BINUNICODE: lambda machine: push_text(machine, counted(machine, _U4)),
+        pickle.BINUNICODE8: lambda machine: push_text(machine, counted(machine, _U8)),
+        pickle.SHORT_BINBYTES: lambda machine: push(machine, bytes(counted(machine, _U1))),
+        pickle.BINBYTES: lambda machine: push(machine, bytes(counted(machine, _U4))),
+        pickle.BINBYTES8: lambda machine: push(machine, bytes(counted(machine, _U8))),
+        pickle.BYTEARRAY8: lambda machine: push(machine, bytearray(counted(machine, _U8))),
         pickle.EMPTY_LIST: lambda machine: push(machine, []),
         pickle.LIST: lambda machine: push(machine, machine._pop_group()),
         pickle.APPEND: _Machine.append,
@@ -411,11 +420,11 @@ def _opcodes() -> dict[int, Callable[[_Machine], None]]:
         pickle.ADDITEMS: _Machine.add_items,
         pickle.FROZENSET: _Machine.push_frozenset,
         pickle.GET: lambda machine: machine.recall(int(machine._short_line())),
-        pickle.BINGET: lambda machine: machine.recall(number(machine, "<B")),
-        pickle.LONG_BINGET: lambda machine: machine.recall(number(machine, "<I")),
+        pickle.BINGET: lambda machine: machine.recall(number(machine, _U1)),
+        pickle.LONG_BINGET: lambda machine: machine.recall(number(machine, _U4)),
         pickle.PUT: lambda machine: machine.remember(int(machine._short_line())),
-        pickle.BINPUT: lambda machine: machine.remember(number(machine, "<B")),
-        pickle.LONG_BINPUT: lambda machine: machine.remember(number(machine, "<I")),
+        pickle.BINPUT: lambda machine: machine.remember(number(machine, _U1)),
+        pickle.LONG_BINPUT: lambda machine: machine.remember(number(machine, _U4)),
         pickle.MEMOIZE: _Machine.remember_next,
         pickle.GLOBAL: _Machine.push_global,
         pickle.STACK_GLOBAL: _Machine.push_stack_global,
@@ -428,12 +437,12 @@ def _opcodes() -> dict[int, Callable[[_Machine], None]]:
 
 
 def _read_protocol(machine: _Machine) -> None:
-    if (protocol := machine._number("<B")) > 5:
+    if (protocol := machine._number(_U1)) > 5:
         raise refusal(f"protocol {protocol}; 0 to 5 are read")
 
 
 def _read_frame(machine: _Machine) -> None:
-    if (size := machine._number("<Q")) > len(machine._data) - machine._at:
+    if (size := machine._number(_U8)) > len(machine._data) - machine._at:
         raise refusal(f"a frame of {size} bytes, which is more than there is")
 
 
