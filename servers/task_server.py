@@ -2,10 +2,14 @@
 
     python servers/task_server.py --env CartPole-v1 --port 8888
     python servers/task_server.py --env my_tasks:make_env --kwargs '{"size": 3}' --port 8888
+    python servers/task_server.py --env CartPole-v1 --policy my_policies:make_policy --port 8888
 
 Then, on this machine or over SSH from another:
 
     RemoteEnv(port=8888)          RemoteEnv("user@this-machine", 8888)
+
+With --policy, `env.rollout(…)` and `env.step_policy()` have that act beside the simulator. The token of a policy server
+that does not leave it where it is found goes into the environment: REMOTE_ENV_POLICY_TOKEN.
 
 To serve a task of your own, copy this file, write `make_env`, and leave out --env.
 """
@@ -22,8 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
+from remote_env.errors import ConfigError
 from remote_env.protocol.handshake import new_token
-from remote_env.protocol.task import TaskSpec
+from remote_env.protocol.task import PolicySpec, TaskSpec
 from remote_env.server import supervisor
 from remote_env.server.folder import remove_folder, write_atomically
 
@@ -49,6 +54,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=1,
         help="clients at once, each with a simulator of its own (default 1)",
     )
+    add(
+        "--policy",
+        metavar="POLICY",
+        help="a policy to open beside the simulator: a checkpoint's path, scripted:NAME, module:function, or the "
+        "address of a policy server in any dialect (localhost:5000, openpi://box:8000)",
+    )
+    add("--policy-mapping", metavar="FILE", help="JSON or YAML that says where the policy's features come from")
+    add("--policy-dataset-id", default="", metavar="ID", help="whose normalisation to use (default: the first)")
+    add("--policy-device", default="", metavar="DEVICE", help="where it computes (default cpu)")
+    add("--policy-chunk-size", type=_positive, metavar="K", help="the most actions of one inference (default: all)")
+    add("--policy-instruction", default="", metavar="TEXT", help="for policies that take a text")
     add("--allow-call", action="append", default=[], metavar="NAME", help="open an attribute or method to clients")
     return parser.parse_args(arguments)
 
@@ -75,6 +91,48 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _make_policy(options: argparse.Namespace) -> PolicySpec | None:
+    """The policy that the command line names, None when it names none; ConfigError when it cannot be had so."""
+    if options.policy is None:
+        given = [name for name in vars(options) if name.startswith("policy_") and getattr(options, name)]
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} is for a policy, so name one with --policy")
+        return None
+    path = Path(options.policy).expanduser()
+    return PolicySpec(
+        str(path.absolute()) if path.exists() else options.policy,
+        dataset_id=options.policy_dataset_id,
+        device=options.policy_device or "cpu",
+        chunk_size=options.policy_chunk_size,
+        instruction=options.policy_instruction,
+        mapping=read_mapping(options.policy_mapping) if options.policy_mapping else {},
+    )
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """What a file says of a policy's features: {"observation": {feature: {…}}, "action": {…}}.
+
+    Raises:
+        ConfigError: it cannot be read, or is neither JSON nor YAML.
+    """
+    try:
+        text = Path(path).expanduser().read_text()
+        return dict(json.loads(text) if path.endswith(".json") else _parse_yaml(text, path))
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"--policy-mapping {path}: {error}") from error
+
+
+def _parse_yaml(text: str, path: str) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path} is YAML, and PyYAML is not installed here; write JSON into a .json file") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is no YAML: {error}") from error
+
+
 def main() -> int:
     """Serve until Ctrl-C."""
     options = parse_arguments()
@@ -82,12 +140,17 @@ def main() -> int:
     if len(token) < 32:
         print("REMOTE_ENV_TOKEN is shorter than 32 characters; make one: openssl rand -hex 32", file=sys.stderr)
         return 1
-    task = TaskSpec(
-        env=options.env or f"{Path(__file__).resolve()}:make_env",
-        kwargs=options.kwargs,
-        simulator=options.simulator,
-        allow_calls=tuple(options.allow_call),
-    )
+    try:
+        task = TaskSpec(
+            env=options.env or f"{Path(__file__).resolve()}:make_env",
+            kwargs=options.kwargs,
+            simulator=options.simulator,
+            allow_calls=tuple(options.allow_call),
+            policy=_make_policy(options),
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
     folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
     settings = {
         "token": token,
@@ -95,6 +158,7 @@ def main() -> int:
         "insecure": options.insecure,
         "task": task.to_plain(),
         "digest": task.digest,
+        "policy_token": os.environ.pop("REMOTE_ENV_POLICY_TOKEN", None),
         "max_sessions": options.max_sessions,
         "idle_timeout_s": float("inf"),
         "python_path": [str(Path.cwd())],

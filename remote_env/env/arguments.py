@@ -32,6 +32,8 @@ _OTHER_NAMES = {
     "env_id": "env",
     "id": "env",
     "kwargs": "env_kwargs",
+    "model_path": "policy",
+    "checkpoint": "policy",
     "environment": "server_env",
     "env_vars": "server_env",
     "workdir": "cwd",
@@ -57,6 +59,8 @@ class Arguments:
     port: int | None
     env: str | Callable[..., Any] | LocalFolder | None
     env_kwargs: Mapping[str, Any] | None
+    policy: str | LocalFolder | None
+    policy_kwargs: Mapping[str, Any] | None
     simulator: str
     render_mode: str | None
     capture_state: bool
@@ -97,6 +101,9 @@ class Arguments:
     def __post_init__(self) -> None:
         if self.token is not None:
             object.__setattr__(self, "token", Secret(self.token))
+        if self.policy_kwargs and self.policy_kwargs.get("token") is not None:
+            hidden = {**self.policy_kwargs, "token": Secret(self.policy_kwargs["token"])}
+            object.__setattr__(self, "policy_kwargs", hidden)
         for name in ("ask_secret", "on_progress"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Callback(getattr(self, name)))

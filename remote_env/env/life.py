@@ -115,6 +115,11 @@ class Life:
 
     def _check_something_to_run(self) -> None:
         arguments = self.arguments
+        if self.task.env is None and self.task.policy is not None:
+            raise ConfigError(
+                "policy= goes with the task that a server is started for: name that with env= too. What a running "
+                "server has beside its task, it has had from its start"
+            )
         attaches_only = arguments.host is not None and arguments.host.startswith("tcp://")
         if self.task.env is None and arguments.port is None and arguments.session is None and not attaches_only:
             raise ConfigError(

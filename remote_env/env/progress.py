@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from remote_env.env.rollouts import Plan, Rollout, Rollouts, RolloutStatus
 from remote_env.errors import DeadlineExceeded, StartError
 from remote_env.protocol.log_text import clean, last_line
+from remote_env.session import Session
 
 log = logging.getLogger("remote_env")
 
@@ -136,3 +138,48 @@ class StartProgress:
         line = f"{self._what}: {self.phase}, {self.elapsed_s:.0f} s"
         detail = f" · {self.detail}" if self.detail else ""
         return Text(line + detail, no_wrap=True, overflow="ellipsis")
+
+
+def show_rollouts(
+    plan: Plan,
+    begin: Callable[[int | None], Session],
+    timeouts_s: tuple[float, float],
+    what: str,
+    on_progress: Callable[[RolloutStatus], None] | None,
+    *,
+    show: bool | None,
+) -> Iterator[Rollout]:
+    """Run a plan's episodes under a progress bar, as `Rollouts` and `RemoteEnv.rollout`."""
+    with _bar(plan, what, show=_is_watched() if show is None else show) as draw:
+
+        def tell(status: RolloutStatus) -> None:
+            draw(status)
+            if on_progress is not None:
+                on_progress(status)
+
+        yield from Rollouts(plan, begin, timeouts_s, tell).run()
+
+
+@contextlib.contextmanager
+def _bar(plan: Plan, what: str, *, show: bool) -> Iterator[Callable[[RolloutStatus], None]]:
+    """A bar of episodes, or of steps where only these are counted; what draws it."""
+    if not show or not _line.acquire(blocking=False):
+        yield lambda _status: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+    console = Console(stderr=True, force_terminal=True)
+    try:
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+            counts = "episodes" if plan.n_episodes is not None else "steps"
+            task = bar.add_task(f"{what}: {counts}", total=getattr(plan, f"n_{counts}"), now="")
+            yield lambda status: bar.update(task, completed=getattr(status, counts), now=_in_words(status))
+    finally:
+        _line.release()
+
+
+def _in_words(status: RolloutStatus) -> str:
+    running = f"step {status.episode_steps}, " if status.episode_steps else ""
+    return f"{running}{status.successes} of {status.episodes} succeeded"

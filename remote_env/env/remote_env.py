@@ -14,12 +14,15 @@ from gymnasium.envs.registration import EnvSpec
 from remote_env.env.arguments import Arguments, unknown_arguments
 from remote_env.env.life import Life
 from remote_env.env.places import Place
+from remote_env.env.policy_side import PolicySide
 from remote_env.env.processes import Processes
-from remote_env.env.task import LocalFolder, TaskChoice
+from remote_env.env.task import LocalFolder, PolicyChoice, TaskChoice
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.session import Session
 from remote_env.state import SceneState
+
+_SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
 
 
 class _Metadata:
@@ -31,7 +34,7 @@ class _Metadata:
         return self.of_class if instance is None else instance._task_metadata()
 
 
-class RemoteEnv(gymnasium.Env[Any, Any]):
+class RemoteEnv(PolicySide):
     """An ordinary Gymnasium environment whose simulator lives on another machine.
 
     The server starts at first use (or on `with`); `close()` ends what this client started and only detaches from what
@@ -48,6 +51,12 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             a `LocalFolder` with a Python file of yours that has `make_env(**env_kwargs)` (it is sent along).
             None: take what the server at `port` serves; `REMOTE_ENV_TASK` may set a default.
         env_kwargs: keyword arguments for the task. A `LocalFolder` among them is sent along, by content, once.
+        policy: to open beside the simulator, for `rollout` and `step_policy`: as the far end finds it, a checkpoint's
+            path, "scripted:<name>", "module:function" that makes a `Policy`, or a policy server's address in any
+            dialect ("localhost:5000", "openpi://box:8000"); or a `LocalFolder` with a checkpoint of this machine.
+        policy_kwargs: `dataset_id`, `device`, `chunk_size`, `instruction`; `mapping`, which says where the policy's
+            features come from when names do not tell: {"observation": {feature: {…}}, "action": {…}}; `token` of a
+            policy server.
         simulator: "gymnasium", or "module:Class" with a `Backend`.
         render_mode: passed to the task.
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
@@ -106,6 +115,8 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         *,
         env: str | Callable[..., Any] | LocalFolder | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
+        policy: str | LocalFolder | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
         simulator: str = "gymnasium",
         render_mode: str | None = None,
         capture_state: bool = False,
@@ -160,11 +171,13 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         kwargs = dict(arguments.env_kwargs or {})
         if arguments.render_mode is not None:
             kwargs["render_mode"] = arguments.render_mode
+        policy = PolicyChoice.of(arguments.policy, arguments.policy_kwargs)
+        chosen = TaskChoice(None, kwargs, arguments.simulator, policy=policy)
         if arguments.server_script is None:
-            return TaskChoice(arguments.env or os.environ.get("REMOTE_ENV_TASK"), kwargs, arguments.simulator)
+            return chosen.replaced(arguments.env or os.environ.get("REMOTE_ENV_TASK"), None)  # type: ignore[arg-type]
         if arguments.env is not None:
             raise ConfigError("server_script= makes the environment with its make_env, so leave env= out")
-        return TaskChoice(None, kwargs, arguments.simulator).served_by(arguments.server_script, arguments.upload)
+        return chosen.served_by(arguments.server_script, arguments.upload)
 
     # Starting
 
@@ -242,12 +255,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
             DeadlineExceeded: no answer within `reset_timeout_s`.
             SessionLost: the simulator died meanwhile.
         """
-        super().reset(seed=seed)
-        life = self._life
-        if life.session is not None and life.session.is_lost is not None:
-            life.check_usable()
-            life.renew()
-        session = self._running()
+        session = self._begin(seed)
         transition = session.reset(seed, options, self._reset_timeout_s, want_state=self._capture_state)
         return transition[0], transition[4]
 
@@ -271,6 +279,15 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
         if session is None:
             session = self._running()
         return session.step(action, self._step_timeout_s, want_state=self._capture_state)
+
+    def _begin(self, seed: int | None) -> Session:
+        """A session in which an episode can begin."""
+        super().reset(seed=seed)
+        life = self._life
+        if life.session is not None and life.session.is_lost is not None:
+            life.check_usable()
+            life.renew()
+        return self._running()
 
     def render(self) -> Any:
         """What the task renders in its render mode; one round trip."""
@@ -429,7 +446,7 @@ class RemoteEnv(gymnasium.Env[Any, Any]):
     def spec(self, spec: EnvSpec) -> None:
         self._spec = spec
         given = self._given_arguments()  # which know how to be copied, and shown
-        spec.kwargs.update({name: given[name] for name in ("token", "ask_secret", "on_progress") if name in given})
+        spec.kwargs.update({name: given[name] for name in _SHOWN_WITH_CARE if name in given})
 
     # Life
 

@@ -130,6 +130,7 @@ def make_settings(place: Place, task: TaskChoice, arguments: Arguments, deadline
         "listen": {"tcp": ["127.0.0.1", port]} if port else None,
         "task": specified.to_plain(),
         "digest": specified.digest,
+        **({} if task.policy is None or task.policy.token is None else {"policy_token": task.policy.token}),
         "setup": describe_setup(arguments, uploaded),
         "insecure": arguments.insecure,
         "max_sessions": arguments.max_sessions,

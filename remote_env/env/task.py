@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from remote_env.env.places import Place
 from remote_env.errors import ConfigError
-from remote_env.protocol.task import TaskSpec
+from remote_env.protocol.task import PolicySpec, TaskSpec
 
 _ALOHA_PREFIX = "remote_env/Aloha"
+POLICY_KWARGS = {field.name for field in fields(PolicySpec)} - {"source"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,54 @@ class LocalFolder:
 
 
 @dataclass(frozen=True)
+class PolicyChoice:
+    """A policy to open beside the task.
+
+    Attributes:
+        source: as the far end finds it, or a checkpoint of this machine that is sent along.
+        kwargs: what `PolicySpec` takes besides.
+        token: of the policy server, if it is one that does not leave it where it is found.
+    """
+
+    source: str | LocalFolder
+    kwargs: Mapping[str, Any]
+    token: str | None = None
+
+    @classmethod
+    def of(cls, source: str | LocalFolder | None, kwargs: Mapping[str, Any] | None) -> PolicyChoice | None:
+        """The choice that `policy=` and `policy_kwargs=` name, None when there is none.
+
+        Raises:
+            ConfigError: a keyword argument is unknown, or there are some without a policy.
+        """
+        given = dict(kwargs or {})
+        token = given.pop("token", None)
+        if source is None:
+            if kwargs:
+                raise ConfigError("policy_kwargs= is for a policy, so name one with policy=")
+            return None
+        if not isinstance(source, (str, LocalFolder)):
+            raise ConfigError(
+                f"policy={source!r}: give a path or an address as the far end knows it, 'scripted:…', "
+                "'module:function', or a LocalFolder with a checkpoint of this machine"
+            )
+        if unknown := set(given) - POLICY_KWARGS:
+            raise ConfigError(
+                f"policy_kwargs has no {min(unknown)!r}; it takes {', '.join(sorted(POLICY_KWARGS))}, token"
+            )
+        PolicySpec("checked now", **given)  # and not when a server has been started for it
+        return cls(source, given, token)
+
+    def specify(self, place: Place, deadline: float) -> PolicySpec:
+        """What to tell the far end, with a checkpoint of ours sent there."""
+        if isinstance(self.source, LocalFolder):
+            return PolicySpec(place.send_folder(self.source.resolved(), deadline), **self.kwargs)
+        path = Path(self.source).expanduser()
+        is_ours = not place.is_remote and path.exists()  # whatever folder the server works in
+        return PolicySpec(str(path.absolute()) if is_ours else self.source, **self.kwargs)
+
+
+@dataclass(frozen=True)
 class TaskChoice:
     """What the caller asked to run.
 
@@ -43,12 +92,14 @@ class TaskChoice:
         kwargs: keyword arguments for the task.
         simulator: which backend.
         beside: what is sent into the same folder as `env`, when that is a script that serves; None otherwise.
+        policy: to open beside it, or None.
     """
 
     env: str | Callable[..., Any] | LocalFolder | None
     kwargs: Mapping[str, Any]
     simulator: str
     beside: tuple[LocalFolder, ...] | None = None
+    policy: PolicyChoice | None = None
 
     @property
     def label(self) -> str:
@@ -62,11 +113,11 @@ class TaskChoice:
     def replaced(self, env: str | None, simulator: str | None) -> TaskChoice:
         """The same with another task or simulator, where one is given."""
         beside = None if env else self.beside
-        return TaskChoice(env or self.env, self.kwargs, simulator or self.simulator, beside)
+        return replace(self, env=env or self.env, simulator=simulator or self.simulator, beside=beside)
 
     def served_by(self, script: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]]) -> TaskChoice:
         """The same made by a Python file of the caller's, with files and folders beside it."""
-        return TaskChoice(LocalFolder(script), self.kwargs, self.simulator, tuple(map(LocalFolder, beside)))
+        return replace(self, env=LocalFolder(script), beside=tuple(map(LocalFolder, beside)))
 
     def specify(self, place: Place, deadline: float, *, allow_calls: Sequence[str] = ()) -> TaskSpec:
         """What to tell the far end, with every `LocalFolder` sent there.
@@ -81,7 +132,8 @@ class TaskChoice:
         }
         env, pickled = self._name(place, deadline)
         version = f"{sys.version_info[0]}.{sys.version_info[1]}" if pickled is not None else ""
-        return TaskSpec(env, kwargs, self.simulator, pickled, version, tuple(allow_calls))
+        policy = None if self.policy is None else self.policy.specify(place, deadline)
+        return TaskSpec(env, kwargs, self.simulator, pickled, version, tuple(allow_calls), policy)
 
     def _name(self, place: Place, deadline: float) -> tuple[str, bytes | None]:
         if isinstance(self.env, LocalFolder) and self.beside is not None:

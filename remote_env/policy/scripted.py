@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,13 @@ class ScriptedPolicy(Policy):
     Args:
         name: one of `SCRIPTED`.
         chunk_size: K; None takes 64.
+        model_dir: folder with gym-aloha's XML and STL files; None takes the installed gym-aloha's.
 
     Raises:
         ConfigError: there is no such policy, or MuJoCo or the ALOHA model files are missing here.
     """
 
-    def __init__(self, name: str, *, chunk_size: int | None = None) -> None:
+    def __init__(self, name: str, *, chunk_size: int | None = None, model_dir: str | Path | None = None) -> None:
         if name not in _TASKS:
             raise ConfigError(f"no scripted policy {name!r}; there are {', '.join(SCRIPTED)}")
         task, env = _TASKS[name]
@@ -55,7 +57,7 @@ class ScriptedPolicy(Policy):
             has_memory=True,
             extra={"env": env, "env_kwargs": {"obs_type": "state"}, "whole_chunks": True},
         )
-        self._expert = _make_expert(task)
+        self._expert = _make_expert(task, model_dir)
         self._layout = SceneLayout(tuple(EntityLayout(name) for name in OBJECTS[task]))
         self._pose_columns = {name: [names.index(f"{name}_{axis}") for axis in _POSE] for name in OBJECTS[task]}
         self._plans: dict[str, tuple[NDArray[np.float32], int]] = {}
@@ -100,11 +102,11 @@ class ScriptedPolicy(Policy):
         return np.stack([self._expert.action(step) for step in range(self._expert.num_steps)])
 
 
-def _make_expert(task: Task) -> Any:
+def _make_expert(task: Task, model_dir: str | Path | None) -> Any:
     try:
         from remote_env.tasks.aloha_expert import make_expert
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the scripted policies need {error.name!r}, which is not installed here: pip install 'remote-env[aloha]'"
         ) from error
-    return make_expert(task)
+    return make_expert(task, model_dir=model_dir)

@@ -26,7 +26,7 @@ _TURN = struct.Struct("<IQQ")  # crc32, sequence, acknowledged: all that differs
 HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
 STATUS, LOGS, STOP, PING, DUMP, KILL, KEEP, REPLY, EVENT = 16, 17, 18, 19, 20, 21, 22, 24, 25
 # Session messages: msgpack bodies (see codec), or fixed layouts (see layout).
-READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE = 32, 33, 34, 36, 37, 40, 41, 43
+READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE, ROLLOUT = 32, 33, 34, 36, 37, 40, 41, 43, 44
 INFER, POLICY_RESET, POLICY_INFO = 48, 49, 50  # to a policy server
 RESULT, ERROR = 64, 65
 

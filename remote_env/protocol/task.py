@@ -12,6 +12,64 @@ from typing import Any
 from remote_env.errors import ConfigError, ProtocolError
 from remote_env.protocol import codec
 
+_POLICY_TEXTS = ("source", "dataset_id", "device", "instruction")
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy for a simulator to open beside its task.
+
+    Attributes:
+        source: as the far end finds it: a checkpoint's path, "scripted:<name>", "module:function" that makes a policy,
+            or the address of a policy server in any dialect ("localhost:5000", "openpi://box:8000").
+        dataset_id: whose normalisation to use; "" for the first. A server has chosen its own.
+        device: where it computes: "cpu", "cuda:0". Likewise.
+        chunk_size: the most actions of one inference; None for all.
+        instruction: for policies that take a text.
+        mapping: "observation" and "action", each what `ObservationMapping` and `ActionMapping` of `remote_env.policy`
+            take as `given`; plain JSON.
+    """
+
+    source: str
+    dataset_id: str = ""
+    device: str = "cpu"
+    chunk_size: int | None = None
+    instruction: str = ""
+    mapping: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _POLICY_TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"a policy's {name} is a text; got {getattr(self, name)!r}")
+        if not self.source:
+            raise ConfigError("a policy has no name: give a checkpoint's path, 'scripted:<name>' or HOST:PORT")
+        size = self.chunk_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ConfigError(f"a policy's chunk_size is a number of actions from 1 on, or None for all; got {size!r}")
+        _check_mapping(self.mapping)
+
+    def to_plain(self) -> dict[str, Any]:
+        """This policy as a JSON object."""
+        return {**vars(self), "mapping": dict(self.mapping)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> PolicySpec:
+        """The exact opposite of `to_plain`."""
+        return cls(**plain)
+
+
+def _check_mapping(mapping: Any) -> None:
+    unknown = set(mapping) - {"observation", "action"} if isinstance(mapping, Mapping) else {repr(mapping)}
+    if unknown or not all(isinstance(part, Mapping) for part in mapping.values()):
+        raise ConfigError(
+            'a policy\'s mapping is {"observation": {feature: {…}}, "action": {…}}, or one of them; got '
+            f"{sorted(map(str, unknown)) or mapping}"
+        )
+    try:
+        json.dumps(mapping)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"a policy's mapping is plain JSON ({error})") from error
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -24,6 +82,7 @@ class TaskSpec:
         pickled: a callable by cloudpickle, or None. Only ever read from a settings file that its sender wrote.
         pickled_by: the Python version, "3.11", that pickled it.
         allow_calls: names that clients may read or call besides those that the task allows.
+        policy: to open beside the task, or None.
     """
 
     env: str
@@ -32,6 +91,7 @@ class TaskSpec:
     pickled: bytes | None = None
     pickled_by: str = ""
     allow_calls: tuple[str, ...] = ()
+    policy: PolicySpec | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """This task as a JSON object.
@@ -48,6 +108,7 @@ class TaskSpec:
             "pickled": None if self.pickled is None else _to_text(self.pickled),
             "pickled_by": self.pickled_by,
             "allow_calls": list(self.allow_calls),
+            **({} if self.policy is None else {"policy": self.policy.to_plain()}),
         }
 
     @classmethod
@@ -58,7 +119,7 @@ class TaskSpec:
             kwargs, views = codec.decode(body, len(payload))
             for view in views:
                 view[:], payload = payload[: len(view)], payload[len(view) :]
-            pickled = plain["pickled"]
+            pickled, policy = plain["pickled"], plain.get("policy")
             return cls(
                 env=str(plain["env"]),
                 kwargs=kwargs,
@@ -66,19 +127,21 @@ class TaskSpec:
                 pickled=None if pickled is None else base64.b64decode(pickled, validate=True),
                 pickled_by=str(plain["pickled_by"]),
                 allow_calls=tuple(str(name) for name in plain["allow_calls"]),
+                policy=None if policy is None else PolicySpec.from_plain(policy),
             )
         except (KeyError, TypeError, ValueError, ProtocolError) as error:
             raise ConfigError(f"not a task specification: {error!r}") from error
 
     @property
     def digest(self) -> str:
-        """Names this task, its arguments and its simulator; 16 hex digits."""
+        """Names this task, its arguments, its simulator and its policy; 16 hex digits."""
         return digest_of(self.to_plain())
 
 
 def digest_of(plain: Mapping[str, Any]) -> str:
     """The digest of a task that is already plain."""
-    text = json.dumps({key: plain[key] for key in ("env", "simulator", "kwargs", "pickled")}, sort_keys=True)
+    names = ("env", "simulator", "kwargs", "pickled", *(("policy",) if plain.get("policy") is not None else ()))
+    text = json.dumps({key: plain[key] for key in names}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remote_env.errors import ConfigError, Unsupported
@@ -26,6 +26,8 @@ class Backend(abc.ABC):
         render_mode: as `gymnasium.Env.render_mode`.
         spec: plain facts of the task, with "id" at least; what the client shows as `remote_spec`.
         callable_names: the attributes and methods that clients may read and call by name.
+        state_names: the meaning of each number of an observation that is one vector, for a policy beside the task; ()
+            when unknown.
     """
 
     observation_space: Any
@@ -34,6 +36,7 @@ class Backend(abc.ABC):
     render_mode: str | None = None
     spec: Mapping[str, Any]
     callable_names: frozenset[str] = frozenset()
+    state_names: Sequence[str] = ()
 
     @abc.abstractmethod
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from typing import NamedTuple
 
-CALLS = ("nothing", "import", "make", "reset", "step", "get_state", "set_state", "render", "call", "close")
+CALLS = ("nothing", "import", "make", "reset", "step", "get_state", "set_state", "render", "call", "close", "rollout")
 CALL_NUMBERS = {name: number for number, name in enumerate(CALLS)}
 STEP_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
@@ -91,6 +91,14 @@ class Board:
         words[_RESETS] = self.resets
         words[_RECEIVED] = self.received
         words[_CALL] = call
+
+    def count_step(self, took_s: float) -> None:
+        """Count a step that ran inside another call, and how long it took [s]."""
+        self.steps += 1
+        words = self._words
+        words[_BUCKETS + bisect_left(STEP_BOUNDS_S, took_s)] += 1
+        self._floats[_STEP_SECONDS] += took_s
+        words[_STEPS] = self.steps
 
     def end(self) -> None:
         """Say that the simulator waits for work."""

@@ -36,6 +36,7 @@ class GymnasiumBackend(Backend):
         self.render_mode = self._env.render_mode
         self.spec = _plain_spec(self._env)
         self.callable_names = DEFAULT_CALLS | frozenset(getattr(self._env.unwrapped, "remote_calls", ()))
+        self.state_names = _state_names(self._env)
 
     def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         """See `Backend.reset`."""
@@ -144,6 +145,12 @@ def _make_registered(env: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, 
         return gymnasium.make(env, disable_env_checker=True, **kwargs)
     except gymnasium.error.Error as error:  # unknown, of another version, or something that it needs is missing
         raise ConfigError(f"the far end cannot make env={env!r}: {error}") from error
+
+
+def _state_names(env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
+    """What the task calls the numbers of its observation, where that is one vector of as many numbers."""
+    names = tuple(map(str, getattr(env.unwrapped, "state_names", ())))
+    return names if env.observation_space.shape == (len(names),) else ()
 
 
 def _plain_spec(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from remote_env.errors import (
     DeadlineExceeded,
     InputError,
     MessageTooBig,
+    PolicyError,
     ProtocolError,
     RemoteEnvError,
     TaskError,
@@ -28,13 +29,18 @@ from remote_env.protocol.vector_step import VectorStep
 from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
 from remote_env.server.error_text import error_text, sendable
+from remote_env.server.layout_numbers import LayoutNumbers
 from remote_env.spaces import space_to_plain
 from remote_env.state import SceneLayout, SceneState
 from remote_env.transport import SocketTransport
 
+if TYPE_CHECKING:
+    from remote_env.server.rollout import PolicyRunner
+
 NEVER = float("inf")
 SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply for so long is gone
 MAX_ERROR_TEXT = 64 << 10
+_NAMED = (InputError, Unsupported, ConfigError, PolicyError)
 _STEP = CALL_NUMBERS["step"]
 _STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
 
@@ -57,15 +63,25 @@ class SimulatorLoop:
         board: where to say what runs.
         facts: versions, for READY.
         allow_calls: names that clients may call besides the backend's own.
+        rollouts: of the policy beside it, if there is one.
     """
 
-    def __init__(self, backend: Backend, board: Board, facts: dict[str, Any], allow_calls: frozenset[str]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        board: Board,
+        facts: dict[str, Any],
+        allow_calls: frozenset[str],
+        rollouts: PolicyRunner | None = None,
+    ) -> None:
         self.backend = backend
+        self._rollouts = rollouts
         self._board = board
         self._facts = facts
         self._allowed = backend.callable_names | allow_calls
         self._description = self._describe()  # now, so that spaces that cannot cross fail the start
-        self._backend_step = backend.step
+        acted_on = rollouts or backend  # a policy has to know what else is done to its task
+        self._backend_step, self._backend_reset, self._backend_restore = acted_on.step, acted_on.reset, acted_on.restore
         self._action_layout = layout.compile_layout(backend.action_space)
         self._observation_layout = layout.compile_layout(backend.observation_space)
         self._handlers: dict[int, tuple[int, Callable[..., None], int]] = {
@@ -76,6 +92,7 @@ class SimulatorLoop:
             frames.SET_STATE: (CALL_NUMBERS["set_state"], self._set_state, 3),
             frames.RENDER: (CALL_NUMBERS["render"], self._render, 0),
             frames.CALL: (CALL_NUMBERS["call"], self._call, 3),
+            frames.ROLLOUT: (CALL_NUMBERS["rollout"], self._rollout, 0),
         }
 
     def serve(self, sock: socket.socket, epoch: int) -> None:
@@ -84,7 +101,7 @@ class SimulatorLoop:
         self._stream = frames.FrameStream(self._transport)
         self._epoch = epoch
         self._fresh = True  # a session's first request must be RESET
-        self._layouts = _LayoutNumbers()
+        self._layouts = LayoutNumbers()
         action, observation = self._action_layout, self._observation_layout
         self._vector_step: VectorStep | None = None
         if action and action.vector and observation and observation.vector:
@@ -104,6 +121,14 @@ class SimulatorLoop:
         if self._fresh:
             raise InputError(f"this session has no episode yet; call reset() before {call}()")
 
+    def close(self) -> None:
+        """Close the policy, if there is one, and the backend."""
+        try:
+            if self._rollouts is not None:
+                self._rollouts.close()
+        finally:
+            self.backend.close()
+
     def _describe(self) -> dict[str, Any]:
         backend = self.backend
         return {
@@ -114,6 +139,7 @@ class SimulatorLoop:
             "spec": _encodable(dict(backend.spec)),
             "callable_names": sorted(self._allowed),
             "facts": self._facts,
+            **({} if self._rollouts is None else {"policy": _encodable(self._rollouts.description)}),
         }
 
     def _serve_one(self) -> bool:
@@ -217,7 +243,7 @@ class SimulatorLoop:
         self._send_result(frame, payload, rest, info, flags)
 
     def _reset(self, flags: int, seed: Any, options: Any) -> None:
-        observation, info = self.backend.reset(seed, options)
+        observation, info = self._backend_reset(seed, options)
         self._fresh = False
         fixed, frame, payload = self._observation_layout, None, None
         if fixed is not None:
@@ -234,7 +260,7 @@ class SimulatorLoop:
 
     def _set_state(self, _flags: int, plain: Any, values: Any, native: Any) -> None:
         self._expect_episode("set_state")
-        self.backend.restore(SceneState(SceneLayout.from_plain(plain), values, native))
+        self._backend_restore(SceneState(SceneLayout.from_plain(plain), values, native))
         self._send_value(frames.RESULT, self._sequence, None)
 
     def _render(self, _flags: int, _request: Any) -> None:
@@ -248,6 +274,30 @@ class SimulatorLoop:
                 "its remote_calls attribute, and whoever starts the server by allow_calls="
             )
         self._send_value(frames.RESULT, self._sequence, self.backend.call(name, args, kwargs), where=name)
+
+    def _rollout(self, _flags: int, request: Any) -> None:
+        began, rollouts = time.monotonic(), self._rollouts
+        if rollouts is None:
+            raise Unsupported(
+                "this server has no policy; start one with RemoteEnv(policy=…) or task_server.py --policy"
+            )
+        asked, first = rollouts.parse(request), None
+        if asked.begin is None:
+            self._expect_episode("step_policy")
+        else:
+            self._board.resets += 1
+            first = self._backend_reset(*asked.begin)
+            self._fresh = False
+        value = rollouts.run(asked, first, began)
+        if "state" in value["rows"]:
+            value["rows"]["state"] = [self._pack_run(run) for run in rollouts.runs(value["rows"]["state"])]
+        self._send_value(frames.RESULT, self._sequence, value, where="rollout")
+
+    def _pack_run(self, run: tuple[SceneLayout, Any]) -> tuple[int, Any, Any]:
+        """The number of a layout, the layout until the client has it, and the vectors of states in a row."""
+        number = self._layouts.number(run[0])
+        announced = run[0].to_plain() if self._layouts.must_announce(number, self._sequence) else None
+        return number, announced, run[1]
 
     # Replies
 
@@ -315,14 +365,16 @@ class SimulatorLoop:
 
     def _send_error(self, error: Exception) -> None:
         # A caller's fault and a missing ability keep their own class; everything else is the task's.
-        named = next((kind for kind in (InputError, Unsupported, ConfigError) if type(error) is kind), None)
-        if named is None and not isinstance(error, RemoteEnvError):
+        named = next(
+            (kind for kind in (InputError, Unsupported, ConfigError, PolicyError) if type(error) is kind), None
+        )
+        if named is PolicyError or (named is None and not isinstance(error, RemoteEnvError)):
             traceback.print_exc()
         value = {
             "kind": named.__name__ if named else "TaskError",
             "type": type(error).__name__,
             "message": sendable(error_text(error), MAX_ERROR_TEXT),
-            "traceback": sendable(traceback.format_exc(), MAX_ERROR_TEXT),
+            "traceback": sendable(getattr(error, "remote_traceback", "") or traceback.format_exc(), MAX_ERROR_TEXT),
             "during": self._board.read().call,
         }
         self._layouts.withdraw(self._sequence)
@@ -331,39 +383,6 @@ class SimulatorLoop:
 
 class _LinkEnded(Exception):
     """The data connection is gone; not to be mistaken for what a task raises."""
-
-
-class _LayoutNumbers:
-    """Under which number each scene layout goes, and which the client is known to have."""
-
-    def __init__(self) -> None:
-        self._layouts: list[SceneLayout] = []
-        self._known: set[int] = set()
-        self._carriers: dict[int, int] = {}  # sequence of a reply that announced a layout -> its number
-
-    def number(self, scene: SceneLayout) -> int:
-        for number, known in enumerate(self._layouts):
-            if known is scene or known == scene:
-                return number
-        self._layouts.append(scene)
-        return len(self._layouts) - 1
-
-    def must_announce(self, number: int, sequence: int) -> bool:
-        """Whether the reply `sequence` is to carry the layout: the replies so far may never have been read."""
-        if number in self._known:
-            return False
-        self._carriers[sequence] = number
-        return True
-
-    def withdraw(self, sequence: int) -> None:
-        """Note that another reply went out under that number."""
-        self._carriers.pop(sequence, None)
-
-    def acknowledge(self, sequence: int) -> None:
-        """Note that the client has read that reply."""
-        if sequence in self._carriers:
-            self._known.add(self._carriers[sequence])
-            self._carriers = {carrier: other for carrier, other in self._carriers.items() if other not in self._known}
 
 
 def _encode(value: Any, *, where: str) -> tuple[bytes, list[memoryview]]:

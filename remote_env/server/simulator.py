@@ -54,7 +54,7 @@ def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_desc
             channel.say(event="released", epoch=given[1])
     finally:
         board.begin(CALL_NUMBERS["close"])
-        loop.backend.close()
+        loop.close()
     return 0
 
 
@@ -112,8 +112,13 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     channel.say(event="phase", phase="building")
     board.begin(CALL_NUMBERS["make"])
     backend.make(env, task.kwargs)
+    rollouts = None
+    if task.policy is not None:
+        from remote_env.server.rollout import open_rollouts  # nobody else waits for the imports
+
+        rollouts = open_rollouts(task, settings.get("policy_token"), backend, board)
     board.end()
-    return SimulatorLoop(backend, board, server_facts(), frozenset(task.allow_calls))
+    return SimulatorLoop(backend, board, server_facts(), frozenset(task.allow_calls), rollouts)
 
 
 def _check_interpreter() -> None:

@@ -261,6 +261,8 @@ def _start_error(status: dict[str, Any]) -> Exception:
         return StartError(f"{message}; install it there, or pass python= with the interpreter that has it", **details)
     if kind == "MissingRequirements":
         return StartError(message, **details)
+    if kind == "PolicyError":
+        return StartError(message, **details)
     if kind in ("ConfigError", "Unsupported"):
         return ConfigError(message, **details)
     return TaskError(f"the task could not be made: {kind}: {message}", remote_type=kind, **details)

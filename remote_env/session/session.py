@@ -13,6 +13,7 @@ from remote_env.errors import (
     ConnectionLost,
     DeadlineExceeded,
     InputError,
+    PolicyError,
     ProtocolError,
     RemoteEnvError,
     SessionLost,
@@ -25,6 +26,7 @@ from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
 from remote_env.session.control import ControlLink, Dial, describe_ending, shake_hands
 from remote_env.session.explain import explain_delay
+from remote_env.session.slices import last_transition, read_runs
 from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout, SceneState
 
@@ -34,6 +36,7 @@ _KINDS: dict[str, type[RemoteEnvError]] = {
     "InputError": InputError,
     "Unsupported": Unsupported,
     "ConfigError": ConfigError,
+    "PolicyError": PolicyError,
 }
 
 
@@ -54,7 +57,8 @@ class Session:
     Attributes:
         observation_space: the task's.
         action_space: the task's.
-        ready: what the far end said of the task: metadata, render_mode, spec, facts, callable_names.
+        ready: what the far end said of the task: metadata, render_mode, spec, facts, callable_names; and policy, where
+            one is beside it.
         control: the link to the supervisor.
         state: the scene after the last reset or step, when that was asked to bring it.
         is_lost: why the session cannot go on, or None.
@@ -89,7 +93,8 @@ class Session:
         if digest is not None and served["digest"] != digest:
             raise ConfigError(
                 f"that server serves env={served['task']!r}, and asked for was env={asked!r}, or it has other "
-                "arguments or another simulator; leave env= out to take what it serves, or another port= to start one"
+                "arguments, another simulator or another policy; leave env= out to take what it serves, or give "
+                "another port= to start one"
             )
 
     def _open_data(self, dial: Dial, token: str, deadline: float) -> None:
@@ -182,6 +187,8 @@ class Session:
     def resume(self, timeout_s: float) -> Transition | None:
         """Wait for the step that was interrupted, and return its transition; None when nothing is unsettled.
 
+        Of a slice of a rollout the last transition, if it carried observations.
+
         Raises:
             SessionLost: the request was cut short, or the simulator is gone; whether the step ran is unknown.
         """
@@ -199,9 +206,39 @@ class Session:
         # Of a call whose result nobody can use any more.
         if kind == frames.GET_STATE:
             self._read_state_reply(header, deadline)
+        elif kind == frames.ROLLOUT:
+            return last_transition(self._read_rollout(header, deadline))
         else:
             self._read_value(header, deadline)
         return None
+
+    def rollout(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Have the policy beside the simulator act for one slice (docs/protocol.md, "Rollouts").
+
+        Args:
+            request: as the protocol has it; one that begins an episode abandons a call that is unsettled, as `reset`.
+            timeout_s: for the reply [s], besides the time that the request allows the slice.
+
+        Returns:
+            The reply, its states as a list of `SceneState`.
+
+        Raises:
+            Unsupported: there is no policy; nothing was sent.
+            PolicyError: it raised; the episode stands where it did before that.
+            InputError: there is no episode to go on with. And as `step`.
+        """
+        if "policy" not in self.ready:
+            raise Unsupported(
+                "this server has no policy beside its task: start one with RemoteEnv(policy=…) or with "
+                "task_server.py --policy …, or step with actions of your own"
+            )
+        deadline = time.monotonic() + timeout_s + float(request["time_s"])
+        body, arrays = codec.encode(request, where="request")  # before anything is abandoned
+        self.state = None
+        frame = bytearray(frames.HEADER_SIZE) + body
+        begins = request["begin"] is not None
+        header = self._exchange(frames.ROLLOUT, 0, frame, arrays, deadline, abandons=begins)
+        return self._read_rollout(header, deadline)
 
     def get_state(self, timeout_s: float, *, native: bool) -> SceneState:
         """The scene now."""
@@ -387,6 +424,16 @@ class Session:
             raise self._break(ProtocolError(f"a state of layout {number}, which was never announced"))
         native = tail.get("native") if isinstance(tail, dict) else None
         return SceneState(self._layouts[number], values, native)
+
+    def _read_rollout(self, header: frames.Header, deadline: float) -> dict[str, Any]:
+        reply = self._read_value(header, deadline)
+        try:
+            if "state" in reply["rows"]:
+                reply["rows"]["state"] = states = read_runs(reply["rows"]["state"], self._layouts)
+                self.state = states[-1]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise self._break(ProtocolError(f"a reply to ROLLOUT that is none: {error!r}")) from error
+        return dict(reply)
 
     def _read_state_reply(self, header: frames.Header, deadline: float) -> SceneState:
         numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])
