@@ -15,6 +15,7 @@ from remote_env.errors import MessageTooBig, ProtocolError
 
 PACKAGE = "transport"
 SERVICE = f"{PACKAGE}.AsyncInference"
+EXTENSION = "remote_env.PolicyServer"  # what our own ends say to each other beside it: Describe, Leave
 CHUNK_BYTES = 2 << 20  # how much of a payload one message of a stream carries
 MAX_GRPC_MESSAGE_BYTES = 4 << 20  # what LeRobot's channels take
 BEGIN, MIDDLE, END = 1, 2, 3
