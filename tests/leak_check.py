@@ -136,4 +136,4 @@ def no_leaks(isolated_home: Path) -> Iterator[None]:
         time.sleep(0.01)
     for pid, _ in left.get("processes", ()):  # type: ignore[misc]
         os.kill(pid, 9)
-    assert not left, "left behind"
+    assert not left, f"left behind: {left}"

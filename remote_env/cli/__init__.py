@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import io
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 from remote_env.errors import RemoteEnvError
 from remote_env.protocol.log_text import clean
 
-COMMANDS: tuple[str, ...] = ("doctor", "servers", "tunnel")  # modules of this package, each with an `add_parsers`
+COMMANDS = ("doctor", "eval", "servers", "tunnel")  # modules of this package, each with an `add_parsers`
 EPILOG = """
 Begin with a machine that is new to you:   remote-env doctor user@box
 See what runs there:                       remote-env ps user@box
@@ -100,6 +101,15 @@ class _Parser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._is_mixing = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_mixing = False
+        if any(word.startswith("-") for word in unknown):
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return found, unknown
+
+    def _meant(self, unknown: Sequence[str]) -> str:
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        named = (word.partition("=")[0] for word in unknown if word.startswith("--"))
+        close = [flag for word in named for flag in difflib.get_close_matches(word, flags, 1)]
+        return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,114 @@
+"""The policy that is evaluated: reached at its server, or loaded here and served to the workers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remote_env.errors import ConfigError
+from remote_env.evaluate.config import EvaluationConfig
+from remote_env.evaluate.policy_host import PolicyHost
+from remote_env.policy.address import open_policy, parse_policy
+from remote_env.policy.policy import PolicyMetadata
+
+DIGEST_BYTES = 256 << 20  # larger files count with their size alone
+
+
+@dataclass(frozen=True)
+class Model:
+    """The policy, as the workers reach it.
+
+    Attributes:
+        kind: "local" or "remote".
+        text: as it was named.
+        metadata: the policy's own.
+        address: where the workers reach it.
+        token: for that; None looks where clients look.
+        load_s: until it was loaded, or its server had answered [s].
+        digest: of a local checkpoint's files; "" of a remote or scripted one.
+    """
+
+    kind: str
+    text: str
+    metadata: PolicyMetadata
+    address: str
+    token: str | None
+    load_s: float
+    digest: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        """What it is, as JSON."""
+        return {
+            "kind": self.kind,
+            "text": self.text,
+            "name": self.metadata.name,
+            "digest": self.digest,
+            "metadata": self.metadata.to_plain(),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from another policy."""
+        plain = self.metadata.to_plain()
+        facts = {name: plain[name] for name in ("name", "chunk_size", "normalizer", "action_names", "observation")}
+        return {"kind": self.kind, "text": self.text, "digest": self.digest, **facts}
+
+
+def open_model(config: EvaluationConfig, stack: contextlib.ExitStack, log: Callable[[str], None]) -> Model:
+    """Load the checkpoint and serve it until `stack` closes, or see that the policy server answers.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it cannot be had as asked.
+        ConnectError: no policy server answers.
+    """
+    where = parse_policy(config.model)
+    started = time.perf_counter()
+    policy = open_policy(
+        config.model,
+        dataset_id=config.dataset_id,
+        device=config.device or "cpu",
+        chunk_size=config.chunk_size if isinstance(where, str) else None,
+        token=config.token,
+        timeout_s=config.timeout_s,
+        task=config.task,
+        log=log,
+    )
+    load_s = time.perf_counter() - started
+    if not isinstance(where, str):
+        with policy:
+            _check_chunks(config, policy.metadata)
+            return Model("remote", config.model, policy.metadata, config.model, config.token, load_s)
+    host = PolicyHost(policy, max_batch=config.max_batch, log=_nothing)
+    stack.callback(host.close)
+    digest = digest_files(Path(config.model).expanduser())
+    return Model("local", config.model, policy.metadata, host.address, host.token, load_s, digest)
+
+
+def _check_chunks(config: EvaluationConfig, metadata: PolicyMetadata) -> None:
+    if metadata.extra.get("whole_chunks") and config.chunk_size < metadata.chunk_size:
+        raise ConfigError(
+            f"{metadata.name} counts on whole chunks of {metadata.chunk_size} actions, and --chunk_size is "
+            f"{config.chunk_size}; start its server with --chunk_size {config.chunk_size}, or leave the flag out"
+        )
+
+
+def _nothing(_: str) -> None:
+    """Who connects to our own port is no news."""
+
+
+def digest_files(path: Path) -> str:
+    """16 hex digits of a checkpoint's files, names and content; "" when there are none."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = [each for each in files if each.is_file()]
+    if not files:
+        return ""
+    digest = hashlib.sha256()
+    for each in files:
+        digest.update(f"{each.relative_to(path) if path.is_dir() else each.name}\0{each.stat().st_size}\0".encode())
+        if each.stat().st_size <= DIGEST_BYTES:
+            digest.update(each.read_bytes())
+    return digest.hexdigest()[:16]

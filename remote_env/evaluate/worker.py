@@ -1,0 +1,142 @@
+"""A worker: a process that owns one environment and runs the episodes that its parent sends it."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from remote_env.errors import RemoteEnvError, TaskError
+from remote_env.evaluate.config import EvaluationConfig
+from remote_env.evaluate.environments import EnvironmentChoice
+from remote_env.evaluate.episodes import EpisodePlan
+from remote_env.evaluate.runner import EpisodeRunner
+from remote_env.policy.address import open_policy
+from remote_env.policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is told at its start.
+
+    Attributes:
+        config: of the evaluation.
+        environments: by name.
+        policy: where to reach the policy: an address.
+        token: for it; None looks where clients look.
+        captures: folder for captures; None for none.
+        log: a file for what the environment prints.
+    """
+
+    config: EvaluationConfig
+    environments: dict[str, EnvironmentChoice]
+    policy: str
+    token: str | None
+    captures: Path | None
+    log: Path
+
+
+def work(pipe: Connection, setup: WorkerSetup) -> None:
+    """Run episodes until the parent closes the pipe; answers are ("result", …) or ("error", exception)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    _end_with_parent()
+    _redirect_output(setup.log)
+    worker = _Worker(setup)
+    try:
+        worker.serve(pipe)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone, or has no more work
+    finally:
+        worker.close()
+
+
+def _end_with_parent() -> None:
+    """Have this process end when its parent does, also in the middle of an episode."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def _redirect_output(log: Path) -> None:
+    """Send what is printed here, by C libraries too, to a file: the terminal shows the parent's progress."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    faulthandler.enable()
+
+
+class _Worker:
+    """The policy's client and the environment of the moment."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        self._policy: Policy | None = None
+        self._runner: EpisodeRunner | None = None
+        self._env = ""
+
+    def serve(self, pipe: Connection) -> None:
+        while True:
+            plan, attempts = pipe.recv()
+            try:
+                answer: tuple[str, Any] = ("result", self._runner_for(plan).run(plan, attempts))
+            except RemoteEnvError as error:
+                answer = ("error", error)
+            except Exception as error:  # noqa: BLE001  an environment may raise anything; the parent tells it
+                message = f"{plan.env}, episode {plan.index}: {type(error).__name__}: {error}"
+                answer = ("error", TaskError(message, remote_traceback=traceback.format_exc()))
+            pipe.send(answer)
+
+    def _runner_for(self, plan: EpisodePlan) -> EpisodeRunner:
+        if self._runner is None or self._env != plan.env:
+            self._close_runner()
+            choice = self._setup.environments[plan.env]
+            self._runner = EpisodeRunner(choice, self._opened_policy(), self._setup.config, self._setup.captures)
+            self._env = plan.env
+        return self._runner
+
+    def _opened_policy(self) -> Policy:
+        if self._policy is None:
+            config = self._setup.config
+            self._policy = open_policy(
+                self._setup.policy,
+                dataset_id="",
+                device="cpu",
+                chunk_size=config.chunk_size,
+                token=self._setup.token,
+                timeout_s=config.timeout_s,
+                task=config.task,
+                log=lambda text: print(text, flush=True),
+            )
+        return self._policy
+
+    def _close_runner(self) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def close(self) -> None:
+        """End the environment and the link to the policy."""
+        try:
+            self._close_runner()
+        finally:
+            if self._policy is not None:
+                self._policy.close()

@@ -1,0 +1,85 @@
+"""Whole evaluations: real workers, a real policy server, the scripted expert on ALOHA."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remote_env.errors import ConfigError
+from remote_env.evaluate import Results, evaluate
+from remote_env.evaluate.config import make_config
+from remote_env.evaluate.policy_host import PolicyHost
+from remote_env.policy.loading import load_policy
+
+EXPERT = "scripted:aloha-transfer-cube"
+
+
+def run(folder: Path, **settings: Any) -> Results:
+    usual = {"model": EXPERT, "output_dir": folder, "num_rollout": 2, "max_steps": 30, "video": "none"}
+    return evaluate(make_config({**usual, **settings}))
+
+
+def outcomes(results: Results) -> list[Any]:
+    return [episode.outcome for episode in results.episodes]
+
+
+def test_every_episode_is_run_with_its_own_seed(tmp_path):
+    results = run(tmp_path, num_rollout=5, num_envs=2, seed=7)
+    assert results.complete
+    assert [episode.index for episode in results.episodes] == [0, 1, 2, 3, 4]
+    assert [episode.seed for episode in results.episodes] == [7, 8, 9, 10, 11]
+    assert {(episode.length, episode.end) for episode in results.episodes} == {(30, "max_steps")}
+    assert len({episode.actions_digest for episode in results.episodes}) == 5
+    assert results.load_s > 0
+    assert results.client_peak_bytes > 1 << 20
+    assert all(len(episode.latencies_ms) == 1 for episode in results.episodes)
+
+
+def test_results_are_on_disk_as_json_csv_and_plots(tmp_path):
+    results = run(tmp_path / "out", max_steps=None, num_rollout=2)
+    assert [episode.success for episode in results.episodes] == [True, True]
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    aloha = written["environments"]["aloha"]
+    assert (aloha["successes"], aloha["judged"], aloha["success_rate"]) == (2, 2, 1.0)
+    assert aloha["success_interval_95"][1] == 1.0
+    assert aloha["return"]["mean"] > 200
+    assert written["total"]["latency_ms"].keys() >= {"p50", "p99"}
+    assert written.keys() >= {"client_peak_bytes", "load_s", "wall_s", "config", "model"}
+    assert written["config"]["seed"] == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "episodes.csv").read_text().splitlines()))
+    assert [(row["env"], row["episode"], row["seed"], row["success"]) for row in rows] == [
+        ("aloha", "0", "0", "1"),
+        ("aloha", "1", "1", "1"),
+    ]
+    assert {path.name for path in results.plots} == {"success.png", "returns.png", "latency.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in results.plots)
+
+
+def test_a_local_and_a_remote_policy_give_the_same_episodes_to_the_bit(tmp_path):
+    local = run(tmp_path / "local", num_rollout=3, max_steps=None)
+    with contextlib.closing(PolicyHost(load_policy(EXPERT), max_batch=1, log=lambda _: None)) as host:
+        remote = run(tmp_path / "remote", num_rollout=3, max_steps=None, model=host.address, token=host.token)
+    assert outcomes(local) == outcomes(remote)
+    assert (local.model["kind"], remote.model["kind"]) == ("local", "remote")
+
+
+def test_spawned_workers_give_the_same(tmp_path):
+    assert outcomes(run(tmp_path / "a", use_spawn=True)) == outcomes(run(tmp_path / "b", num_envs=1))
+
+
+def test_several_environments_one_after_another(tmp_path):
+    results = run(tmp_path, envs=("aloha", "aloha"), num_rollout=2)
+    assert [episode.env for episode in results.episodes] == ["aloha", "aloha", "aloha#2", "aloha#2"]
+    assert outcomes(results)[0][1:] == outcomes(results)[2][1:]
+
+
+def test_an_environment_that_does_not_fit_is_told_with_both_sides(tmp_path):
+    with pytest.raises(ConfigError, match="state") as raised:
+        run(tmp_path, envs="Pendulum-v1")
+    assert "41" in str(raised.value)
+    assert "(3,)" in str(raised.value)
