@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
-import itertools
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remote_env.errors import ConfigError, ConnectError
-from remote_env.policy.dialects import DEFAULT_PORTS, DIALECTS, load_dialect
+from remote_env.errors import ConfigError
+from remote_env.policy.dialects import DEFAULT_PORTS, DIALECTS
 from remote_env.policy.loading import load_policy
 from remote_env.policy.policy import Policy
+from remote_env.policy.several_servers import connect_one
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)")
 _ADDRESS = re.compile(r"(\[[^\]]*\]|[^/\\]+):(\d+)")  # no path separators in a host
 _BRACKETS = re.compile(r"\[([^\]]*)\]|([^/\\:\[\]]+)")
-_turns = itertools.count(os.getpid())  # not every process begins with the same server
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ def open_policy(
     reconnect_timeout_s: float = 30.0,
     task: str = "",
     log: Callable[[str], None] = print,
+    **dialect_options: Any,
 ) -> Policy:
     """The policy that `text` stands for, loaded here or reached at its server: the same to use.
 
@@ -98,6 +97,7 @@ def open_policy(
         reconnect_timeout_s: for how long a lost connection is tried again [s].
         task: the instruction, for dialects that send it when they connect.
         log: takes lines for a user's eye.
+        dialect_options: further ones of the dialect's `connect`, such as `image_coding` of renv.
 
     Raises:
         ConfigError: there is no such policy, or it cannot be had as asked.
@@ -110,23 +110,7 @@ def open_policy(
         if value not in (usual, ""):
             log(f"warning: {name}={value!r} is ignored: the policy at {address} runs where its server put it")
     options: dict[str, Any] = {"timeout_s": timeout_s, "reconnect_timeout_s": reconnect_timeout_s, "token": token}
-    return _connect_one(address, {**options, "chunk_size": chunk_size, "task": task}, log)
-
-
-def _connect_one(address: PolicyAddress, options: dict[str, Any], log: Callable[[str], None]) -> Policy:
-    servers = address.all
-    turn = next(_turns) % len(servers)
-    failures = []
-    for server in servers[turn:] + servers[:turn]:
-        try:
-            policy: Policy = load_dialect(server.dialect).connect(server.host, server.port, **options)
-            return policy
-        except ConnectError as error:
-            if len(servers) == 1:
-                raise
-            failures.append(f"{server}: {error}")
-            log(f"warning: no policy at {server}: {error}")
-    raise ConnectError(f"none of the {len(servers)} policy servers answers:\n  " + "\n  ".join(failures))
+    return connect_one(address.all, {**options, **dialect_options, "chunk_size": chunk_size, "task": task}, log)
 
 
 def _parse_one(text: str) -> PolicyAddress | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from policies_for_tests import NullPolicy
 
 from remote_env.errors import ConfigError, ConnectError
-from remote_env.policy import address
+from remote_env.policy import several_servers
 from remote_env.policy.address import PolicyAddress, open_policy, parse_policy
 
 
@@ -95,18 +96,20 @@ class Dialect:
     def __init__(self, alive: str) -> None:
         self.alive, self.asked = alive, []
 
-    def connect(self, host: str, port: int, **options: object) -> str:
+    def connect(self, host: str, port: int, **options: object) -> NullPolicy:
         self.asked.append(host)
         if host != self.alive:
             raise ConnectError(f"connection refused by {host}")
-        return f"policy at {host}:{port}"
+        policy = NullPolicy()
+        policy.where = f"{host}:{port}"  # type: ignore[attr-defined]
+        return policy
 
 
 def test_clients_spread_over_servers_and_pass_over_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     dialect, lines = Dialect("b"), []
-    monkeypatch.setattr(address, "load_dialect", lambda name: dialect)
+    monkeypatch.setattr(several_servers, "load_dialect", lambda name: dialect)
     for _ in range(3):
-        assert open_policy("a:1,b:2,c:3", log=lines.append) == "policy at b:2"
+        assert open_policy("a:1,b:2,c:3", log=lines.append).where == "b:2"
     assert set(dialect.asked) == {"a", "b", "c"}
     assert any("connection refused by a" in line for line in lines)
     dialect.alive = "none"
@@ -117,7 +120,7 @@ def test_clients_spread_over_servers_and_pass_over_dead_ones(monkeypatch: pytest
 
 def test_what_only_a_local_policy_uses_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(address, "load_dialect", lambda name: Dialect("a"))
+    monkeypatch.setattr(several_servers, "load_dialect", lambda name: Dialect("a"))
     open_policy("a:1", dataset_id="mine", device="cuda", log=lines.append)
     assert [line.split(" is ")[0] for line in lines] == ["warning: dataset_id='mine'", "warning: device='cuda'"]
     open_policy("a:1", log=lines.append)
