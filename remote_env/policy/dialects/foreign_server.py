@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from remote_env.errors import AuthError, ConnectError, ConnectionLost, InputError, PolicyError, RemoteEnvError
+from remote_env.policy.observation import check_batch
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy, PolicyMetadata
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
@@ -36,7 +37,8 @@ class ForeignPolicy(Policy, Generic[L]):
     """A policy at a server whose protocol knows neither metadata of ours nor request numbers.
 
     Every call has a deadline. A connection that breaks is made again, with pauses that double, and the request is sent
-    again: these protocols cannot say whether it ran already. Thread-safe: one call at a time.
+    again: these protocols cannot say whether it ran already. To a policy with memory it is not: that is an error, since
+    the server forgets with the connection. Thread-safe: one call at a time.
 
     Args:
         address: to show.
@@ -112,6 +114,11 @@ class ForeignPolicy(Policy, Generic[L]):
                 raise
             except (ConnectionLost, ConnectError) as error:
                 self._drop()
+                if self.metadata.has_memory and isinstance(error, ConnectionLost):
+                    raise ConnectionLost(
+                        f"the connection to {self._address} broke ({error}), and with it went what the policy "
+                        "remembered; reset the episodes to go on"
+                    ) from error
                 if time.monotonic() + pause_s > give_up_at:
                     raise ConnectionLost(
                         f"the policy server at {self._address} is lost ({error}); tried again for "
@@ -119,6 +126,15 @@ class ForeignPolicy(Policy, Generic[L]):
                     ) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _rows(self, observation: ObservationBatch, episode_ids: Sequence[str]) -> int:
+        """B, after checking what is known of the observation; InputError says what is wrong with it."""
+        if self.metadata.observation:
+            check_batch(observation, self.metadata)
+        for name, value in observation.items():
+            if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != len(episode_ids):
+                raise InputError(f"{name!r} does not hold one value for each of the {len(episode_ids)} episodes")
+        return len(episode_ids)
 
     def _finish(self, actions: Any, rows: int) -> Chunk:
         """(rows, K, D) actions as a chunk of ours; PolicyError when they are none."""
@@ -140,11 +156,3 @@ class ForeignPolicy(Policy, Generic[L]):
             self.metadata = replace(self.metadata, action_names=names, chunk_size=chunk.shape[1])
         elif chunk.shape[1] > self.metadata.chunk_size:
             self.metadata = replace(self.metadata, chunk_size=chunk.shape[1])
-
-
-def rows_of(observation: ObservationBatch, episode_ids: Sequence[str]) -> int:
-    """B, which every part of the observation must have; InputError says which does not."""
-    for name, value in observation.items():
-        if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != len(episode_ids):
-            raise InputError(f"{name!r} does not hold one value for each of the {len(episode_ids)} episodes")
-    return len(episode_ids)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remote_env.errors import ConnectionLost, DeadlineExceeded, MessageTooBig, ProtocolError, RemoteEnvError
-from remote_env.policy.dialects.foreign_server import ForeignPolicy, rows_of
+from remote_env.policy.dialects.foreign_server import ForeignPolicy
 from remote_env.policy.dialects.ilstudio_messages import (
     EMPTY_REPLY,
     MAX_REPLY_BYTES,
@@ -32,6 +32,7 @@ from remote_env.policy.dialects.ilstudio_messages import (
     write_reply,
     write_request,
 )
+from remote_env.policy.dialects.peer import peer_address
 from remote_env.policy.meta import MetaObs
 from remote_env.policy.observation import from_meta
 from remote_env.policy.policy import Chunk, ObservationBatch, PolicyMetadata
@@ -79,7 +80,7 @@ def serve(sock: socket.socket, service: PolicyService, context: ServeContext) ->
     """Serve one client until its link ends; owns `sock`."""
     transport = SocketTransport(sock)
     try:
-        client = service.open_client(_peer(sock), "ilstudio")
+        client = service.open_client(peer_address(sock), "ilstudio")
     except BaseException:
         transport.close()
         raise
@@ -122,14 +123,6 @@ def _answer(data: bytearray, client: ServedClient, context: ServeContext) -> tup
         far = getattr(error, "remote_traceback", "")
         context.log(f"Client #{client.number}: no actions, an empty list was sent: {error}{far and chr(10) + far}")
         return EMPTY_REPLY, True
-
-
-def _peer(sock: socket.socket) -> str:
-    try:
-        peer = sock.getpeername()
-    except OSError:
-        return "a client that left at once"
-    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
 
 
 # The client.
@@ -221,7 +214,7 @@ class IlstudioPolicy(ForeignPolicy[SocketTransport]):
             ConnectionLost: the connection broke and could not be made again in time.
             DeadlineExceeded: no reply came in time.
         """
-        rows = rows_of(observation, episode_ids)
+        rows = self._rows(observation, episode_ids)
         steps = [self._steps.get(episode, 0) for episode in episode_ids]
         chunk = self.send_meta_obs(to_meta(observation, steps, batched=self._batched or rows > 1))
         self._steps.update((episode, step + chunk.shape[1]) for episode, step in zip(episode_ids, steps, strict=True))

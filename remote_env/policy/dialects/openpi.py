@@ -1,0 +1,412 @@
+"""openpi's policy protocol: a WebSocket of msgpack messages with numpy arrays, one connection per robot.
+
+The server's first message is its metadata. Then each binary message of the client is one observation, unbatched, by
+name; the reply holds "actions" (K, D) float32, "server_timing" and "policy_timing" [ms]. A text message from the server
+is the traceback of what went wrong; here the connection goes on after it, unless the request was no message.
+
+Observations are matched with the policy's features by name, by the last part of a name ("/" or "." between), within
+nested dicts, and where only one thing fits: `ObservationMapping`, as for tasks. What no feature needs is ignored.
+
+Episodes: openpi's clients keep their `reset()` to themselves, so that to a server a new connection is all that begins
+an episode. Our metadata offers more under "remote_env": an observation's key "__reset__" (true) begins one before it is
+looked at, alone it does only that; "__episode__" (text) names which of the connection's episodes is meant.
+
+Authentication, where the server asks for it, is the header `Authorization: Api-Key <token>`, which is what openpi's
+client sends for its `api_key`. It travels as it is: use a tunnel.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import re
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from remote_env.errors import (
+    AuthError,
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InputError,
+    PolicyError,
+    ProtocolError,
+    RemoteEnvError,
+)
+from remote_env.policy.dialects import websocket_link
+from remote_env.policy.dialects.foreign_server import ForeignPolicy
+from remote_env.policy.dialects.openpi_messages import decode, encode
+from remote_env.policy.dialects.peer import peer_address
+from remote_env.policy.dialects.websocket_link import WebSocketLink
+from remote_env.policy.observation import ObservationMapping
+from remote_env.policy.policy import Chunk, ObservationBatch, PolicyMetadata
+from remote_env.policy.server.service import PolicyService, ServeContext, ServedClient
+from remote_env.policy.token_file import read_token
+from remote_env.transport import SocketTransport, connect_tcp
+
+AUTHENTICATES = True
+HANDSHAKE_TIMEOUT_S = 10.0
+SEND_TIMEOUT_S = 60.0
+GOODBYE_S = 1.0
+MAX_REPLY_BYTES = 64 << 20
+RESET_KEY, EPISODE_KEY = "__reset__", "__episode__"
+OURS = "remote_env"  # the key of our part of the metadata
+_INTERNAL_ERROR = 1011
+
+
+def describe(metadata: PolicyMetadata) -> dict[str, Any]:
+    """What our server says first."""
+    return {
+        "policy_name": metadata.name,
+        "action_horizon": metadata.chunk_size,
+        "action_dim": metadata.action_size,
+        "observation_keys": list(metadata.observation),
+        OURS: {"policy": metadata.to_plain(), "reset_key": RESET_KEY, "episode_key": EPISODE_KEY},
+    }
+
+
+# The server.
+
+
+def serve(sock: socket.socket, service: PolicyService, context: ServeContext) -> None:
+    """Serve one client until its link ends; owns `sock`."""
+    transport = SocketTransport(sock)
+    try:
+        deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        link = websocket_link.accept(
+            transport, deadline, max_bytes=context.max_message_bytes, refuse=lambda request: _refuse(request, context)
+        )
+    except (AuthError, ProtocolError, ConnectionLost, DeadlineExceeded) as error:
+        context.log(f"refused {peer_address(sock)} (openpi): {error}")
+        transport.close()
+        return
+    except BaseException:
+        transport.close()
+        raise
+    client = service.open_client(peer_address(sock), "openpi")
+    try:
+        _Conversation(link, client, context).run()
+    finally:
+        link.close(time.monotonic() + GOODBYE_S)
+        client.close()
+
+
+def _refuse(request: Any, context: ServeContext) -> tuple[HTTPStatus, str] | None:
+    if not context.require_token:
+        return None
+    values = request.headers.get_all("Authorization")
+    given = values[0].encode("utf-8", "surrogateescape") if len(values) == 1 else b""
+    if context.token is not None and hmac.compare_digest(given, f"Api-Key {context.token}".encode()):
+        return None
+    why = "a wrong token" if values else "no token"
+    return HTTPStatus.UNAUTHORIZED, f"{why}: this server takes `Authorization: Api-Key <its token>`\n"
+
+
+class _Conversation:
+    """One client's requests, one after the other."""
+
+    def __init__(self, link: WebSocketLink, client: ServedClient, context: ServeContext) -> None:
+        self._link, self._client, self._context = link, client, context
+        self._mapping: ObservationMapping | None = None
+        self._seen: Any = None  # what the observation looked like that the mapping was made for
+        self._previous_ms: float | None = None
+
+    def run(self) -> None:
+        try:
+            self._link.send(encode(describe(self._client.metadata)), time.monotonic() + SEND_TIMEOUT_S)
+            while not self._context.stopping.is_set():
+                self._serve_one()
+        except ConnectionLost:
+            return
+        except (ProtocolError, DeadlineExceeded) as error:
+            self._log(f"its connection is closed: {error}")
+
+    def _serve_one(self) -> None:
+        data = self._link.receive(time.monotonic() + self._context.idle_timeout_s)
+        began = time.perf_counter()
+        try:
+            reply: bytes | str = self._answer(data, began)
+        except ProtocolError as error:
+            self._say(_traceback(error))
+            self._link.close(time.monotonic() + GOODBYE_S, _INTERNAL_ERROR, "not a message; see the frame before")
+            raise
+        except RemoteEnvError as error:
+            self._log(f"no actions: {error}{_far(error)}")
+            reply = _traceback(error)
+        self._say(reply)
+        self._previous_ms = 1000 * (time.perf_counter() - began)
+
+    def _say(self, reply: bytes | str) -> None:
+        self._link.send(reply, time.monotonic() + SEND_TIMEOUT_S)
+
+    def _answer(self, data: bytes | str, began: float) -> bytes:
+        observation = decode(data) if isinstance(data, bytes) else None
+        if not isinstance(observation, dict) or not all(isinstance(name, str) for name in observation):
+            raise ProtocolError("an observation is a binary message that holds a map with texts as keys")
+        episode = observation.pop(EPISODE_KEY, "")
+        if not isinstance(episode, str):
+            raise InputError(f"{EPISODE_KEY} names an episode by a text; got {type(episode).__name__}")
+        if observation.pop(RESET_KEY, False):
+            self._client.reset([episode])
+            if not observation:
+                return encode({"server_timing": self._timing(began)})
+        batch = self._batch(observation)
+        infer_began = time.perf_counter()
+        chunk = self._client.infer(batch, [episode])
+        timing = {"infer_ms": 1000 * (time.perf_counter() - infer_began)}
+        return encode({"actions": chunk[0], "policy_timing": timing, "server_timing": self._timing(began)})
+
+    def _timing(self, began: float) -> dict[str, float]:
+        timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
+        return timing if self._previous_ms is None else {**timing, "prev_total_ms": self._previous_ms}
+
+    def _batch(self, observation: dict[str, Any]) -> ObservationBatch:
+        arrays = to_arrays(observation)
+        look = look_of(arrays)
+        if self._mapping is None or look != self._seen:
+            try:
+                self._mapping = ObservationMapping.between(space_of(arrays), self._client.metadata)
+            except ConfigError as error:
+                raise InputError(str(error)) from error
+            self._seen = look
+        return self._mapping.batch([arrays])
+
+    def _log(self, line: str) -> None:
+        if not self._context.stopping.is_set():
+            self._context.log(f"Client #{self._client.number}: {line}")
+
+
+def to_arrays(value: Any) -> Any:
+    """An observation with its lists of numbers and its numbers as arrays; texts and dicts stay."""
+    if isinstance(value, dict):
+        return {name: to_arrays(part) for name, part in value.items()}
+    if isinstance(value, (str, np.ndarray)):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"an observation holds arrays, numbers, texts and maps of them; got {type(value).__name__}")
+    return array
+
+
+def look_of(value: Any) -> Any:
+    """What decides how an observation is mapped: names, shapes and dtypes."""
+    if isinstance(value, dict):
+        return tuple((name, look_of(part)) for name, part in value.items())
+    return "" if isinstance(value, str) else (value.shape, value.dtype)
+
+
+def space_of(value: Any) -> spaces.Space[Any]:
+    """A space that an observation like this one is of."""
+    if isinstance(value, dict):
+        return spaces.Dict({str(name): space_of(part) for name, part in value.items()})
+    if isinstance(value, str):
+        return spaces.Text(1 << 16)
+    low, high = (0, 1) if value.dtype.kind == "b" else _limits(value.dtype)
+    return spaces.Box(low, high, value.shape, value.dtype.type)
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    limits = np.iinfo(dtype)
+    return limits.min, limits.max
+
+
+def _traceback(error: BaseException) -> str:
+    return str(getattr(error, "remote_traceback", "")) or "".join(traceback.format_exception_only(error))
+
+
+def _far(error: BaseException) -> str:
+    far = getattr(error, "remote_traceback", "")
+    return f"\n{far.rstrip()}" if far else ""
+
+
+# The client.
+
+
+def connect(
+    host: str,
+    port: int,
+    *,
+    token: str | None = None,
+    timeout_s: float = 60.0,
+    reconnect_timeout_s: float = 30.0,
+    chunk_size: int | None = None,
+    metadata: PolicyMetadata | None = None,
+    keys: Mapping[str, str] | None = None,
+    **_: Any,
+) -> OpenpiPolicy:
+    """The policy at an openpi server: ours, openpi's own, or anybody's that speaks it.
+
+    Args:
+        host: where it listens.
+        port: likewise.
+        token: the server's, sent as an API key; None takes REMOTE_ENV_TOKEN, or what a server on this machine left.
+        timeout_s: until a call fails [s].
+        reconnect_timeout_s: for how long a broken connection is tried again [s].
+        chunk_size: the most actions that a reply gives; None takes all.
+        metadata: of the policy; None takes what the server says, which only ours does in full. Without any, whatever
+            features are given are sent, and the number and size of actions is that of the first reply.
+        keys: feature -> the name that the server knows it by; others keep theirs.
+
+    Raises:
+        AuthError: the server refused the token, or there was none.
+        ConnectError: nothing answers there, or it speaks no WebSockets.
+        ProtocolError: its first message is none of openpi's.
+    """
+    policy = OpenpiPolicy(
+        host,
+        port,
+        token if token is not None else _find_token(host, port),
+        metadata,
+        timeout_s=timeout_s,
+        reconnect_timeout_s=reconnect_timeout_s,
+        chunk_size=chunk_size,
+        keys=keys or {},
+    )
+    policy.open()
+    return policy
+
+
+def _find_token(host: str, port: int) -> str | None:
+    return os.environ.get("REMOTE_ENV_TOKEN") or (read_token(port) if _is_loopback(host) else None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class OpenpiPolicy(ForeignPolicy[WebSocketLink]):
+    """See `connect`.
+
+    Attributes:
+        server_metadata: what the server said first.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        token: str | None,
+        metadata: PolicyMetadata | None,
+        *,
+        timeout_s: float,
+        reconnect_timeout_s: float,
+        chunk_size: int | None,
+        keys: Mapping[str, str],
+    ) -> None:
+        super().__init__(
+            f"openpi://{host}:{port}",
+            metadata,
+            timeout_s=timeout_s,
+            reconnect_timeout_s=reconnect_timeout_s,
+            chunk_size=chunk_size,
+        )
+        self.server_metadata: dict[str, Any] = {}
+        self._host, self._port, self._keys, self._is_given = host, port, dict(keys), metadata is not None
+        self._headers = {"Authorization": f"Api-Key {token}"} if token else {}
+        self._control: dict[str, str] = {}  # names of our keys where the server knows them
+        self._beginning: set[str] = set()  # episodes that a reset has not been sent for
+
+    def _open(self, deadline: float) -> WebSocketLink:
+        transport = connect_tcp(self._host, self._port, deadline)
+        link = websocket_link.connect(
+            transport, self._host, self._port, deadline, max_bytes=MAX_REPLY_BYTES, headers=self._headers
+        )
+        try:
+            first = link.receive(deadline)
+            said = decode(first) if isinstance(first, bytes) else None
+            if not isinstance(said, dict):
+                raise ProtocolError(f"{self._address} said no metadata first, as openpi's servers do: {first[:200]!r}")
+            self._learn_metadata(said)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _learn_metadata(self, said: dict[str, Any]) -> None:
+        self.server_metadata = said
+        ours = said.get(OURS)
+        if not isinstance(ours, dict) or not isinstance(ours.get("policy"), dict):
+            return
+        self._control = {"reset": str(ours.get("reset_key", "")), "episode": str(ours.get("episode_key", ""))}
+        if self._is_given:
+            return
+        try:
+            metadata = PolicyMetadata.from_plain(ours["policy"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"{self._address} sent metadata of no policy: {error!r}") from error
+        size = metadata.chunk_size if self._chunk_size is None else min(metadata.chunk_size, self._chunk_size)
+        self.metadata = replace(metadata, chunk_size=size)
+
+    def infer(self, observation: ObservationBatch, *, episode_ids: Sequence[str]) -> Chunk:
+        """See `Policy.infer`; the rows are asked for one after the other, since the protocol knows no batches.
+
+        Raises:
+            InputError: the rows do not fit the episodes; nothing was sent.
+            PolicyError: the server sent a traceback (`remote_traceback`), or no actions.
+            ConnectionLost: the connection broke and could not be made again in time.
+            DeadlineExceeded: no reply came in time.
+        """
+        rows = self._rows(observation, episode_ids)
+        chunks = [self._infer_one(_row(observation, row, self._keys), episode_ids[row]) for row in range(rows)]
+        if len({chunk.shape for chunk in chunks}) > 1:
+            raise PolicyError(f"{self._address} gave chunks of different sizes: {[chunk.shape for chunk in chunks]}")
+        return chunks[0] if rows == 1 else np.concatenate(chunks)
+
+    def _infer_one(self, observation: dict[str, Any], episode: str) -> Chunk:
+        reply = self._call(self._with_control(observation, episode))
+        self._beginning.discard(episode)
+        actions = reply.get("actions") if isinstance(reply, dict) else None
+        if not isinstance(actions, np.ndarray) or actions.ndim not in (1, 2) or actions.dtype.kind not in "fiu":
+            found = sorted(map(str, reply)) if isinstance(reply, dict) else type(reply).__name__
+            raise PolicyError(f"{self._address} replied without 'actions' (K, D); its reply holds {found}")
+        return self._finish(np.atleast_2d(actions)[None], 1)
+
+    def _with_control(self, observation: dict[str, Any], episode: str) -> dict[str, Any]:
+        if not self._control:
+            return observation
+        control: dict[str, Any] = {self._control["episode"]: episode}
+        if episode in self._beginning:
+            control[self._control["reset"]] = True
+        return {**observation, **control}
+
+    def _ask(self, link: WebSocketLink, request: dict[str, Any], deadline: float) -> Any:
+        link.send(encode(request), deadline)
+        reply = link.receive(deadline)
+        if isinstance(reply, str):
+            raise PolicyError(f"the policy at {self._address} failed: {_cause(reply)}", remote_traceback=reply)
+        return decode(reply)
+
+    def reset(self, episode_ids: Sequence[str] | None = None) -> None:
+        """Episodes begin anew at our server; others have nothing for it, as openpi's own client knows."""
+        if not self._control:
+            return
+        if episode_ids is not None:
+            self._beginning.update(episode_ids)
+            return
+        with self._mutex:
+            self._drop()  # a new connection has no episodes yet
+        self._beginning.clear()
+
+
+def _row(observation: ObservationBatch, row: int, keys: Mapping[str, str]) -> dict[str, Any]:
+    return {keys.get(name, name): value[row] for name, value in observation.items()}
+
+
+def _cause(text: str) -> str:
+    """A traceback's last part: the exception and what it says, which may be several lines."""
+    starts = list(re.finditer(r"^[A-Za-z_][\w.]*(?=:|$)", text.strip(), re.MULTILINE))
+    return text.strip()[starts[-1].start() :] if starts else text.strip()
