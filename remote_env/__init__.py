@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from remote_env.registration import register_remote_envs
 
 if TYPE_CHECKING:
-    from remote_env.env import LocalFolder, RemoteEnv
+    from remote_env.env import LocalFolder, RemoteEnv, Rollout
     from remote_env.server.backend import Backend
     from remote_env.state import EntityLayout, EntityState, SceneLayout, SceneState
 
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "RemoteEnv": "remote_env.env",
     "LocalFolder": "remote_env.env",
+    "Rollout": "remote_env.env",
     "Backend": "remote_env.server.backend",
     "SceneState": "remote_env.state",
     "SceneLayout": "remote_env.state",
@@ -34,6 +35,7 @@ __all__ = [
     "EntityState",
     "LocalFolder",
     "RemoteEnv",
+    "Rollout",
     "SceneLayout",
     "SceneState",
     "__version__",
