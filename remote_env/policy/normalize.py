@@ -41,12 +41,14 @@ class Range:
 
     def normalize(self, values: Array) -> Floats:
         """(…, D) in the task's units, normalised."""
-        result: Floats = (values.astype(np.float32, copy=False) - self.centre) / self.scale
+        with np.errstate(over="ignore"):  # what overflows is refused as not finite later on
+            result: Floats = (values.astype(np.float32, copy=False) - self.centre) / self.scale
         return result
 
     def denormalize(self, values: Array) -> Floats:
         """The opposite of `normalize`, but for rounding."""
-        result: Floats = values.astype(np.float32, copy=False) * self.scale + self.centre
+        with np.errstate(over="ignore"):
+            result: Floats = values.astype(np.float32, copy=False) * self.scale + self.centre
         return result
 
 
