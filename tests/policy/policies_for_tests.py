@@ -174,3 +174,22 @@ def make_failing(**_: Any) -> Policy:
 
 def make_broken(**_: Any) -> Policy:
     raise RuntimeError("these weights are of another model")
+
+
+class StuckPolicy(EchoPolicy):
+    """The first call is the warm-up's; each that follows never ends."""
+
+    def infer(self, observation: ObservationBatch, *, episode_ids: Sequence[str]) -> Chunk:
+        while self.sizes:
+            print("the model is stuck", flush=True)
+            time.sleep(60)
+        return super().infer(observation, episode_ids=episode_ids)
+
+
+def make_stuck(**_: Any) -> Policy:
+    return StuckPolicy()
+
+
+def make_loading_forever(**_: Any) -> Policy:
+    while True:
+        time.sleep(60)

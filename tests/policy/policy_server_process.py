@@ -19,11 +19,11 @@ from server_process import read_to_end
 ROOT = Path(__file__).resolve().parents[2]
 # The program itself; only the model comes from elsewhere: -m NAME is make_NAME of policies_for_tests.
 _DRIVER = """
-import sys
+import functools, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import policies_for_tests
-from remote_env.policy.server import listener, program
-listener.FIRST_BYTES_TIMEOUT_S = {first_bytes_timeout_s}
+from remote_env.policy.server import program
+program.Listener = functools.partial(program.Listener, first_bytes_timeout_s={first_bytes_timeout_s})
 program.CLOSE_TIMEOUT_S = {close_timeout_s}
 sys.exit(program.main(load=lambda name, **options: getattr(policies_for_tests, "make_" + name)(**options)))
 """

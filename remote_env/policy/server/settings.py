@@ -158,7 +158,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _guess(text: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(text.partition("=")[0], list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def make_parser(program: str | None = None) -> argparse.ArgumentParser:

@@ -1,0 +1,223 @@
+"""The policy server as a process: its log, its ports, its clients' ends, and its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from policies_for_tests import observe
+from policy_server_process import ROOT, PolicyServerProcess, policy_server
+from server_process import read_to_end
+
+from remote_env.errors import AuthError, PolicyError, RemoteEnvError
+from remote_env.policy.dialects.renv import connect
+from remote_env.policy.token_file import read_token, token_path
+
+RENV = ("--listen", "renv://127.0.0.1:0")
+
+
+def test_a_client_comes_works_and_goes() -> None:
+    with policy_server("echo", *RENV, "--health-port", "0") as server:
+        with connect("127.0.0.1", server.port) as policy:
+            for value in range(12):
+                assert policy.infer(observe(value), episode_ids=[""])[0, 0, 0] == value
+        log = server.wait_for("Client #1 closed: 12 requests in total")
+        assert re.search(r"^\d\d:\d\d:\d\d loaded echo on cpu in \d+\.\d\d s$", log, re.MULTILINE)
+        assert "warmed up with zeros" in log
+        assert f"listening on 127.0.0.1:{server.port} (renv; and HTTP for /healthz and /metrics)" in log
+        assert f"Ctrl-C or kill {server.process.pid} stops it" in log
+        assert f"python examples/policy_client_example.py --host localhost --port {server.port}" in log
+        assert re.search(r"Client #1 connected from 127\.0\.0\.1:\d+ \(renv\)", log)
+        assert "Client #1: 10 requests processed" in log
+        token = read_token(server.port)
+        assert token is not None
+        assert token not in log
+        health = int(re.findall(r"http://127\.0\.0\.1:(\d+)/healthz", log)[0])
+        for port in (server.port, health):
+            assert server.http("/", port=port).startswith("HTTP/1.1 200 OK")
+            assert server.http("/healthz", "HEAD", port=port).startswith("HTTP/1.1 200 OK")
+            page = server.http("/metrics", port=port)
+            assert 'remote_env_policy_requests_total{dialect="renv"} 12' in page
+            assert 'remote_env_policy_batch_rows_bucket{le="1"} 12' in page
+            assert "remote_env_policy_request_seconds_count 12" in page
+            assert 'remote_env_policy_queue_length{worker="0"} 0' in page
+            assert "remote_env_resident_bytes " in page
+        path = token_path(server.port)
+        assert server.stop(signal.SIGINT) == 0
+        assert server.read_log().rstrip().endswith("stopped")
+        assert "SIGINT: stopping; once more ends it at once" in server.read_log()
+        assert not path.exists()
+
+
+def test_memory_is_per_client_and_a_killed_client_leaves_none() -> None:
+    script = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from policies_for_tests import observe\n"
+        "from remote_env.policy.dialects.renv import connect\n"
+        "policy = connect('127.0.0.1', int(sys.argv[1]))\n"
+        "policy.infer(observe(), episode_ids=['mine'])\n"
+        "print(policy.infer(observe(), episode_ids=['mine'])[0, 0, 0], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with policy_server("counting", *RENV) as server, connect("127.0.0.1", server.port) as policy:
+
+        def count(episode: str) -> float:
+            return float(policy.infer(observe(), episode_ids=[episode])[0, 0, 0])
+
+        assert [count("mine"), count("mine")] == [1, 2]
+        command = [sys.executable, "-c", script, str(server.port), str(ROOT), str(ROOT / "tests" / "policy")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"2.0\n"
+            other.send_signal(signal.SIGKILL)
+        assert [count("mine"), count("other")] == [3, 1]
+        policy.reset(["mine"])
+        assert [count("mine"), count("other")] == [1, 2]
+        server.stop()
+        assert "Client #2 closed: 2 requests in total" in server.read_log()
+
+
+def test_the_model_s_exception_has_its_traceback_at_the_client() -> None:
+    with policy_server("failing", *RENV) as server, connect("127.0.0.1", server.port) as policy:
+        with pytest.raises(PolicyError, match="the model chokes on a negative number") as caught:
+            policy.infer(observe(-1), episode_ids=[""])
+        assert "policies_for_tests.py" in caught.value.remote_traceback
+        assert policy.infer(observe(2), episode_ids=[""])[0, 0, 0] == 2
+        server.wait_for("the policy failed: ValueError: the model chokes")
+        assert 'remote_env_policy_errors_total{dialect="renv"} 1' in server.http("/metrics")
+
+
+def test_sixteen_clients_in_batches() -> None:
+    with policy_server("slow_echo", *RENV, "--max_batch", "16", "--max_wait_ms", "50") as server:
+
+        def work(number: int) -> int:
+            with connect("127.0.0.1", server.port) as policy:
+                for turn in range(3):
+                    chunk = policy.infer(observe(10 * number + turn), episode_ids=[""])
+                    assert np.array_equal(chunk[0, :, 0], 10 * number + turn + np.arange(4))
+            return number
+
+        with ThreadPoolExecutor(16) as threads:
+            assert list(threads.map(work, range(16))) == list(range(16))
+        page = server.http("/metrics")
+        calls = int(re.findall(r"remote_env_policy_batch_rows_count (\d+)", page)[0])
+        assert "remote_env_policy_batch_rows_sum 48" in page
+        assert calls < 40
+
+
+def test_an_unnamed_port_speaks_them_all() -> None:
+    with policy_server("echo", first_bytes_timeout_s=0.5) as server:
+        assert f"127.0.0.1:{server.port} (renv, ilstudio, openpi; and HTTP" in server.read_log()
+        with connect("127.0.0.1", server.port) as policy:
+            assert policy.infer(observe(5), episode_ids=[""])[0, 0, 0] == 5
+        with server.connect() as sock:
+            sock.sendall(b"SSH-2.0-OpenSSH\r\n")
+            assert read_to_end(sock) == b""
+        with server.connect() as sock:
+            assert read_to_end(sock) == b""
+        with server.connect() as sock:
+            bad = pickle.dumps(os.system)
+            sock.sendall(struct.pack(">I", len(bad)) + bad)
+            read_to_end(sock)
+        server.wait_for("its first bytes are of no dialect; this port takes renv, ilstudio, openpi")
+        server.wait_for("it sent nothing")
+        with pytest.raises(AuthError, match="token"):
+            connect("127.0.0.1", server.port, token="0" * 64)
+        assert server.http("/").endswith("ready\n")
+
+
+def test_while_the_model_loads_only_the_health_port_answers() -> None:
+    server = PolicyServerProcess("loading_forever", *RENV, "--health-port", "0")
+    try:
+        log = server.wait_for("loading loading_forever on cpu")
+        port = int(re.findall(r"http://127\.0\.0\.1:(\d+)/healthz", log)[0])
+        answer = server.http("/healthz", port=port)
+        assert answer.startswith("HTTP/1.1 503 ")
+        assert "not ready: loading the model for 0 s" in answer
+        assert "remote_env_ready 0" in server.http("/metrics", port=port)
+        assert server.stop(signal.SIGTERM) == 0
+        assert server.read_log().rstrip().endswith("stopped")
+    finally:
+        server.stop()
+
+
+def fail(model: str, *flags: str) -> str:
+    """What a server that cannot start says."""
+    server = PolicyServerProcess(model, *flags)
+    try:
+        assert server.wait_exit() == 1
+        return server.read_log()
+    finally:
+        server.stop()
+
+
+def test_a_model_that_does_not_load() -> None:
+    log = fail("broken", *RENV)
+    assert "Traceback (most recent call last)" in log
+    assert "error: broken could not be loaded on cpu: RuntimeError: these weights are of another model" in log
+
+
+def test_a_busy_port_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        log = fail("echo", "-p", str(port))
+        assert f"error: the port 127.0.0.1:{port} is busy: process {os.getpid()} (" in log
+        assert "loading" not in log
+        assert not token_path(port).exists()
+
+
+def test_beyond_loopback() -> None:
+    log = fail("echo", "--host", "0.0.0.0")
+    assert "refused to listen on 0.0.0.0:0, beyond this machine: the ilstudio dialect cannot authenticate" in log
+    assert "--listen renv://0.0.0.0:0" in log
+    with policy_server("echo", "--listen", "renv://0.0.0.0:0") as server:
+        log = server.read_log()
+        assert f"REMOTE_ENV_TOKEN=$(ssh {socket.gethostname()} cat {token_path(server.port)})" in log
+        assert str(read_token(server.port)) not in log
+        assert token_path(server.port).stat().st_mode & 0o777 == 0o600
+        with connect("127.0.0.1", server.port) as policy:
+            assert policy.infer(observe(1), episode_ids=[""])[0, 0, 0] == 1
+
+
+def ask_and_be_cut(port: int) -> str:
+    """The error of a client whose server ends."""
+    with connect("127.0.0.1", port, reconnect_timeout_s=0.2) as policy:
+        try:
+            policy.infer(observe(), episode_ids=[""])
+        except RemoteEnvError as error:
+            return type(error).__name__
+    return "none"
+
+
+def test_a_second_signal_ends_a_stop_that_waits() -> None:
+    with policy_server("stuck", *RENV) as server, ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask_and_be_cut, server.port)
+        server.wait_for("the model is stuck")
+        path = token_path(server.port)
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for("SIGINT: stopping")
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait_exit() == 128 + signal.SIGINT
+        assert asking.result(20) in ("ConnectionLost", "ConnectError", "PolicyError")
+        assert not path.exists()
+        assert "SIGINT again: ended at once" in server.read_log()
+
+
+def test_a_model_that_never_returns_does_not_keep_the_server() -> None:
+    with policy_server("stuck", *RENV, close_timeout_s=0.1) as server, ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask_and_be_cut, server.port)
+        server.wait_for("the model is stuck")
+        path = token_path(server.port)
+        assert server.stop(signal.SIGTERM) == 0
+        assert asking.result(20) in ("ConnectionLost", "ConnectError", "PolicyError")
+        assert "the model was still busy after 0.1 s; stopped" in server.read_log()
+        assert not path.exists()
