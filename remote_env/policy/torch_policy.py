@@ -96,8 +96,11 @@ def _read_weights(torch: Any, path: Path) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(f"{path} is refused: it holds more than tensors, or is damaged: {error}") from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ConfigError(f"torch {torch.__version__} cannot load {path}: {error}") from error
+    except Exception as error:  # whatever its unpickler trips over in a damaged file
+        raise ConfigError(
+            f"torch {torch.__version__} cannot load {path}, it is damaged or no file of torch: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     return content["state_dict"] if isinstance(content, dict) and "state_dict" in content else content
 
 
