@@ -73,6 +73,11 @@ class EpisodeResult:
         return self.env, self.index
 
     @property
+    def inferences(self) -> int:
+        """How often the policy was asked."""
+        return int(self.details.get("inferences", len(self.latencies_ms)))
+
+    @property
     def outcome(self) -> tuple[Any, ...]:
         """What does not depend on the clock: equal for equal checkpoints, seeds and machines."""
         ends = (self.success, self.episode_return, self.length, self.max_reward, self.end, self.actions_digest)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError, RemoteEnvError
-from remote_env.evaluate.config import DEFAULT_FOLDER, EvaluationConfig
+from remote_env.evaluate.config import DEFAULT_FOLDER, DEFAULT_MODEL, EvaluationConfig
 from remote_env.evaluate.environments import EnvironmentChoice, choose_environments
 from remote_env.evaluate.episodes import EpisodePlan, EpisodeResult
 from remote_env.evaluate.ledger import Ledger
 from remote_env.evaluate.memory import peak_memory_bytes
-from remote_env.evaluate.model import Model, open_model
+from remote_env.evaluate.model import Model, far_model, open_model
 from remote_env.evaluate.opening import settle_host
 from remote_env.evaluate.plots import save_plots
 from remote_env.evaluate.pool import WorkerPool
@@ -59,9 +59,8 @@ def evaluate(config: EvaluationConfig, teller: Teller | None = None) -> Results:
     """
     teller = teller or Silent()
     choices = tuple(settle_host(choice) for choice in choose_environments(config.envs))
-    _check_modes(config, choices)
     with contextlib.ExitStack() as stack:
-        model = open_model(config, stack, teller.warn)
+        model = _model(config, choices, stack, teller)
         folder = config.output_dir or default_folder(model)
         config = dataclasses.replace(config, output_dir=folder)
         if config.begin == "fresh":
@@ -85,16 +84,17 @@ def _remove_results(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _check_modes(config: EvaluationConfig, choices: Sequence[EnvironmentChoice]) -> None:
-    if config.rollout == "server":
-        here = [choice.name for choice in choices if choice.host is None]
-        if here:
-            raise ConfigError(
-                f"--rollout server runs the loop inside a task server, and {here[0]} is made here; name a task server: "
-                "-e box:8888"
-            )
-        if config.asynchronous:
-            raise ConfigError("--rollout server and --asynchronous exclude each other: there is no link to hide")
+def _model(
+    config: EvaluationConfig, choices: Sequence[EnvironmentChoice], stack: contextlib.ExitStack, teller: Teller
+) -> Model:
+    if config.rollout == "client":
+        return open_model(config, stack, teller.warn)
+    if config.asynchronous:
+        raise ConfigError("--rollout server and --asynchronous exclude each other: there is no link to hide")
+    own = all(choice.env is None for choice in choices)
+    if own and config.model != DEFAULT_MODEL:
+        teller.warn(f"-m {config.model} is ignored: with --rollout server a task server's own policy acts")
+    return far_model(config, own=own)
 
 
 class _Run:
@@ -146,7 +146,11 @@ class _Run:
             raise
         results = self._results(plans, done, before, started)
         results.write(self._folder)
-        results = self._with_pictures(results)
+        try:
+            results = self._with_pictures(results)
+        except KeyboardInterrupt:
+            self._teller.say(f"stopped while videos were rendered; the results are in {self._folder}")
+            raise
         results.write(self._folder)
         return results
 

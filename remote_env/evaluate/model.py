@@ -24,7 +24,7 @@ class Model:
     """The policy, as the workers reach it.
 
     Attributes:
-        kind: "local" or "remote".
+        kind: "local", "remote", or "far": beside the simulator.
         text: as it was named.
         metadata: the policy's own.
         address: where the workers reach it.
@@ -56,6 +56,14 @@ class Model:
         plain = self.metadata.to_plain()
         facts = {name: plain[name] for name in ("name", "chunk_size", "normalizer", "action_names", "observation")}
         return {"kind": self.kind, "text": self.text, "digest": self.digest, **facts}
+
+
+def far_model(config: EvaluationConfig, *, own: bool) -> Model:
+    """The policy beside a far simulator, which opens it: the one that `config` names, or the task server's own."""
+    text = "the task server's own" if own else config.model
+    digest = "" if own else digest_files(Path(config.model).expanduser())
+    metadata = PolicyMetadata(name=text, observation={}, action_names=())
+    return Model("far", text, metadata, "", None, 0.0, digest)
 
 
 def open_model(config: EvaluationConfig, stack: contextlib.ExitStack, log: Callable[[str], None]) -> Model:

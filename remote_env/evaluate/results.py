@@ -142,7 +142,7 @@ def _row(episode: EpisodeResult) -> list[Any]:
     success = "" if episode.success is None else int(episode.success)
     return [
         *(episode.env, episode.index, episode.seed, success, repr(episode.episode_return), episode.length),
-        *(repr(episode.max_reward), episode.end, len(episode.latencies_ms)),
+        *(repr(episode.max_reward), episode.end, episode.inferences),
         *(f"{latency[name]:.3f}" if name in latency else "" for name in ("p50", "p99")),
         *(f"{episode.wall_s:.3f}", episode.attempts, episode.actions_digest),
     ]

@@ -87,14 +87,14 @@ class EpisodeRunner:
             length=len(trace.rewards),
             max_reward=max(trace.rewards),
             end=end,
-            actions_digest=_digest(trace.actions),
+            actions_digest=actions_digest(trace.actions),
             latencies_ms=tuple(latencies),
             wall_s=time.perf_counter() - started,
             worker_peak_bytes=peak_memory_bytes(),
             attempts=attempts,
             details=details,
         )
-        self._keep(plan, result, trace)
+        keep_capture(self._captures, self._choice, self._config, result, trace)
         return result
 
     def _play(self, plan: EpisodePlan, trace: Trace) -> None:
@@ -126,23 +126,31 @@ class EpisodeRunner:
         if self._read_scene is not None:
             trace.states.append(self._read_scene())
 
-    def _keep(self, plan: EpisodePlan, result: EpisodeResult, trace: Trace) -> None:
-        if self._captures is None or not wants_video(self._config.video, result):
-            return
-        trace.save(
-            capture_path(self._captures, self._choice, plan.index),
-            rate_hz=self._config.fps,
-            task=self._choice.env or "",
-            env_kwargs=dict(self._choice.kwargs),
-            seed=plan.seed,
-        )
-
     def close(self) -> None:
         """End the environment."""
         try:
             self._actor.close()
         finally:
             self._env.close()
+
+
+def keep_capture(
+    folder: Path | None, choice: EnvironmentChoice, config: EvaluationConfig, result: EpisodeResult, trace: Trace
+) -> None:
+    """Write the capture of an episode that a video is to show.
+
+    Raises:
+        CaptureError: the disk does not take it.
+    """
+    if folder is None or not wants_video(config.video, result):
+        return
+    trace.save(
+        capture_path(folder, choice, result.index),
+        rate_hz=config.fps,
+        task=choice.env or "",
+        env_kwargs=dict(choice.kwargs),
+        seed=result.seed,
+    )
 
 
 def capture_path(folder: Path, choice: EnvironmentChoice, index: int) -> Path:
@@ -176,7 +184,8 @@ def _end(trace: Trace) -> str:
     return "truncated" if trace.truncated[-1] else "max_steps"
 
 
-def _digest(actions: list[Any]) -> str:
+def actions_digest(actions: list[Any]) -> str:
+    """16 hex digits of these actions, to the bit."""
     digest = hashlib.sha256()
     for action in actions:
         digest.update(np.ascontiguousarray(action).tobytes())

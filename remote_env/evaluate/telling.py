@@ -147,9 +147,9 @@ def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 def closing_lines(results: Results, folder: Any) -> list[str]:
     """What to read below the table."""
-    where = "policy loaded" if results.model.get("kind") == "local" else "policy server answered"
+    came = {"local": "policy loaded in", "remote": "policy server answered in"}.get(str(results.model.get("kind")))
     return [
-        f"{where} in {results.load_s:.2f} s; {results.run_now} episodes in {results.wall_s:.1f} s; "
+        f"{f'{came} {results.load_s:.2f} s; ' if came else ''}{results.run_now} episodes in {results.wall_s:.1f} s; "
         f"memory of a worker {results.client_peak_bytes / MIB:.0f} MiB, of this process "
         f"{results.parent_peak_bytes / MIB:.0f} MiB",
         *results.notes,

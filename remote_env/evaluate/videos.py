@@ -16,6 +16,7 @@ from remote_env.evaluate.opening import open_environment
 from remote_env.evaluate.runner import capture_path, wants_video
 
 MAX_VIDEOS = 12  # of one environment, so that a policy that always fails does not fill the disk
+SHOWN_HZ = 25  # rendering in software takes most of the time, and more frames show nothing more
 OUTCOMES = {True: "success", False: "failure", None: "done"}
 
 
@@ -72,13 +73,15 @@ def _save_of_environment(
 
 def _save_video(choice: EnvironmentChoice, capture: Path, video: Path) -> None:
     from remote_env.record import read_episode
-    from remote_env.replay import replay_episode, save_video
+    from remote_env.replay import replay, save_video
 
     if not capture.is_file():
         raise Unsupported(f"{capture} is not there (was the episode run with --video none?)")
     episode = read_episode(capture, images=False)
     if episode.layout is not None:
-        replay_episode(episode, _local_model(choice), video=video)
+        stride = max(round(episode.info.rate_hz / SHOWN_HZ), 1)
+        shown = replay(episode.states[::stride], _local_model(choice))
+        shown.save_video(video, rate_hz=episode.info.rate_hz / stride)
         return
     with contextlib.closing(_play_again(choice, episode)) as frames:
         save_video(video, frames, episode.info.rate_hz)

@@ -19,6 +19,7 @@ from remote_env.errors import RemoteEnvError, TaskError
 from remote_env.evaluate.config import EvaluationConfig
 from remote_env.evaluate.environments import EnvironmentChoice
 from remote_env.evaluate.episodes import EpisodePlan
+from remote_env.evaluate.far_runner import FarRunner
 from remote_env.evaluate.runner import EpisodeRunner
 from remote_env.policy.address import open_policy
 from remote_env.policy.policy import Policy
@@ -90,7 +91,7 @@ class _Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
         self._policy: Policy | None = None
-        self._runner: EpisodeRunner | None = None
+        self._runner: EpisodeRunner | FarRunner | None = None
         self._env = ""
 
     def serve(self, pipe: Connection) -> None:
@@ -105,13 +106,19 @@ class _Worker:
                 answer = ("error", TaskError(message, remote_traceback=traceback.format_exc()))
             pipe.send(answer)
 
-    def _runner_for(self, plan: EpisodePlan) -> EpisodeRunner:
+    def _runner_for(self, plan: EpisodePlan) -> EpisodeRunner | FarRunner:
         if self._runner is None or self._env != plan.env:
             self._close_runner()
             choice = self._setup.environments[plan.env]
-            self._runner = EpisodeRunner(choice, self._opened_policy(), self._setup.config, self._setup.captures)
+            self._runner = self._make_runner(choice)
             self._env = plan.env
         return self._runner
+
+    def _make_runner(self, choice: EnvironmentChoice) -> EpisodeRunner | FarRunner:
+        config, captures = self._setup.config, self._setup.captures
+        if config.rollout == "server":
+            return FarRunner(choice, config, captures)
+        return EpisodeRunner(choice, self._opened_policy(), config, captures)
 
     def _opened_policy(self) -> Policy:
         if self._policy is None:
