@@ -98,7 +98,7 @@ class ArrayBuilder:
     def _spend(self, size_bytes: int) -> None:
         self._left -= size_bytes
         if self._left < 0:
-            raise ValueError("its values together are larger than itself")
+            raise ValueError("its arrays together take several times the bytes that it holds")
 
     def _reconstruct(self, kind: Any, shape: Any, code: Any) -> Pending:
         if type(kind) is not Named or kind.name != "numpy.ndarray" or shape != (0,) or code not in (b"b", "b"):
@@ -183,7 +183,9 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> Pending:  # noqa: ARG001  numpy's signature
     if type(code) is not str or not (_CODES.fullmatch(code) or code in ("O8", "O4", "O")):
-        raise ValueError(f"the dtype {code!r:.100}; whole numbers, floats of at most 8 bytes and booleans are admitted")
+        raise ValueError(
+            f"an array of dtype {code!r:.100}; whole numbers, floats of at most 8 bytes and booleans are admitted"
+        )
 
     def build(state: Any) -> np.dtype[Any]:
         if type(state) is not tuple or len(state) < 5 or state[2:5] != (None, None, None) or state[1] not in _ORDERS:

@@ -93,6 +93,8 @@ def restricted_loads(
         return machine.run()
     except ProtocolError:
         raise
+    except ValueError as error:
+        raise refusal(str(error)) from error
     except Exception as error:  # whatever a hostile value makes a builder raise, it is the pickle's fault
         raise refusal(f"{type(error).__name__}: {error}") from error
 
