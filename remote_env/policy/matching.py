@@ -12,7 +12,7 @@ from remote_env.policy.images import size_of
 from remote_env.policy.policy import Feature, PolicyMetadata
 from remote_env.policy.sources import Source
 
-GIVEN_KEYS = ("from", "order", "scale", "units", "resize", "text")
+GIVEN_KEYS = ("from", "order", "scale", "units", "resize", "text", "shape")
 
 
 @dataclass(frozen=True)

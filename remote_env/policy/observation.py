@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from remote_env.errors import ConfigError, InputError
+from remote_env.policy.assumed import assumed_metadata, is_unknown
 from remote_env.policy.images import cast_image, to_layout
 from remote_env.policy.matching import Matching, two_columns
 from remote_env.policy.meta import STATES, MetaObs
@@ -48,7 +50,9 @@ class ObservationMapping:
             metadata: of the policy.
             given: feature -> the name of a source, or a dict of: "from" (a name, or several whose numbers are joined),
                 "order" (indices or names of the task's numbers, or "as is"), "scale" (a number or one for each),
-                "units" (what the task's numbers are in), "resize" (true, or "pad" to keep proportions), "text".
+                "units" (what the task's numbers are in), "resize" (true, or "pad" to keep proportions), "text". Of a
+                policy whose server does not say what it takes, these are the features that are sent, and "shape" is
+                what an image is resized to; without any, all that the task offers is sent under its own names.
             state_names: of the numbers of the task's state, when they are known.
             state_units: of the same.
             instruction: for the policy's text features.
@@ -57,7 +61,10 @@ class ObservationMapping:
             ConfigError: a feature has no source or could have two, or the mapping has a fault; the message says what
                 the policy takes, what the task offers and how to write the mapping.
         """
-        matching = Matching(metadata, list_sources(space, state_names, state_units), given or {}, instruction)
+        sources, given = list_sources(space, state_names, state_units), dict(given or {})
+        if is_unknown(metadata):
+            metadata, given = assumed_metadata(metadata, sources, given, instruction)
+        matching = Matching(metadata, sources, given, instruction)
         matches = matching.find()
         routes, faults = {}, {}
         for name, feature in metadata.observation.items():
@@ -114,6 +121,9 @@ class ActionMapping:
         if unknown := sorted(set(options) - set(ACTION_KEYS)):
             raise ConfigError(f"the mapping of actions has unknown keys {unknown}; there are {', '.join(ACTION_KEYS)}")
         names = tuple(options.get("names", action_names))
+        if is_unknown(metadata) and not metadata.action_names:
+            size = int(np.prod(space.shape or ()))
+            metadata, names = replace(metadata, action_names=tuple(f"action_{n}" for n in range(size))), ()
         try:
             return cls._made(space, metadata, options, names)
         except ConfigError as error:

@@ -245,6 +245,47 @@ def test_texts() -> None:
         ObservationMapping.between(box(3), wanted)
 
 
+# Policies whose server does not say what they take
+
+UNKNOWN = PolicyMetadata("openpi://box:8000", {}, (), extra={"unknown": True})
+OFFER = spaces.Dict({"pixels": spaces.Dict({"top": image(8, 6, 3)}), "agent_pos": box(3)})
+OFFERED = {"pixels": {"top": np.full((8, 6, 3), 9, np.uint8)}, "agent_pos": np.arange(3.0)}
+
+
+def test_all_that_there_is_goes_to_a_policy_that_says_nothing() -> None:
+    batch = ObservationMapping.between(OFFER, UNKNOWN, instruction="lift").batch([OFFERED])
+    assert {name: np.shape(value) for name, value in batch.items()} == {
+        "pixels/top": (1, 8, 6, 3),
+        "agent_pos": (1, 3),
+        "prompt": (1,),
+    }
+    assert batch["agent_pos"].dtype == np.float32
+    assert batch["prompt"] == ["lift"]
+    other = PolicyMetadata("ilstudio://box:5000", {}, (), extra={"unknown": True})
+    assert list(ObservationMapping.between(box(2), other, instruction="x").batch([np.zeros(2)])) == ["state", "task"]
+
+
+def test_or_what_the_mapping_names() -> None:
+    given = {
+        "observation/image": {"from": "pixels/top", "resize": "pad", "shape": [4, 4, 3]},
+        "observation/state": {"from": "agent_pos", "order": [2, 0]},
+        "prompt": {"text": "go"},
+    }
+    batch = ObservationMapping.between(OFFER, UNKNOWN, given=given).batch([OFFERED])
+    assert batch["observation/image"].shape == (1, 4, 4, 3)
+    assert batch["observation/state"].tolist() == [[2, 0]]
+    assert batch["prompt"] == ["go"]
+    with pytest.raises(ConfigError, match="the task offers no 'pixels/left' that a policy can take"):
+        ObservationMapping.between(OFFER, UNKNOWN, given={"image": "pixels/left"})
+
+
+def test_its_actions_are_the_tasks() -> None:
+    mapping = ActionMapping.between(box(2), UNKNOWN)
+    assert mapping.action(np.array([1, 2], np.float32)).tolist() == [1, 2]
+    with pytest.raises(InputError, match=r"\(2,\); got \(7,\)"):
+        mapping.action(np.zeros(7, np.float32))
+
+
 # Refusals
 
 
