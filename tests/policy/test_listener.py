@@ -72,8 +72,9 @@ class Port:
     def ask(self, data: bytes) -> bytes:
         """All that comes back."""
         with self.connect() as sock:
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may have dropped us by now
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
             return read_to_end(sock)
 
     def wait_logged(self, text: str) -> None:

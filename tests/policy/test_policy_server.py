@@ -19,6 +19,7 @@ from policy_server_process import ROOT, PolicyServerProcess, policy_server
 from server_process import read_to_end
 
 from remote_env.errors import AuthError, PolicyError, RemoteEnvError
+from remote_env.policy.dialects import openpi
 from remote_env.policy.dialects.renv import connect
 from remote_env.policy.token_file import read_token, token_path
 
@@ -133,6 +134,36 @@ def test_an_unnamed_port_speaks_them_all() -> None:
         with pytest.raises(AuthError, match="token"):
             connect("127.0.0.1", server.port, token="0" * 64)
         assert server.http("/").endswith("ready\n")
+
+
+def test_several_places_and_devices() -> None:
+    places = [f"{dialect}://127.0.0.1:0" for dialect in ("renv", "ilstudio", "openpi", "lerobot")]
+    flags = [word for place in places for word in ("--listen", place)]
+    with policy_server("echo", *flags, "--device", "cpu,cpu") as server:
+        log = server.read_log()
+        assert log.count("loaded echo on cpu in ") == log.count("warmed up") == 2
+        assert len(server.ports) == 4
+        for dialect, port in zip(("renv", "ilstudio", "openpi"), server.ports[:3], strict=True):
+            assert f"listening on 127.0.0.1:{port} ({dialect}; and HTTP for /healthz and /metrics)" in log
+            assert server.http("/healthz", port=port).startswith("HTTP/1.1 200 OK")
+            assert token_path(port).exists() is (dialect == "renv")
+        assert f"listening on 127.0.0.1:{server.ports[3]} (lerobot; gRPC only)" in log
+        assert 'remote_env_policy_queue_length{worker="1"} 0' in server.http("/metrics")
+        with connect("127.0.0.1", server.port) as policy:
+            assert policy.infer(observe(5), episode_ids=[""])[0, 0, 0] == 5
+        with openpi.connect("127.0.0.1", server.ports[2], token=None, timeout_s=8, reconnect_timeout_s=1) as policy:
+            assert policy.infer(observe(6), episode_ids=[""])[0, 0, 0] == 6
+        assert server.stop() == 0
+
+
+def test_beyond_loopback_openpi_needs_the_token() -> None:
+    with policy_server("echo", "--listen", "openpi://0.0.0.0:0") as server:
+        with pytest.raises(RemoteEnvError, match="token"):
+            openpi.connect("127.0.0.1", server.port, token="0" * 64, timeout_s=8, reconnect_timeout_s=0)
+        token = read_token(server.port)
+        with openpi.connect("127.0.0.1", server.port, token=token, timeout_s=8, reconnect_timeout_s=1) as policy:
+            assert policy.infer(observe(6), episode_ids=[""])[0, 0, 0] == 6
+        assert server.http("/healthz").startswith("HTTP/1.1 200 OK")
 
 
 def test_while_the_model_loads_only_the_health_port_answers() -> None:

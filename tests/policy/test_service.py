@@ -233,6 +233,22 @@ def test_a_batch_waits_for_the_other_clients(pool: ThreadPoolExecutor) -> None:
     assert policy.sizes == [3]  # not in 20 s: all that there are had come
 
 
+def test_one_episode_is_in_a_batch_once(pool: ThreadPoolExecutor) -> None:
+    policy = GatedPolicy(has_memory=True)
+    served = Served(policy, max_batch=8)
+    client, other = served.client(), served.client()
+    running = pool.submit(ask, client, 0)
+    assert policy.entered.acquire(timeout=5)
+    waiting = []
+    for count, (who, episode) in enumerate([(client, "a"), (other, "a"), (client, "b"), (client, "a")], 1):
+        waiting.append(pool.submit(ask, who, count, episodes=[episode]))
+        wait_until(lambda count=count: served.worker.waiting == count, "it waits")  # type: ignore[misc]
+    for _ in range(3):
+        policy.gate.release()
+    assert [future.result(5) for future in (running, *waiting)] == [0, 1, 2, 3, 4]
+    assert policy.sizes == [1, 3, 1]
+
+
 def test_a_client_alone_waits_for_nobody() -> None:
     served = Served(EchoPolicy(), max_batch=8, max_wait_s=60.0)
     assert ask(served.client(), 1) == 1
@@ -261,6 +277,17 @@ def test_a_model_that_leaves_and_actions_that_are_none() -> None:
     with pytest.raises(PolicyError, match="not finite"):
         ask(client, -3)
     assert ask(client, 1) == 1
+
+
+def test_out_of_memory_comes_with_advice() -> None:
+    policy = EchoPolicy()
+
+    def exhaust(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    policy.infer = exhaust  # type: ignore[method-assign]
+    with pytest.raises(PolicyError, match=r"Tried to allocate 2\.00 GiB; free memory \(nvidia-smi"):
+        ask(Served(policy).client(), 0)
 
 
 def test_actions_of_a_wrong_shape() -> None:

@@ -208,7 +208,9 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _resolve(host: str, port: int) -> Sequence[tuple[Any, ...]]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    """The addresses that `host` stands for, those of IPv4 first: "localhost" means 127.0.0.1 to most clients."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:

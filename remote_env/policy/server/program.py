@@ -24,6 +24,7 @@ from remote_env.policy.server.log import Log
 from remote_env.policy.server.metrics import GpuReader, Readiness, read_metrics
 from remote_env.policy.server.service import PolicyService, ServeContext
 from remote_env.policy.server.settings import Endpoint, Settings, read_settings
+from remote_env.policy.server.worker import advise
 from remote_env.policy.token_file import MIN_TOKEN_LENGTH, remove_token, write_token
 from remote_env.protocol.handshake import new_token
 from remote_env.protocol.monitoring import answer_http, write_metrics
@@ -252,7 +253,8 @@ class Server:
             raise
         except Exception as error:
             self._log(traceback.format_exc().rstrip())
-            raise ConfigError(f"{model} could not be loaded on {device}: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {error}{advise(error)}"
+            raise ConfigError(f"{model} could not be loaded on {device}: {why}") from error
         self._log(f"loaded {policy.metadata.name} on {device} in {time.monotonic() - began:.2f} s")
         return policy
 

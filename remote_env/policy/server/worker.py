@@ -210,12 +210,19 @@ class Worker:
         if room <= 0:
             return []
         self._wait_for_more(room)
-        taken = []
+        taken: list[Job] = []
         with self._mutex:
-            while self._queue and self._queue[0].observation is not None and self._queue[0].rows <= room:
+            while self._queue and self._fits(self._queue[0], [job, *taken], room):
                 taken.append(self._queue.popleft())
                 room -= taken[-1].rows
         return taken
+
+    def _fits(self, job: Job, turn: Sequence[Job], room: int) -> bool:
+        if job.observation is None or job.rows > room:
+            return False
+        if not self.metadata.has_memory:
+            return True
+        return not any(set(job.episodes) & set(other.episodes) for other in turn)  # they come one after the other
 
     def _wait_for_more(self, room: int) -> None:
         """Give the other clients `max_wait_s` to fill the batch; nobody waits for clients that are not there."""
@@ -296,7 +303,15 @@ class Worker:
             self._log(trace.rstrip())
         if isinstance(error, PolicyError):
             return PolicyError(str(error), remote_traceback=trace)
-        return PolicyError(f"the policy raised {type(error).__name__}: {error}", remote_traceback=trace)
+        message = f"the policy raised {type(error).__name__}: {error}{advise(error)}"
+        return PolicyError(message, remote_traceback=trace)
+
+
+def advise(error: BaseException) -> str:
+    """What to do about an error of a model, where that is known."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "; free memory (nvidia-smi shows who holds a GPU's), lower --max_batch, or choose another --device"
+    return ""
 
 
 def _is_replaced(older: Job, newer: Job) -> bool:
