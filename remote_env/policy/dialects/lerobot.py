@@ -6,8 +6,9 @@ does.
 
 from __future__ import annotations
 
+from remote_env.policy.dialects.lerobot_client import LerobotPolicy, connect
 from remote_env.policy.dialects.lerobot_server import Listener, listen
 
 AUTHENTICATES = False
 
-__all__ = ["AUTHENTICATES", "Listener", "listen"]
+__all__ = ["AUTHENTICATES", "LerobotPolicy", "Listener", "connect", "listen"]

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from remote_env.errors import ConfigError, InputError
 from remote_env.policy.dialects.lerobot_pickle import RemotePolicyConfig
-from remote_env.policy.images import cast_image, to_layout
+from remote_env.policy.images import cast_image, layout_of, to_layout
 from remote_env.policy.observation import ObservationMapping
 from remote_env.policy.policy import Array, Feature, ObservationBatch, PolicyMetadata
 
@@ -96,6 +96,11 @@ def robot_features(metadata: PolicyMetadata) -> dict[str, dict[str, Any]]:
     return features
 
 
+def guess_features(observation: ObservationBatch) -> dict[str, Feature]:
+    """The features of a batch, told apart by what they are; InputError for what is none."""
+    return {name: _guess(name, value) for name, value in observation.items()}
+
+
 def robot_observation(observation: ObservationBatch, metadata: PolicyMetadata, row: int, task: str) -> dict[str, Any]:
     """One row of a batch as a robot sends it: a float per number, (H, W, 3) uint8 per camera, the task."""
     raw: dict[str, Any] = {TASK: task}
@@ -107,6 +112,17 @@ def robot_observation(observation: ObservationBatch, metadata: PolicyMetadata, r
         else:
             raw |= dict(zip(motor_names(feature), observation[name][row].tolist(), strict=True))
     return raw
+
+
+def _guess(name: str, value: Any) -> Feature:
+    if isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value):
+        return Feature("text", dtype="")
+    shape = np.shape(value)[1:]
+    if layout := layout_of(shape):
+        return Feature("image", shape, str(np.asarray(value).dtype), layout=layout)
+    if len(shape) == 1:
+        return Feature("state", shape, str(np.asarray(value).dtype))
+    raise InputError(f"{name!r} of shape {np.shape(value)} is no state (B, D), no images and no texts")
 
 
 def _camera_image(images: Array, feature: Feature) -> Array:
