@@ -74,13 +74,13 @@ class MetaObs:
     def batch_size(self) -> int | None:
         """B, or None of a single observation."""
         sizes = {
-            name: len(value) if value.ndim > dimensions else None
-            for name, (dimensions, _) in _ARRAYS.items()
+            name: len(value) if value.ndim > _ARRAYS[name][0] else None
+            for name in _ARRAYS
             if (value := getattr(self, name)) is not None
         }
         if not sizes:
             return _batch_size_of_rest(self.raw_lang, self.timestep)
-        if len(set(sizes.values())) > 1:
+        if len(sizes) > 1 and len(set(sizes.values())) > 1:
             said = ", ".join(f"{name}: {'one' if size is None else size}" for name, size in sizes.items())
             raise InputError(f"the fields of a MetaObs hold different numbers of observations ({said})")
         return next(iter(sizes.values()))
@@ -218,6 +218,8 @@ def _batch_size_of_rest(texts: Any, timestep: Any) -> int | None:
 
 
 def _checked_texts(value: Any, batch_size: int | None) -> str | list[str]:
+    if type(value) is str and batch_size is None:
+        return value
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, (Sequence, np.ndarray)) else None
     if texts is None or not all(isinstance(text, str) for text in texts):
         raise InputError(f"MetaObs.raw_lang is a text, or a list of them; got {type(value).__name__}")
@@ -230,6 +232,8 @@ def _checked_texts(value: Any, batch_size: int | None) -> str | list[str]:
 
 
 def _checked_timestep(value: Any, batch_size: int | None) -> int | Array:
+    if type(value) is int and value >= 0 and batch_size is None:
+        return value
     array = _numbers("timestep", value)
     if array.dtype.kind not in "iu" or (array < 0).any():
         raise InputError(f"MetaObs.timestep counts from 0 in whole numbers; got {value!r}")

@@ -51,8 +51,11 @@ def cast_state(values: Any, dtype: str) -> Array:
 
     A float64 that float32 cannot hold becomes inf, which `check_batch` refuses.
     """
+    array = np.asarray(values)
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, np.dtype(dtype))
+        return np.ascontiguousarray(array, dtype)
 
 
 def picked_columns(order: Any, names: Sequence[str], offered: int, wanted: int) -> NDArray[np.intp]:
@@ -132,12 +135,21 @@ def _state_route(feature: Feature, match: Match) -> tuple[Route, str]:
 
 
 def _joined(sources: Sequence[Source], observations: Sequence[Any], offered: int) -> Array:
-    rows = [np.hstack([np.ravel(source.read(observation)) for source in sources]) for observation in observations]
-    for row in rows:
-        if row.shape != (offered,):
-            label = " + ".join(source.label for source in sources)
-            raise InputError(f"{label} has {row.size} numbers; the task's space declares {offered}")
-    return np.stack(rows)
+    """(B, offered) numbers of these sources, one after another."""
+    parts = [_read(source, observations) for source in sources]
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    if rows.shape != (len(observations), offered):
+        label = " + ".join(source.label for source in sources)
+        raise InputError(f"{label} has {rows[0].size} numbers; the task's space declares {offered}")
+    return rows
+
+
+def _read(source: Source, observations: Sequence[Any]) -> Array:
+    try:
+        values = np.array([source.read(observation) for observation in observations])
+    except ValueError as error:
+        raise InputError(f"{source.label} has another shape from one observation to the next: {error}") from error
+    return values.reshape(len(values), -1)
 
 
 def _columns(feature: Feature, order: Any, names: Sequence[str], offered: int) -> NDArray[np.intp] | None:
