@@ -19,6 +19,11 @@ from remote_env.policy.dialects.restricted_pickle import PickleLimits, Record, r
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
+@pytest.fixture(autouse=True)
+def no_leaks() -> None:
+    """Bytes are read here; looking for processes after each test would take most of the time."""
+
+
 def load(data: bytes, **options: Any) -> Any:
     return restricted_loads(data, allowed={(None, "MetaObs"): Record(PeerRecord)}, **options)
 
