@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -134,6 +136,48 @@ def serving(*args: Any, **kwargs: Any) -> Iterator[ServerProcess]:
         yield server.wait_listening().wait_ready()
     finally:
         server.stop()
+
+
+class HandServer:
+    """One of our programs in a terminal, on a free port.
+
+    Args:
+        arguments: of the command line.
+        program: a file of servers/.
+        environment: what differs from ours.
+    """
+
+    def __init__(self, *arguments: str, program: str = "task_server.py", **environment: str) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, f"servers/{program}", "--port", str(self.port), *arguments],
+            cwd=ROOT,
+            env={**os.environ, **environment, "PYTHONPATH": str(ROOT / "tests")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __enter__(self) -> HandServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.output = self.process.communicate(timeout=15)[0]
+
+    def wait_listening(self) -> HandServer:
+        """Return once somebody listens at its port."""
+
+        def answers() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+        wait_until(answers, "the program listens", 20)
+        return self
 
 
 def read_to_end(sock: socket.socket) -> bytes:

@@ -55,8 +55,8 @@ class RemoteEnv(PolicySide):
             path, "scripted:<name>", "module:function" that makes a `Policy`, or a policy server's address in any
             dialect ("localhost:5000", "openpi://box:8000"); or a `LocalFolder` with a checkpoint of this machine.
         policy_kwargs: `dataset_id`, `device`, `chunk_size`, `instruction`; `mapping`, which says where the policy's
-            features come from when names do not tell: {"observation": {feature: {…}}, "action": {…}}; `token` of a
-            policy server.
+            features come from when names do not tell: {"observation": {feature: {…}}, "action": {…}}; for a policy
+            server `token`, `timeout_s` of an inference, and `reconnect_timeout_s`.
         simulator: "gymnasium", or "module:Class" with a `Backend`.
         render_mode: passed to the task.
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -85,6 +86,8 @@ def no_provider(device: str, available: list[str]) -> str:
 def import_onnxruntime() -> Any:
     """The module onnxruntime; ConfigError says how to install it when it is missing."""
     try:
+        # It would report to its maker, and keep a database for that in the user's cache.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
     except ModuleNotFoundError as error:
         raise ConfigError(

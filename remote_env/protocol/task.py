@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ class PolicySpec:
         device: where it computes: "cpu", "cuda:0". Likewise.
         chunk_size: the most actions of one inference; None for all.
         instruction: for policies that take a text.
+        timeout_s: for one inference of a policy server [s].
+        reconnect_timeout_s: for how long a lost connection to it is tried again [s].
         mapping: "observation" and "action", each what `ObservationMapping` and `ActionMapping` of `remote_env.policy`
             take as `given`; plain JSON.
     """
@@ -35,6 +38,8 @@ class PolicySpec:
     device: str = "cpu"
     chunk_size: int | None = None
     instruction: str = ""
+    timeout_s: float = 60.0
+    reconnect_timeout_s: float = 30.0
     mapping: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,6 +51,10 @@ class PolicySpec:
         size = self.chunk_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ConfigError(f"a policy's chunk_size is a number of actions from 1 on, or None for all; got {size!r}")
+        for name in ("timeout_s", "reconnect_timeout_s"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ConfigError(f"a policy's {name} is a number of seconds; got {value!r}")
         _check_mapping(self.mapping)
 
     def to_plain(self) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Board:
         words[_BUCKETS + bisect_left(STEP_BOUNDS_S, took_s)] += 1
         self._floats[_STEP_SECONDS] += took_s
         words[_STEPS] = self.steps
+        words[_RESETS] = self.resets
 
     def end(self) -> None:
         """Say that the simulator waits for work."""

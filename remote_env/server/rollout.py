@@ -6,13 +6,11 @@ Imported only where a task comes with a policy.
 from __future__ import annotations
 
 import itertools
-import re
 import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +22,13 @@ from remote_env.policy.policy import Policy
 from remote_env.policy.scripted import PREFIX, ScriptedPolicy
 from remote_env.protocol.stacking import copied, size_of, stack
 from remote_env.protocol.task import PolicySpec, TaskSpec
-from remote_env.server.backend import Backend, load_object
+from remote_env.server.backend import Backend
 from remote_env.server.board import Board
 from remote_env.server.error_text import error_text
 from remote_env.state import SceneLayout, SceneState
 
 WANTS = ("observation", "action", "reward", "state", "info", "frame")
 EPISODE = "rollout"  # a policy has one episode at a time here: its name is always this, and each begins with a reset
-_FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 
 
 def open_rollouts(task: TaskSpec, token: str | None, backend: Backend, board: Board) -> PolicyRunner:
@@ -62,17 +59,14 @@ def open_rollouts(task: TaskSpec, token: str | None, backend: Backend, board: Bo
 def _open(spec: PolicySpec, token: str | None, task: TaskSpec) -> Policy:
     if spec.source.startswith(PREFIX) and "model_dir" in task.kwargs:  # which came along where gym-aloha is not
         return ScriptedPolicy(spec.source, chunk_size=spec.chunk_size, model_dir=task.kwargs["model_dir"])
-    if _FACTORY.fullmatch(spec.source) and not Path(spec.source).exists():
-        policy = load_object(spec.source, f"policy={spec.source!r}")()
-        if not isinstance(policy, Policy):
-            raise ConfigError(f"policy={spec.source!r} made a {type(policy).__name__}; it must return a Policy")
-        return policy
     return open_policy(
         spec.source,
         dataset_id=spec.dataset_id,
         device=spec.device,
         chunk_size=spec.chunk_size,
         token=token,
+        timeout_s=spec.timeout_s,
+        reconnect_timeout_s=spec.reconnect_timeout_s,
         task=spec.instruction,
         log=lambda text: print(f"policy: {text}", flush=True),
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from leak_check import is_alive, marked_processes, wait_until
-from server_process import ROOT, ServerProcess, serving
+from server_process import ROOT, HandServer, ServerProcess, serving
 
 from remote_env import RemoteEnv
 from remote_env.errors import AuthError, ConfigError, ConnectError, InputError, ProtocolError
@@ -242,40 +242,6 @@ def test_something_else_listens(
 
 
 # By hand
-
-
-class HandServer:
-    """servers/task_server.py in a terminal."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
-        self.process = subprocess.Popen(
-            [sys.executable, "servers/task_server.py", "--port", str(self.port), *arguments],
-            cwd=ROOT,
-            env={**os.environ, **environment, "PYTHONPATH": str(ROOT / "tests")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def __enter__(self) -> HandServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-        self.output = self.process.communicate(timeout=15)[0]
-
-    def wait_listening(self) -> HandServer:
-        def answers() -> bool:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", self.port)) == 0
-
-        wait_until(answers, "task_server.py listens", 20)
-        return self
 
 
 def test_by_hand_with_its_own_token() -> None:
