@@ -207,6 +207,17 @@ def test_no_other_device_than_asked(folder: Path, device: str, message: str) -> 
         load_policy(folder, device=device)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_load_is_no_silent_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    # As of onnxruntime-gpu where CUDA's libraries are missing: it lists the provider and goes on without.
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    with pytest.raises(ConfigError, match="no working CUDAExecutionProvider here; it can use cpu"):
+        load_policy(folder, device="cuda:0")
+
+
 def test_wrong_calls_and_wrong_results(folder: Path) -> None:
     policy = load_policy(folder)
     with pytest.raises(InputError, match="lacks 'state'"):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from remote_env import policy
 from remote_env.errors import InputError
 from remote_env.policy import MetaAction, MetaObs
 from remote_env.policy.meta import split_observation, stack_observations
@@ -129,3 +130,10 @@ def test_plain_and_back() -> None:
 def test_wrong_actions_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MetaAction(**{"action": np.zeros(7), **fields})
+
+
+def test_every_public_name_is_there() -> None:
+    for name in policy.__all__:
+        assert getattr(policy, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Polecy'"):
+        policy.Polecy  # noqa: B018

@@ -85,5 +85,9 @@ def test_what_cannot_be_planned_is_a_policy_error() -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="scripted:aloha-transfer-cube, scripted:aloha-insertion"):
         load_policy("scripted:juggling")
+    with pytest.raises(ConfigError, match="runs on the CPU alone; run it with --device cpu"):
+        load_policy("scripted:aloha-insertion", device="cuda")
+    with pytest.raises(ConfigError, match="does not normalise"):
+        load_policy("scripted:aloha-insertion", dataset_id="mine")
     with pytest.raises(ConfigError, match="at least one action"):
         load_policy("scripted:aloha-insertion", chunk_size=0)
