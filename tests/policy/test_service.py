@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -279,6 +281,41 @@ def test_a_model_that_leaves_and_actions_that_are_none() -> None:
     assert ask(client, 1) == 1
 
 
+def test_an_interrupt_while_waiting_leaves_the_queue_in_order(pool: ThreadPoolExecutor) -> None:
+    policy, served, client, submit, running = busy(pool)
+
+    def interrupt() -> None:
+        wait_until(lambda: served.worker.waiting == 1, "the main thread waits")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = pool.submit(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask(served.client(), 1)
+    interrupting.result(5)
+    assert served.worker.waiting == 0
+    waiting = submit(2)
+    policy.gate.release()
+    policy.gate.release()
+    assert [running.result(5), waiting.result(5)] == [0, 2]
+    assert client.count == 2
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+def test_an_exception_without_text() -> None:
+    policy = EchoPolicy()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise Unprintable
+
+    policy.infer = fail  # type: ignore[method-assign]
+    with pytest.raises(PolicyError, match=r"raised Unprintable: \(its text cannot be had: TypeError\)"):
+        ask(Served(policy).client(), 0)
+
+
 def test_out_of_memory_comes_with_advice() -> None:
     policy = EchoPolicy()
 
@@ -369,6 +406,28 @@ def test_latest_drops_the_client_s_own_older_request(pool: ThreadPoolExecutor) -
     assert [running.result(5), newer.result(5)] == [0, 2]
 
 
+def test_a_client_that_goes_is_forgotten_by_a_full_server(pool: ThreadPoolExecutor) -> None:
+    policy = GatedPolicy(has_memory=True)
+    resets: list[Any] = []
+    policy.reset = resets.append  # type: ignore[method-assign,assignment]
+    served = Served(policy, max_queue=1)
+    client, other = served.client(), served.client()
+    policy.gate.release()
+    assert ask(client, 9, episodes=["x"]) == 9
+    assert policy.entered.acquire(timeout=5)
+    running = pool.submit(ask, other, 0)
+    assert policy.entered.acquire(timeout=5)
+    waiting = pool.submit(ask, other, 1)
+    wait_until(lambda: served.worker.waiting == 1, "it waits")
+    closing = pool.submit(client.close)
+    wait_until(lambda: served.worker.waiting == 2, "its reset waits, too")
+    policy.gate.release()
+    policy.gate.release()
+    closing.result(5)
+    assert [running.result(5), waiting.result(5)] == [0, 1]
+    assert resets == [["1/x"]]
+
+
 def test_refuse_refuses_the_new(pool: ThreadPoolExecutor) -> None:
     policy, served, client, submit, running = busy(pool, max_queue=1, queue_policy="refuse")
     older = submit(1)
@@ -418,8 +477,8 @@ def test_warm_up_is_no_request_and_its_failure_no_end() -> None:
     failing.infer = lambda observation, episode_ids: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     served = Served(failing)
     served.service.warm_up()
-    assert "the warm-up with zeros failed" in served.lines[-1]
-    assert "division by zero" in served.lines[-1]
+    assert len(served.lines) == 1
+    assert "not warmed up: the policy does not take zeros (the policy raised ZeroDivisionError" in served.lines[0]
 
 
 def test_bad_settings() -> None:

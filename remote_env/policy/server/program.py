@@ -16,15 +16,16 @@ from typing import Any, Protocol
 
 from remote_env.errors import ConfigError, RemoteEnvError
 from remote_env.policy.dialects import load_dialect
+from remote_env.policy.observation import describe_features
 from remote_env.policy.policy import Policy
 from remote_env.policy.server.connections import Connections
 from remote_env.policy.server.exposure import check_exposure, describe_clients, is_loopback
 from remote_env.policy.server.listener import Listener, show_place
 from remote_env.policy.server.log import Log
 from remote_env.policy.server.metrics import GpuReader, Readiness, read_metrics
+from remote_env.policy.server.runner import advise
 from remote_env.policy.server.service import PolicyService, ServeContext
 from remote_env.policy.server.settings import Endpoint, Settings, read_settings
-from remote_env.policy.server.worker import advise
 from remote_env.policy.token_file import MIN_TOKEN_LENGTH, remove_token, write_token
 from remote_env.protocol.handshake import new_token
 from remote_env.protocol.monitoring import answer_http, write_metrics
@@ -124,6 +125,7 @@ class Server:
     def _serve(self) -> None:
         places = self._bind()
         self._service = service = self._make_service()
+        self._describe(service)
         self._readiness.change("warming up")
         service.warm_up()
         for endpoint, listener in places:
@@ -241,6 +243,14 @@ class Server:
             for policy in policies:
                 policy.close()
             raise
+
+    def _describe(self, service: PolicyService) -> None:
+        metadata = service.metadata
+        rate = f" at {metadata.control_rate_hz:g} Hz" if metadata.control_rate_hz else ""
+        sizes = f"{metadata.chunk_size} × {metadata.action_size}"
+        self._log(f"it takes {describe_features(metadata)} and gives chunks of {sizes} actions{rate}")
+        if self._settings.max_batch > 1 and not metadata.batches:
+            self._log("--max_batch has no effect: this policy takes one observation at a time")
 
     def _load_on(self, device: str) -> Policy:
         settings, began = self._settings, time.monotonic()

@@ -7,45 +7,14 @@ it, as far as a batch may hold. One client alone thus pays for no hand-over betw
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import threading
-import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from remote_env.errors import InputError, PolicyError
+from remote_env.errors import PolicyError
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy
-from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
-
-
-class Job:
-    """One request: rows to infer, or episodes to reset.
-
-    Attributes:
-        owner: the client's number.
-        rows: B.
-        observation: feature name -> (B, …); None for a reset.
-        episodes: B names, or those to reset.
-        chunk: (B, K, D) once it ran.
-        error: what it ended with instead.
-        leads: it is woken to lead the next turn, not because it is done.
-        gate: held until it is woken; None while it never waited.
-    """
-
-    __slots__ = ("chunk", "episodes", "error", "gate", "leads", "observation", "owner", "rows", "started")
-
-    def __init__(self, owner: int, observation: ObservationBatch | None, episodes: Sequence[str]) -> None:
-        self.owner, self.observation, self.episodes, self.rows = owner, observation, episodes, len(episodes)
-        self.chunk: Chunk | None = None
-        self.error: Exception | None = None
-        self.gate: threading.Lock | None = None
-        self.leads = False
-        self.started = time.perf_counter()
+from remote_env.policy.server.histogram import Histogram
+from remote_env.policy.server.runner import Job, Runner
 
 
 class Worker:
@@ -72,8 +41,7 @@ class Worker:
         queue_policy: str,
         wait_timeout_s: float,
     ) -> None:
-        self.policy, self.metadata = policy, policy.metadata
-        self._log = log
+        self._runner, self.metadata = Runner(policy, log), policy.metadata
         self._max_batch = max_batch if self.metadata.batches else 1
         self._max_wait_s, self._max_queue, self._queue_policy = max_wait_s, max_queue, queue_policy
         self._wait_timeout_s = wait_timeout_s
@@ -83,18 +51,27 @@ class Worker:
         self._missing_rows = 0  # that the leader waits for
         self._enough: threading.Lock | None = None  # released when they are there
         self.closed = False
-        self._last_traceback = ""
         self.clients = 0  # that are bound to this worker
-        self._clear_counts()
 
-    def _clear_counts(self) -> None:
-        self.latencies, self.batches = Histogram(LATENCY_BOUNDS_S), Histogram(BATCH_BOUNDS)
+    @property
+    def latencies(self) -> Histogram:
+        """Seconds from each request's coming to its answer."""
+        return self._runner.latencies
+
+    @property
+    def batches(self) -> Histogram:
+        """Rows of each inference."""
+        return self._runner.batches
 
     def warm_up(self, observation: ObservationBatch) -> None:
-        """Infer one row for nobody, uncounted. Raises as `infer`."""
-        self.infer(0, observation, ["warm-up"])
-        self.reset(0, ["warm-up"])
-        self._clear_counts()
+        """Infer one row for nobody, uncounted, its failure unlogged. Raises as `infer`."""
+        self._runner.is_quiet = True
+        try:
+            self.infer(0, observation, ["warm-up"])
+        finally:
+            self.reset(0, ["warm-up"])
+            self._runner.is_quiet = False
+            self._runner.clear_counts()
 
     @property
     def waiting(self) -> int:
@@ -123,7 +100,7 @@ class Worker:
         if not self._turn.acquire(timeout=timeout_s):
             return False
         self._turn.release()  # for whoever closes again
-        self.policy.close()
+        self._runner.policy.close()
         return True
 
     # Turns
@@ -144,7 +121,7 @@ class Worker:
         """Wait behind the others; the mutex is held."""
         if self.closed:
             raise _stopping()
-        if len(self._queue) >= self._max_queue:
+        if job.observation is not None and len(self._queue) >= self._max_queue:  # a reset always finds room
             self._make_room(job)
         job.gate = threading.Lock()
         job.gate.acquire()
@@ -166,28 +143,36 @@ class Worker:
         _answer(older, error=PolicyError(message))
 
     def _wait(self, job: Job) -> None:
+        """Sleep until the request is done, or its turn to lead."""
         assert job.gate is not None  # noqa: S101  it was given one in the queue
-        if job.gate.acquire(timeout=self._wait_timeout_s):
-            return
-        with self._mutex:
-            if job not in self._queue:  # woken, or taken along, in this very moment
-                is_taken = True
-            else:
-                is_taken = False
-                self._queue.remove(job)
-        if is_taken and job.gate.acquire(timeout=self._wait_timeout_s):
-            return
+        try:
+            if job.gate.acquire(timeout=self._wait_timeout_s):
+                return
+            if not self._leave_queue(job) and job.gate.acquire(timeout=self._wait_timeout_s):
+                return  # it was taken along in that very moment
+        except BaseException:  # Ctrl-C in a main thread
+            if not self._leave_queue(job) and job.gate.acquire(timeout=self._wait_timeout_s) and job.leads:
+                self._pass_on()
+            raise
         raise PolicyError(f"the policy has been busy with other requests for {self._wait_timeout_s:g} s; ask again")
+
+    def _leave_queue(self, job: Job) -> bool:
+        """Wait no longer; False when its turn has come by now."""
+        with self._mutex:
+            is_waiting = job in self._queue
+            if is_waiting:
+                self._queue.remove(job)
+        return is_waiting
 
     def _lead(self, job: Job) -> None:
         turn = [job]
         try:
             if job.observation is None:
-                self._reset(job)
+                self._runner.reset(job)
             else:
                 if self._max_batch > 1:
                     turn += self._take_along(job)
-                self._run(turn)
+                self._runner.run(turn)
         finally:
             self._pass_on()
             for other in turn[1:]:
@@ -238,81 +223,6 @@ class Worker:
         with self._mutex:
             self._enough = None
 
-    # The policy itself: one thread at a time is here
-
-    def _reset(self, job: Job) -> None:
-        try:
-            self.policy.reset(job.episodes)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a model may raise anything
-            job.error = self._explain(error)
-
-    def _run(self, turn: list[Job]) -> None:
-        try:
-            self._infer(turn)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a model may raise anything
-            if len(turn) > 1 and not self.metadata.has_memory:
-                for job in turn:  # one client's poison must not hurt the others
-                    self._run([job])
-                return
-            explained = self._explain(error)
-            for job in turn:
-                job.error = copy.copy(explained)
-        now = time.perf_counter()
-        for job in turn:
-            self.latencies.add(now - job.started)
-
-    def _infer(self, turn: list[Job]) -> None:
-        job = turn[0]
-        if len(turn) == 1:
-            self.batches.add(job.rows)
-            job.chunk = self._checked(job)
-            return
-        whole = _join(turn)
-        self.batches.add(whole.rows)
-        chunk, start = self._checked(whole), 0
-        for job in turn:
-            job.chunk = chunk[start : start + job.rows].copy()
-            start += job.rows
-
-    def _checked(self, job: Job) -> Chunk:
-        """The policy's chunk for these rows, once it is known to be one."""
-        observation = job.observation or {}
-        if job.rows > 1 and not self.metadata.batches:
-            chunk = np.concatenate([self._call(*row) for row in _rows(observation, job.episodes)])
-        else:
-            chunk = self._call(observation, job.episodes)
-        size = self.metadata.action_size
-        if chunk.ndim != 3 or chunk.shape[0] != job.rows or chunk.shape[2] != size or not chunk.shape[1]:
-            raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({job.rows}, K, {size})")
-        if not np.isfinite(chunk).all():
-            raise PolicyError("the policy gave actions that are not finite (NaN or infinity); none of them is sent")
-        return chunk
-
-    def _call(self, observation: ObservationBatch, episodes: Sequence[str]) -> Chunk:
-        return np.ascontiguousarray(self.policy.infer(observation, episode_ids=episodes), dtype=np.float32)
-
-    def _explain(self, error: BaseException) -> Exception:
-        """The error for the client; the log gets the cause, and its traceback once."""
-        if isinstance(error, InputError):
-            return error
-        trace = getattr(error, "remote_traceback", "") or traceback.format_exc()
-        with contextlib.suppress(Exception):
-            self._log(f"the policy failed: {type(error).__name__}: {error}")
-        if trace != self._last_traceback:
-            self._last_traceback = trace
-            self._log(trace.rstrip())
-        if isinstance(error, PolicyError):
-            return PolicyError(str(error), remote_traceback=trace)
-        message = f"the policy raised {type(error).__name__}: {error}{advise(error)}"
-        return PolicyError(message, remote_traceback=trace)
-
-
-def advise(error: BaseException) -> str:
-    """What to do about an error of a model, where that is known."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "; free memory (nvidia-smi shows who holds a GPU's), lower --max_batch, or choose another --device"
-    return ""
-
 
 def _is_replaced(older: Job, newer: Job) -> bool:
     return older.owner == newer.owner and older.observation is not None and newer.observation is not None
@@ -330,22 +240,3 @@ def _stopping() -> PolicyError:
 
 def _interrupted() -> PolicyError:
     return PolicyError("the policy was interrupted; ask again")
-
-
-def _join(jobs: Sequence[Job]) -> Job:
-    """One request with the rows of all; texts are lists, everything else is an array."""
-    observations = [job.observation or {} for job in jobs]
-    joined: dict[str, Any] = {}
-    for name in observations[0]:
-        parts = [observation[name] for observation in observations]
-        if isinstance(parts[0], np.ndarray):
-            joined[name] = np.concatenate(parts)
-        else:
-            joined[name] = [text for part in parts for text in part]
-    return Job(0, joined, [name for job in jobs for name in job.episodes])
-
-
-def _rows(observation: ObservationBatch, episodes: Sequence[str]) -> Iterator[tuple[ObservationBatch, Sequence[str]]]:
-    """Each row as a batch of one."""
-    for row, episode in enumerate(episodes):
-        yield {name: value[row : row + 1] for name, value in observation.items()}, [episode]
