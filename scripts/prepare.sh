@@ -119,6 +119,9 @@ case "$job" in
         install_all
         make_environment .venv "$python" -e '.[dev]'
         make_environment .venv-far "$(find_other_python)" numpy gymnasium 'mujoco<3.9'
+        # openpi's own client, unmodified; it does not name typing_extensions, and wants numpy 1, which is not for 3.13.
+        openpi="$(find_version 3.11 || find_version 3.12 || find_version 3.10 || find_python)"
+        make_environment .venv-openpi "$openpi" 'openpi-client==0.1.2' typing_extensions
         ;;
     docs)
         install_all
