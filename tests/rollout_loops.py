@@ -1,7 +1,10 @@
-"""The loop that a rollout stands for, run here: what its numbers have to equal bit by bit."""
+"""For tests of rollouts: the loop that one stands for, run here, and something that happens in the middle of one."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,3 +57,23 @@ def assert_same(ours: Rollout, theirs: Rollout) -> None:
         one, other = getattr(ours, name), getattr(theirs, name)
         assert (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes()), name
     assert not ours.infos or ours.infos == theirs.infos
+
+
+class Meanwhile:
+    """Has something done, once, as soon as a file exists: in the main thread, whatever that waits for."""
+
+    def __init__(self, mark: Path, deed: Callable[[], object]) -> None:
+        self._mark, self._deed = mark, deed
+
+    def _look(self, *_: object) -> None:
+        if self._mark.exists():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._deed()
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGALRM, self._look)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)

@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from leak_check import is_alive, wait_until
-from rollout_loops import assert_same, local_rollout
+from leak_check import wait_until
+from rollout_loops import Meanwhile, assert_same, local_rollout
 from tasks_for_tests.policies import Swing
 
 from remote_env import RemoteEnv
@@ -326,19 +326,8 @@ def test_a_late_slice_is_explained_and_settled(waiting: tuple[RemoteEnv, Path, P
 
 def test_ctrl_c_stops_it_and_reset_goes_on(waiting: tuple[RemoteEnv, Path, Path]) -> None:
     env, gate, mark = waiting
-
-    def interrupt(*_: object) -> None:
-        if mark.exists():
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-        with pytest.raises(KeyboardInterrupt):
-            env.rollout(4)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with Meanwhile(mark, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        env.rollout(4)
     gate.touch()
     wait_until(lambda: env.status()["state"] == "ready", "the slice ends by itself")
     assert env.rollout(2)[0].actions[:, 0].tolist() == [1, 1]
@@ -347,19 +336,8 @@ def test_ctrl_c_stops_it_and_reset_goes_on(waiting: tuple[RemoteEnv, Path, Path]
 def test_a_simulator_killed_in_mid_slice(waiting: tuple[RemoteEnv, Path, Path]) -> None:
     env, gate, mark = waiting
     pid = env.status()["pid"]
-
-    def kill(*_: object) -> None:
-        if mark.exists() and is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
-
-    before = signal.signal(signal.SIGALRM, kill)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-        with pytest.raises(SessionLost, match="SIGKILL in rollout"):
-            env.rollout(4)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with Meanwhile(mark, lambda: os.kill(pid, signal.SIGKILL)), pytest.raises(SessionLost, match="SIGKILL in rollout"):
+        env.rollout(4)
     gate.touch()
     assert env.rollout(2)[0].steps == 2
 
