@@ -79,6 +79,8 @@ def _add_how_flags(parser: argparse.ArgumentParser, defaults: EvaluationConfig) 
     add("--max_batch", type=int, metavar="N", help="of a checkpoint: environments inferred together (default 1)")
     add("--token", metavar="TOKEN", help="of a policy server that wants one; better in REMOTE_ENV_TOKEN")
     add("--timeout_s", type=float, metavar="S", help=f"for one inference (default {defaults.timeout_s:g})")
+    text = f"how long a policy server that is gone is looked for (default {defaults.reconnect_timeout_s:g})"
+    add("--reconnect_timeout_s", type=float, metavar="S", help=text)
     add(
         "--episode_timeout_s", type=float, metavar="S", help=f"for one episode (default {defaults.episode_timeout_s:g})"
     )

@@ -55,7 +55,8 @@ class EvaluationConfig:
             quicker on a GPU and may change low bits.
         token: of a policy server that wants one; None looks where clients look.
         timeout_s: for one inference, and to reach the policy server [s].
-        episode_timeout_s: for one episode [s].
+        reconnect_timeout_s: how long a policy server that is gone is looked for [s].
+        episode_timeout_s: for one episode; then its worker is ended and another tries once more [s].
     """
 
     model: str = DEFAULT_MODEL
@@ -82,6 +83,7 @@ class EvaluationConfig:
     max_batch: int = 1
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 60.0
+    reconnect_timeout_s: float = 30.0
     episode_timeout_s: float = 1800.0
 
     @classmethod
@@ -273,5 +275,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_batch": whole_number,
     "token": _optional(_text),
     "timeout_s": positive_number,
+    "reconnect_timeout_s": positive_number,
     "episode_timeout_s": positive_number,
 }

@@ -35,7 +35,7 @@ WRITTEN = (
 # What may differ when an evaluation is continued: it does not change what an episode is.
 NOT_IDENTITY = frozenset(
     {"model", "envs", "num_rollout", "num_envs", "use_spawn", "output_dir", "verbose", "device", "begin", "video"}
-    | {"token", "timeout_s", "episode_timeout_s", "mapping"}
+    | {"token", "timeout_s", "reconnect_timeout_s", "episode_timeout_s", "mapping"}
 )
 
 

@@ -82,6 +82,7 @@ def open_model(config: EvaluationConfig, stack: contextlib.ExitStack, log: Calla
         chunk_size=config.chunk_size if isinstance(where, str) else None,
         token=config.token,
         timeout_s=config.timeout_s,
+        reconnect_timeout_s=config.reconnect_timeout_s,
         task=config.task,
         log=log,
     )

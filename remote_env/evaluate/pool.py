@@ -18,6 +18,7 @@ from remote_env.evaluate.worker import WorkerSetup, work
 
 ATTEMPTS = 2  # how often an episode may take its worker along
 ENDING_S = 5.0  # for a worker to close its environment; then it is killed
+REAPING_S = 2.0  # for the system to say how a process ended
 TAIL_LINES = 8
 
 
@@ -123,9 +124,9 @@ class WorkerPool:
         """Take a worker that died or hangs off the list, and its episode back onto the list of what is to do."""
         late = member.process.is_alive() and time.monotonic() >= member.deadline
         self._members.remove(member)
-        _end([member], 0.0)
+        (exitcode,) = _end([member], 0.0 if late else REAPING_S)
         what = f"{plan.env}, episode {plan.index} (seed {plan.seed})"
-        why = f"took longer than {self._setup.config.episode_timeout_s:g} s" if late else _why(member.process.exitcode)
+        why = f"took longer than {self._setup.config.episode_timeout_s:g} s" if late else _why(exitcode)
         if self._attempts[plan.key] >= ATTEMPTS:
             kind = DeadlineExceeded if late else TaskError
             raise kind(f"{what}: the worker {why}, {ATTEMPTS} times. {self._tail()}")
@@ -161,8 +162,8 @@ def _why(exitcode: int | None) -> str:
     return f"ended with status {exitcode}"
 
 
-def _end(members: list[_Member], patience_s: float) -> None:
-    """End these processes and reap them."""
+def _end(members: list[_Member], patience_s: float) -> list[int | None]:
+    """End these processes and reap them; their exit codes."""
     for member in members:
         member.pipe.close()
         if member.plan is not None and member.process.is_alive():
@@ -173,4 +174,7 @@ def _end(members: list[_Member], patience_s: float) -> None:
         if member.process.is_alive():
             member.process.kill()
         member.process.join()
+    codes = [member.process.exitcode for member in members]
+    for member in members:
         member.process.close()
+    return codes

@@ -130,6 +130,7 @@ class _Worker:
                 chunk_size=config.chunk_size,
                 token=self._setup.token,
                 timeout_s=config.timeout_s,
+                reconnect_timeout_s=config.reconnect_timeout_s,
                 task=config.task,
                 log=lambda text: print(text, flush=True),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from multiprocessing import forkserver, util
+from pathlib import Path
 
 import pytest
 from leak_check import isolated_home, no_leaks
@@ -16,8 +17,10 @@ util.get_temp_dir()  # multiprocessing's own, which is removed when the interpre
 
 
 @pytest.fixture(scope="module", autouse=True)
-def fork_server(isolated_home: object) -> Iterator[None]:
+def fork_server(isolated_home: Path) -> Iterator[None]:
     """What lives as long as the interpreter: multiprocessing's fork server, one for each home, and fonts."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MPLCONFIGDIR", str(isolated_home / "matplotlib"))
     forkserver.set_forkserver_preload(["remote_env.evaluate.worker"])
     forkserver.ensure_running()
     figure = Figure()
@@ -25,3 +28,4 @@ def fork_server(isolated_home: object) -> Iterator[None]:
     figure.savefig(io.BytesIO())
     yield
     forkserver._forkserver._stop()
+    patch.undo()
