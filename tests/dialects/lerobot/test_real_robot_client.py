@@ -19,7 +19,9 @@ def check_episode(client: Program, server: Program, folder: Path, name: str = "r
     client.wait()
     report: dict[str, object] = json.loads((folder / f"{name}.json").read_text())
     assert report["steps"] == EPISODE_STEPS, client.log
-    assert "Error" not in re.sub(r"KeyboardInterrupt.*", "", client.log), client.log
+    errors = [line for line in client.log.splitlines() if line.startswith(("ERROR", "WARNING"))]
+    assert all("Error receiving actions" in line for line in errors[:1]), client.log  # of the call that its end cancels
+    assert len(errors) <= 1, client.log
     server.wait_for("requests in total")
     return report
 
