@@ -20,7 +20,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
-import re
 import socket
 import time
 import traceback
@@ -149,9 +148,7 @@ class _Conversation:
         self._link.send(reply, time.monotonic() + SEND_TIMEOUT_S)
 
     def _answer(self, data: bytes | str, began: float) -> bytes:
-        observation = decode(data) if isinstance(data, bytes) else None
-        if not isinstance(observation, dict) or not all(isinstance(name, str) for name in observation):
-            raise ProtocolError("an observation is a binary message that holds a map with texts as keys")
+        observation = read_observation(data)
         episode = observation.pop(EPISODE_KEY, "")
         if not isinstance(episode, str):
             raise InputError(f"{EPISODE_KEY} names an episode by a text; got {type(episode).__name__}")
@@ -183,6 +180,14 @@ class _Conversation:
     def _log(self, line: str) -> None:
         if not self._context.stopping.is_set():
             self._context.log(f"Client #{self._client.number}: {line}")
+
+
+def read_observation(data: bytes | str) -> dict[str, Any]:
+    """The observation in a message; ProtocolError when there is none in it."""
+    observation = decode(data) if isinstance(data, bytes) else None
+    if not isinstance(observation, dict) or not all(isinstance(name, str) for name in observation):
+        raise ProtocolError("an observation is a binary message that holds a map with texts as keys")
+    return observation
 
 
 def to_arrays(value: Any) -> Any:
@@ -407,6 +412,8 @@ def _row(observation: ObservationBatch, row: int, keys: Mapping[str, str]) -> di
 
 
 def _cause(text: str) -> str:
-    """A traceback's last part: the exception and what it says, which may be several lines."""
-    starts = list(re.finditer(r"^[A-Za-z_][\w.]*(?=:|$)", text.strip(), re.MULTILINE))
-    return text.strip()[starts[-1].start() :] if starts else text.strip()
+    """What a traceback ends with: the exception and what it says, which may be several lines."""
+    lines = text.strip().rpartition("Traceback (most recent call last):\n")[2].split("\n")
+    while len(lines) > 1 and lines[0].startswith(" "):
+        del lines[0]
+    return "\n".join(lines)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake
+from websockets.exceptions import InvalidHandshake, PayloadTooBig
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import Protocol
+from websockets.protocol import Protocol, State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
@@ -21,7 +21,6 @@ from remote_env.errors import AuthError, ConnectError, ConnectionLost, MessageTo
 from remote_env.transport import SocketTransport
 
 _PIECE = 256 << 10
-_MAX_RESPONSE = 64 << 10
 MAX_FRAGMENTS = 100_000
 
 
@@ -98,16 +97,20 @@ class WebSocketLink:
     def _read(self, deadline: float) -> None:
         if self._protocol.parser_exc is not None or self._protocol.close_expected():
             self._raise_closed()
-        size = self._transport.recv_some_into(self._piece, deadline)
-        self._protocol.receive_data(bytes(self._piece[:size]))
-        self._flush(deadline)
+        try:
+            size = self._transport.recv_some_into(self._piece, deadline)
+        except ConnectionLost:
+            if self._protocol.state is not State.CONNECTING:
+                raise
+            self._protocol.receive_eof()  # the end of an HTTP response that did not say how long it is
+        else:
+            self._protocol.receive_data(bytes(self._piece[:size]))
+            self._flush(deadline)
         self._frames += self._protocol.events_received()  # type: ignore[arg-type]  # requests and responses too
         if not self._frames and self._protocol.parser_exc is not None:
             self._raise_closed()
 
     def _raise_closed(self) -> None:
-        from websockets.exceptions import PayloadTooBig
-
         error = self._protocol.parser_exc
         if isinstance(error, PayloadTooBig):
             raise MessageTooBig(f"a WebSocket message is too big: {error}")
@@ -205,7 +208,7 @@ def _connect(
         request.headers[name] = value
     protocol.send_request(request)
     link._flush(deadline)
-    while protocol.handshake_exc is None and protocol.state.name == "CONNECTING":
+    while protocol.handshake_exc is None and protocol.state is State.CONNECTING:
         link._read(deadline)
     response = link._frames.pop(0) if link._frames else None
     if protocol.handshake_exc is not None:
@@ -214,8 +217,12 @@ def _connect(
 
 
 def _refusal(error: Exception, response: object, host: str, port: int) -> ConnectError:
-    status = response.status_code if isinstance(response, Response) else 0
-    body = bytes(response.body or b"")[:300].decode(errors="replace").strip() if isinstance(response, Response) else ""
+    if not isinstance(response, Response):
+        return ConnectError(
+            f"{host}:{port} closed, or said something else, instead of opening a WebSocket; does it speak openpi?"
+        )
+    status = response.status_code
+    body = bytes(response.body or b"")[:300].decode(errors="replace").strip()
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return AuthError(f"{host}:{port} refused this client ({status}): {body or error}")
     what = error if isinstance(error, InvalidHandshake) else type(error).__name__
