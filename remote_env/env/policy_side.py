@@ -10,7 +10,7 @@ import gymnasium
 
 from remote_env.env.life import Life
 from remote_env.env.progress import show_rollouts
-from remote_env.env.rollouts import ONE_STEP, Plan, Rollout, RolloutStatus
+from remote_env.env.rollouts import ONE_STEP, Pace, Plan, Rollout, RolloutStatus
 from remote_env.session import Session
 
 
@@ -21,6 +21,7 @@ class PolicySide(gymnasium.Env[Any, Any]):
     _step_timeout_s: float
     _reset_timeout_s: float
     _capture_state: bool
+    _pace: Pace  # of all rollouts: what one has learnt of the link serves the next
 
     @abc.abstractmethod
     def _running(self) -> Session:
@@ -106,7 +107,9 @@ class PolicySide(gymnasium.Env[Any, Any]):
         """As `rollout`, each episode as soon as it has ended; nothing runs before it is asked for."""
         plan = Plan.of(n_steps, n_episodes, seed, options, want, chunk_size, max_episode_steps)
         timeouts_s = self._step_timeout_s, self._reset_timeout_s
-        return show_rollouts(plan, self._begin, timeouts_s, self._life.task.label, on_progress, show=progress)
+        return show_rollouts(
+            plan, self._begin, timeouts_s, self._pace, self._life.task.label, on_progress, show=progress
+        )
 
     def step_policy(self) -> tuple[Any, Any, Any, bool, bool, dict[str, Any]]:
         """Let the policy beside the simulator act once: on the last observation, or by the next action of its chunk.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from remote_env.env.rollouts import Plan, Rollout, Rollouts, RolloutStatus
+from remote_env.env.rollouts import Pace, Plan, Rollout, Rollouts, RolloutStatus
 from remote_env.errors import DeadlineExceeded, StartError
 from remote_env.protocol.log_text import clean, last_line
 from remote_env.session import Session
@@ -144,6 +144,7 @@ def show_rollouts(
     plan: Plan,
     begin: Callable[[int | None], Session],
     timeouts_s: tuple[float, float],
+    pace: Pace,
     what: str,
     on_progress: Callable[[RolloutStatus], None] | None,
     *,
@@ -157,7 +158,7 @@ def show_rollouts(
             if on_progress is not None:
                 on_progress(status)
 
-        yield from Rollouts(plan, begin, timeouts_s, tell).run()
+        yield from Rollouts(plan, begin, timeouts_s, tell, pace).run()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from remote_env.env.life import Life
 from remote_env.env.places import Place
 from remote_env.env.policy_side import PolicySide
 from remote_env.env.processes import Processes
+from remote_env.env.rollouts import Pace
 from remote_env.env.task import LocalFolder, PolicyChoice, TaskChoice
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError, Unsupported
@@ -161,6 +162,7 @@ class RemoteEnv(PolicySide):
         self._arguments = Arguments(**{name: given[name] for name in Arguments.names()})
         self._step_timeout_s, self._reset_timeout_s = step_timeout_s, reset_timeout_s
         self._capture_state = capture_state
+        self._pace = Pace()
         self._spec: EnvSpec | None = None
         self.render_mode = render_mode
         self._life = Life(self._arguments, self._choose_task())
@@ -341,7 +343,10 @@ class RemoteEnv(PolicySide):
         self._running().set_state(state, self._step_timeout_s)
 
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
-        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
+        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none.
+
+        Of a rollout cut short it is the last transition that ran, if observations were wanted.
+        """
         session = self._life.session
         return None if session is None else session.resume(self._step_timeout_s)
 

@@ -188,6 +188,7 @@ class Rollouts:
         begin: given a seed, the session in which the next episode begins.
         timeouts_s: for a slice that goes on, and for one that begins with a reset, besides its own time [s].
         tell: told how far it is, after each slice.
+        pace: learnt from the slices before.
     """
 
     def __init__(
@@ -196,10 +197,10 @@ class Rollouts:
         begin: Callable[[int | None], Session],
         timeouts_s: tuple[float, float],
         tell: Callable[[RolloutStatus], None],
+        pace: Pace,
     ) -> None:
-        self._plan, self._begin, self._tell = plan, begin, tell
+        self._plan, self._begin, self._tell, self._pace = plan, begin, tell, pace
         self._step_timeout_s, self._reset_timeout_s = timeouts_s
-        self._pace = Pace()
         self._episodes = self._successes = self._steps = 0
         self._began = time.monotonic()
 

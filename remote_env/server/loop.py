@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from remote_env.errors import (
     ConfigError,
@@ -43,16 +40,6 @@ MAX_ERROR_TEXT = 64 << 10
 _NAMED = (InputError, Unsupported, ConfigError, PolicyError)
 _STEP = CALL_NUMBERS["step"]
 _STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
-
-
-def server_facts() -> dict[str, Any]:
-    """Versions and kind of this interpreter, which the client compares with its own."""
-    import gymnasium
-
-    facts = {"python": platform.python_version(), "numpy": np.__version__, "gymnasium": gymnasium.__version__}
-    if "mujoco" in sys.modules:
-        facts["mujoco"] = sys.modules["mujoco"].__version__
-    return {**facts, "machine": platform.machine(), "hostname": platform.node(), "executable": sys.executable}
 
 
 class SimulatorLoop:

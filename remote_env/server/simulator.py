@@ -104,7 +104,8 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     _import_package()
     from remote_env.protocol.task import TaskSpec
     from remote_env.server.backend import load_backend
-    from remote_env.server.loop import SimulatorLoop, server_facts
+    from remote_env.server.facts import server_facts
+    from remote_env.server.loop import SimulatorLoop
 
     task = TaskSpec.from_plain(settings["task"])
     env = task.env if task.pickled is None else _unpickle(task)

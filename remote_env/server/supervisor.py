@@ -158,7 +158,7 @@ class Supervisor:
         ready = {**facts, "listen": listen, "python": python, "protocol": frames.VERSION}
         write_atomically(self.folder / "ready.json", ready)
         self._is_announced = True
-        self._say(f"serving {self._label()} at {listen.get('unix') or '{}:{}'.format(*listen['tcp'])}")
+        self._say(f"serving {self._full_label()} at {listen.get('unix') or '{}:{}'.format(*listen['tcp'])}")
 
     def _describe(self) -> dict[str, Any]:
         """What this user's clients find the server by, and what they choose it by."""
@@ -166,7 +166,7 @@ class Supervisor:
             "token": self.settings["token"],
             "session_folder": str(self.folder),
             "id": self.folder.name,
-            "task_label": self._label(),
+            "task_label": self._full_label(),
             "digest": self.settings.get("digest", ""),
             "setup": self.settings.get("setup", ""),
             "started": time.time(),
@@ -178,6 +178,10 @@ class Supervisor:
 
     def _label(self) -> str:
         return str(self.settings["task"]["env"])
+
+    def _full_label(self) -> str:
+        policy = self.settings["task"].get("policy")
+        return self._label() + (f" with {Path(policy['source']).name}" if policy else "")
 
     def _say(self, text: str) -> None:
         shown = f"{time.strftime('%H:%M:%S')} {text}".encode("ascii", "backslashreplace").decode()

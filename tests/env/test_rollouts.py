@@ -137,7 +137,9 @@ def test_states_and_infos_come_with_each_step(shared: RemoteEnv) -> None:
 
 def test_slices_change_nothing(pendulum: RemoteEnv, shared: RemoteEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pace, "note", lambda *_: None)
-    monkeypatch.setattr("remote_env.env.rollouts.FIRST_SLICE_S", 0.0)
+    for env in (pendulum, shared):
+        monkeypatch.setattr(env, "_pace", Pace())
+        env._pace.time_s = 0.0
     told: list[RolloutStatus] = []
     assert_same(pendulum.rollout(seed=8, on_progress=told.append)[0], swing_here(8))
     assert [status.episode_steps for status in told] == [1, 2, 3, 4, 5, 6, 0]  # one step each, and the end
@@ -389,3 +391,23 @@ def test_the_policy_is_part_of_what_makes_an_environment() -> None:
 def test_a_rollout_in_words(pendulum: RemoteEnv) -> None:
     [rollout] = pendulum.rollout(3, seed=4)
     assert repr(rollout).startswith("<Rollout seed=4, 3 steps, cut, reward -")
+
+
+def test_slices_are_as_long_as_the_way_is_to_cost_little_and_never_so_long_that_nothing_shows() -> None:
+    pace = Pace()
+    pace.note(0.3002, 0.3)  # the same machine
+    assert pace.time_s == 0.1
+    pace.note(0.34, 0.3)  # a round trip of 40 ms
+    assert pace.time_s == pytest.approx(0.8)
+    pace.note(0.5, 0.3)
+    assert pace.time_s == pytest.approx(0.8)  # with its way a second
+    pace.note(9.0, 0.3)
+    assert pace.time_s == 0.1
+    size = pace.size_bytes
+    for _ in range(20):
+        pace.note(2.3, 0.3)  # replies are too large for this link
+    assert pace.size_bytes < size
+    assert pace.size_bytes == 256 << 10
+    for _ in range(20):
+        pace.note(0.31, 0.3)
+    assert pace.size_bytes == 32 << 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -30,3 +32,21 @@ def test_a_client_that_announces_a_payload_and_stalls_costs_its_link_and_not_the
     assert "the data connection ended" in capfd.readouterr().out
     backend.close()
     board.close()
+
+
+def modules_after(imports: str) -> set[str]:
+    """What an interpreter of its own has loaded after these imports."""
+    code = f"import sys\n{imports}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.split())
+
+
+def test_a_simulator_without_a_policy_imports_nothing_of_that_room() -> None:
+    loaded = modules_after("from remote_env.server import facts, gymnasium_backend, loop, simulator, supervisor")
+    assert not [name for name in loaded if name.startswith("remote_env.policy") or name == "remote_env.server.rollout"]
+
+
+def test_what_opens_a_policy_needs_no_package_of_the_client_s_and_none_that_only_some_policies_need() -> None:
+    loaded = modules_after("import remote_env.server.rollout")
+    needless = {"onnxruntime", "torch", "yaml", "rich", "websockets", "grpc", "zstandard", "simplejpeg", "paramiko"}
+    assert not needless & loaded
