@@ -6,7 +6,6 @@ own memory; everything else (texts, coded images, arrays of another kind) crosse
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,15 +16,13 @@ from remote_env.errors import MessageTooBig, ProtocolError
 from remote_env.protocol import codec, frames
 from remote_env.protocol.coding import decode_array, is_coded
 from remote_env.protocol.layout import LARGE_ARRAY_SIZE, byte_view
+from remote_env.protocol.repeated_inference import CHUNK, FLOAT32, ROWS, Leaf, RepeatedRequest, RepeatedResult
 
-_ROWS = struct.Struct("<I")
-_CHUNK = struct.Struct("<IId")  # rows, actions per row, seconds
 MAX_ROWS = 1 << 16
-_FLOAT32 = np.dtype("<f4")
 
 
 class Request(NamedTuple):
-    """An INFER that is ready to be sent, but for its header.
+    """A frame that is ready to be sent, but for its header.
 
     Attributes:
         frame: room for the header, then the body.
@@ -40,16 +37,11 @@ class Request(NamedTuple):
     @property
     def payload_size(self) -> int:
         """In bytes."""
-        return sum(map(len, self.payload))
+        return sum(map(len, self.payload)) if self.payload else 0
 
-
-class _Leaf(NamedTuple):
-    """One feature of fixed shape."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    row_bytes: int
+    def seal(self, kind: int, sequence: int, acknowledged: int) -> None:
+        """Write the header; MessageTooBig as `finish_frame`."""
+        frames.finish_frame(self.frame, kind, self.flags, 0, sequence, acknowledged, self.payload_size)
 
 
 class InferCodec:
@@ -59,6 +51,10 @@ class InferCodec:
         arrays: feature name -> dtype and shape without the batch, of those that are arrays, in the metadata's order.
         action_size: D, how many numbers an action has.
         max_message_bytes: of the arrays of one message.
+        has_others: whether the policy has features that are no arrays.
+
+    Attributes:
+        arrays: how many features are arrays.
     """
 
     def __init__(
@@ -66,10 +62,13 @@ class InferCodec:
         arrays: Mapping[str, tuple[str, Sequence[int]]],
         action_size: int,
         max_message_bytes: int = frames.MAX_PAYLOAD_SIZE,
+        *,
+        has_others: bool = False,
     ) -> None:
         self._leaves = [_leaf(name, dtype, shape) for name, (dtype, shape) in arrays.items()]
         self._fixed_names = frozenset(arrays)
-        self._action_size = action_size
+        self.arrays = len(arrays)
+        self._action_size, self._has_others = action_size, has_others
         self._limits = codec.Limits(max_payload_bytes=max_message_bytes, max_array_bytes=max_message_bytes)
         self._tail: tuple[bytes, tuple[str, ...]] = (b"", ())  # the last one read, which is likely the next
 
@@ -84,7 +83,7 @@ class InferCodec:
             InputError: something inside cannot cross; nothing was sent.
         """
         rows = len(episode_ids)
-        parts: list[bytes] = [_ROWS.pack(rows)]
+        parts: list[bytes] = [ROWS.pack(rows)]
         payload: list[memoryview] = []
         for name, dtype, shape, row_bytes in self._leaves:
             value = observation.get(name)
@@ -104,6 +103,21 @@ class InferCodec:
         tail, more = codec.encode(rest, where="observation")
         frame += tail
         return Request(frame, frames.FIXED | frames.TAIL, [*payload, *more])
+
+    def repeat(
+        self, frame: bytearray, flags: int, payload_size: int, episodes: Sequence[str]
+    ) -> RepeatedRequest | None:
+        """For further requests like this one, sealed or read; None when it is not of the kind that this is for.
+
+        Args:
+            frame: header and body; not used by anybody else from now on.
+            flags: of its header.
+            payload_size: likewise.
+            episodes: that it names.
+        """
+        if not flags & frames.FIXED or payload_size or self._has_others:
+            return None
+        return RepeatedRequest.of(frame, self._leaves, len(episodes), episodes)
 
     def read_request(
         self, header: frames.Header, body: bytearray, start: int, end: int
@@ -168,11 +182,18 @@ class InferCodec:
             seconds: from the request's coming to here, to show [s].
         """
         frame = bytearray(frames.HEADER_SIZE)
-        frame += _CHUNK.pack(chunk.shape[0], chunk.shape[1], seconds)
+        frame += CHUNK.pack(chunk.shape[0], chunk.shape[1], seconds)
         if chunk.nbytes >= LARGE_ARRAY_SIZE:
             return Request(frame, frames.FIXED, [byte_view(chunk)])
         frame += chunk.tobytes()
         return Request(frame, frames.FIXED, ())
+
+    def repeat_result(self, frame: bytearray, flags: int, payload_size: int) -> RepeatedResult | None:
+        """For further RESULTs like this one, sealed or read; see `repeat`."""
+        if flags != frames.FIXED or payload_size:
+            return None
+        rows, length, _ = CHUNK.unpack_from(frame, frames.HEADER_SIZE)
+        return RepeatedResult(frame, (rows, length, self._action_size))
 
     def read_result(
         self, header: frames.Header, body: bytearray, start: int, end: int
@@ -182,16 +203,16 @@ class InferCodec:
         Raises:
             ProtocolError: the body is not one that `pack_result` makes.
         """
-        if header.flags != frames.FIXED or end - start < _CHUNK.size:
+        if header.flags != frames.FIXED or end - start < CHUNK.size:
             raise ProtocolError(f"a RESULT of an INFER with the flags {header.flags} and {end - start} bytes")
-        rows, length, seconds = _CHUNK.unpack_from(body, start)
+        rows, length, seconds = CHUNK.unpack_from(body, start)
         shape = (rows, length, self._action_size)
-        at, size = start + _CHUNK.size, rows * length * self._action_size * _FLOAT32.itemsize
+        at, size = start + CHUNK.size, rows * length * self._action_size * FLOAT32.itemsize
         if size != (header.payload_size if size >= LARGE_ARRAY_SIZE else end - at):
             raise ProtocolError(f"actions {shape} in {end - at} + {header.payload_size} bytes")
         if size < LARGE_ARRAY_SIZE:
-            return np.ndarray(shape, _FLOAT32, body[at:end]), seconds, []
-        chunk: NDArray[np.float32] = np.empty(shape, _FLOAT32)
+            return np.ndarray(shape, FLOAT32, body[at:end]), seconds, []
+        chunk: NDArray[np.float32] = np.empty(shape, FLOAT32)
         return chunk, seconds, [byte_view(chunk)]
 
 
@@ -207,12 +228,12 @@ def decode_coded(observation: dict[str, Any], *, max_bytes: int) -> dict[str, An
     return plain
 
 
-def _leaf(name: str, dtype: str, shape: Sequence[int]) -> _Leaf:
+def _leaf(name: str, dtype: str, shape: Sequence[int]) -> Leaf:
     kind = np.dtype(np.dtype(dtype).newbyteorder("<").str)
     size = kind.itemsize
     for length in shape:
         size *= int(length)
-    return _Leaf(name, kind, tuple(map(int, shape)), size)
+    return Leaf(name, kind, tuple(map(int, shape)), size)
 
 
 def _rest(observation: Mapping[str, Any], episode_ids: Sequence[str], fixed: Iterable[str]) -> dict[str, Any]:
@@ -233,12 +254,12 @@ def _pack_value(observation: Mapping[str, Any], episode_ids: Sequence[str]) -> R
 
 
 def _read_rows(body: bytearray, start: int, end: int) -> tuple[int, int]:
-    if end - start < _ROWS.size:
+    if end - start < ROWS.size:
         raise ProtocolError(f"an INFER of {end - start} bytes")
-    rows = _ROWS.unpack_from(body, start)[0]
+    rows = ROWS.unpack_from(body, start)[0]
     if rows > MAX_ROWS:
         raise ProtocolError(f"an INFER of {rows} rows; at most {MAX_ROWS} are allowed")
-    return rows, start + _ROWS.size
+    return rows, start + ROWS.size
 
 
 def _read_rest(value: Any, rows: int) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from remote_env.errors import ConfigError, DeadlineExceeded, PolicyError, ProtocolError
-from remote_env.policy.dialects.renv_connection import PolicyConnection, read_value
+from remote_env.policy.dialects.renv_connection import PolicyConnection, Sealable, read_reply, read_value
 from remote_env.policy.dialects.renv_features import infer_codec
 from remote_env.policy.dialects.renv_link import find_token, is_near
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy
@@ -19,6 +18,7 @@ from remote_env.protocol import codec, frames
 from remote_env.protocol.coding import choose_coder, encode_array
 from remote_env.protocol.frames import FrameStream, Header
 from remote_env.protocol.inference import Request
+from remote_env.protocol.repeated_inference import RepeatedRequest, RepeatedResult
 
 
 def connect(
@@ -72,12 +72,14 @@ class RenvPolicy(Policy):
     def __init__(self, host: str, port: int, token: str, *, timeout_s: float, reconnect_timeout_s: float) -> None:
         self._address = (host, port, token)
         self._timeout_s, self._reconnect_timeout_s = timeout_s, reconnect_timeout_s
-        self._calling = threading.Lock()
+        self._turn = threading.Lock()
         self._closed = False
         self._begun: set[str] = set()  # episodes of which the policy remembers something
         self._forgotten: set[str] = set()  # those of which it should, and does not any more
         self._image_coder, self._chunk_size = "raw", 0
         self._keys: frozenset[str] | None = None
+        self._repeated: RepeatedRequest | None = None  # the last request, when it was small
+        self._like: RepeatedResult | None = None  # likewise the last reply
         self.served_s = 0.0
         self._connect()
         self.metadata = self._connection.welcome.metadata
@@ -96,6 +98,7 @@ class RenvPolicy(Policy):
 
     def _forget(self) -> None:
         self._forgotten |= self._begun
+        self._repeated = None
 
     def choose(self, *, image_coding: str, keys: Sequence[str] | None, chunk_size: int | None) -> None:
         """Settle how this client sends, and what it keeps of a chunk; errors as `connect`."""
@@ -111,8 +114,8 @@ class RenvPolicy(Policy):
         self._keys = None if keys is None else frozenset(keys)
         if chunk_size is not None and chunk_size < 1:
             raise ConfigError(f"chunk_size is at least 1; got {chunk_size}")
-        self._chunk_size = chunk_size or 0
         if chunk_size is not None and chunk_size < self.metadata.chunk_size:
+            self._chunk_size = chunk_size
             self.metadata = replace(self.metadata, chunk_size=chunk_size)
 
     def infer(self, observation: ObservationBatch, *, episode_ids: Sequence[str]) -> Chunk:
@@ -125,31 +128,52 @@ class RenvPolicy(Policy):
             ConnectionLost: the connection broke and could not be made again; whether the policy ran is unknown.
         """
         deadline = time.monotonic() + self._timeout_s
-        with self._alone(deadline):
+        self._take_turn(deadline)
+        try:
+            self._be_ready(deadline)
+            repeated = self._repeated
+            if repeated is not None and repeated.episodes == tuple(episode_ids) and repeated.fill(observation):
+                return self._ask_for_chunk(repeated, deadline)
             request = self._codec.pack_request(self._select(observation), episode_ids)
-            self._connection.ready(deadline)
             if self._has_memory:
                 self._check_remembered(episode_ids)
                 self._begun.update(episode_ids)
-            return self._connection.ask(
-                frames.INFER, request, deadline, self._read_chunk, repeatable=not self._has_memory
-            )
+            chunk = self._ask_for_chunk(request, deadline)
+            size = request.payload_size
+            self._repeated = self._codec.repeat(request.frame, request.flags, size, episode_ids)
+            return chunk
+        finally:
+            self._turn.release()
+
+    def _ask_for_chunk(self, request: Sealable, deadline: float) -> Chunk:
+        chunk = self._connection.ask(
+            frames.INFER, request, deadline, self._receive_chunk, repeatable=not self._has_memory
+        )
+        return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
+
+    def _receive_chunk(self, stream: FrameStream, sequence: int, deadline: float) -> Chunk:
+        like = self._like
+        if like is None or not (got := stream.recv_shaped(like.shape, deadline)):
+            return read_reply(stream, sequence, deadline, self._read_chunk)
+        if got != sequence:
+            raise ProtocolError(f"a reply to request {got} where {sequence} is due")
+        read = like.read(stream.body)
+        if read is None:  # as long as the last one, and of other rows
+            read = self._codec.read_result(like.shape.header, stream.body, frames.HEADER_SIZE, like.shape.size)[:2]
+        chunk, self.served_s = read
+        return chunk
 
     def reset(self, episode_ids: Sequence[str] | None = None) -> None:
         """See `Policy.reset`. Errors as `infer`."""
-        deadline = time.monotonic() + self._timeout_s
         value = None if episode_ids is None else list(episode_ids)
-        with self._alone(deadline):
-            if self._has_memory:
-                self._value(frames.POLICY_RESET, value, deadline)
-            for known in (self._begun, self._forgotten):
-                known.difference_update(known.copy() if value is None else value)
+        if self._has_memory:
+            self._ask_for_value(frames.POLICY_RESET, value)
+        for known in (self._begun, self._forgotten):
+            known.difference_update(known.copy() if value is None else value)
 
     def info(self) -> dict[str, Any]:
         """What the server says of this client and itself: `requests`, `clients`, `metadata`. Errors as `infer`."""
-        deadline = time.monotonic() + self._timeout_s
-        with self._alone(deadline):
-            value = self._value(frames.POLICY_INFO, None, deadline)
+        value = self._ask_for_value(frames.POLICY_INFO, None)
         if not isinstance(value, dict):
             raise ProtocolError(f"a POLICY_INFO was answered with a {type(value).__name__}")
         return value
@@ -157,28 +181,28 @@ class RenvPolicy(Policy):
     def close(self) -> None:
         """Leave; a call of another thread ends in an error. Never raises, and may be called again."""
         self._closed = True
-        is_idle = self._calling.acquire(blocking=False)
+        is_idle = self._turn.acquire(blocking=False)
         try:
             self._connection.close(politely=is_idle and self._pid == os.getpid())
         finally:
             if is_idle:
-                self._calling.release()
+                self._turn.release()
 
-    @contextlib.contextmanager
-    def _alone(self, deadline: float) -> Iterator[None]:
-        """One thread at a time, in the process that the connection belongs to."""
-        if not self._calling.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+    def _take_turn(self, deadline: float) -> None:
+        """One thread at a time; whoever takes it releases `_turn`."""
+        if not self._turn.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             raise DeadlineExceeded("another thread's request to the policy server is still under way")
-        try:
-            if self._closed:
-                raise ConfigError("this policy was closed; connect anew")
-            if self._pid != os.getpid():  # after a fork the connection is the parent's
-                self._connection.close(politely=False)
-                self._forget()
-                self._connect()
-            yield
-        finally:
-            self._calling.release()
+
+    def _be_ready(self, deadline: float) -> None:
+        """Have a connection of this process's own; called by the one thread that is at it."""
+        if self._closed:
+            raise ConfigError("this policy was closed; connect anew")
+        if self._pid != os.getpid():  # after a fork the connection is the parent's
+            self._connection.close(politely=False)
+            self._forget()
+            self._connect()
+        elif not self._connection.is_open:
+            self._connection.reopen(deadline)
 
     def _check_remembered(self, episode_ids: Sequence[str]) -> None:
         if self._forgotten and (lost := sorted(self._forgotten.intersection(episode_ids))):
@@ -200,13 +224,27 @@ class RenvPolicy(Policy):
             **{key: encode_array(observation[key], coder) for key in self._images if key in observation},
         }
 
-    def _value(self, kind: int, value: Any, deadline: float) -> Any:
+    def _ask_for_value(self, kind: int, value: Any) -> Any:
+        deadline = time.monotonic() + self._timeout_s
         body, payload = codec.encode(value, where="request")
         request = Request(bytearray(frames.HEADER_SIZE) + body, 0, payload)
-        return self._connection.ask(kind, request, deadline, read_value, repeatable=True)
+        self._take_turn(deadline)
+        try:
+            self._be_ready(deadline)
+            self._repeated = None  # a reset begins its episodes anew
+            return self._connection.ask(kind, request, deadline, _receive_value, repeatable=True)
+        finally:
+            self._turn.release()
 
     def _read_chunk(self, header: Header, stream: FrameStream, deadline: float) -> Chunk:
-        chunk, self.served_s, views = self._codec.read_result(header, stream.body, stream.body_start, stream.body_end)
+        start, end = stream.body_start, stream.body_end
+        chunk, self.served_s, views = self._codec.read_result(header, stream.body, start, end)
+        frame = stream.body[start - frames.HEADER_SIZE : end]
+        self._like = self._codec.repeat_result(frame, header.flags, header.payload_size)
         if views:
             stream.fill(views, deadline)
-        return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
+        return chunk
+
+
+def _receive_value(stream: FrameStream, sequence: int, deadline: float) -> Any:
+    return read_reply(stream, sequence, deadline, read_value)

@@ -8,8 +8,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from remote_env.errors import (
     AuthError,
@@ -26,7 +26,6 @@ from remote_env.errors import (
 from remote_env.policy.dialects.renv_link import Link, Welcome, open_link
 from remote_env.protocol import codec, frames
 from remote_env.protocol.frames import FrameStream, Header
-from remote_env.protocol.inference import Request
 
 log = logging.getLogger("remote_env")
 
@@ -35,6 +34,22 @@ LAST_PAUSE_S = 2.0
 CLOSE_TIMEOUT_S = 1.0
 T = TypeVar("T")
 Read = Callable[[Header, FrameStream, float], T]
+Receive = Callable[[FrameStream, int, float], T]
+
+
+class Sealable(Protocol):
+    """A request that lacks its numbers yet."""
+
+    @property
+    def frame(self) -> bytearray:
+        """Header and body."""
+
+    @property
+    def payload(self) -> Sequence[memoryview]:
+        """Its large arrays."""
+
+    def seal(self, kind: int, sequence: int, acknowledged: int) -> None:
+        """Write type, numbers and CRC."""
 
 
 class PolicyConnection:
@@ -72,19 +87,24 @@ class PolicyConnection:
         self._link: Link | None = link
         self.welcome: Welcome = link.welcome
 
-    def ready(self, deadline: float) -> None:
-        """Have a connection, so that what the server has forgotten is known before a request goes out."""
-        if self._link is None:
-            self._reconnect(deadline, None)
+    def reopen(self, deadline: float) -> None:
+        """Have a connection again, so that what the server has forgotten is known before a request goes out."""
+        self._reconnect(deadline, None)
 
-    def ask(self, kind: int, request: Request, deadline: float, read: Read[T], *, repeatable: bool) -> T:
-        """Send a request, if need be again over another connection, and read its RESULT.
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._link is not None
+
+    def ask(self, kind: int, request: Sealable, deadline: float, receive: Receive[T], *, repeatable: bool) -> T:
+        """Send a request, if need be again over another connection, and receive its RESULT.
 
         Args:
             kind: INFER, POLICY_RESET or POLICY_INFO.
-            request: ready to be sent.
+            request: ready to be sent, but for its numbers.
             deadline: monotonic [s].
-            read: takes the RESULT's header, the stream and the deadline; consumes all of its payload.
+            receive: takes the stream, the request's number and the deadline, and reads the reply: by `read_reply`,
+                or faster; consumes all of it.
             repeatable: whether it may run a second time, on a server that does not know whether it ran.
 
         Raises:
@@ -93,33 +113,30 @@ class PolicyConnection:
             DeadlineExceeded: no reply in time; the policy may still be at it.
             ConnectionLost: the connection broke and could not be made again, or not to a server that knows this client.
         """
-        size = request.payload_size if request.payload else 0
-        if size > self.welcome.max_message_bytes:
+        if request.payload and (size := sum(map(len, request.payload))) > self.welcome.max_message_bytes:
             raise InputError(
                 f"an observation of {size} bytes; this server takes {self.welcome.max_message_bytes}: send fewer rows "
                 "at once, or smaller images"
             )
         self._sequence += 1
-        frames.finish_frame(request.frame, kind, request.flags, 0, self._sequence, self._acknowledged, size)
+        request.seal(kind, self._sequence, self._acknowledged)
         try:
-            result, failure = self._exchange(kind, request, deadline, read, repeatable=repeatable)
+            result = self._exchange(kind, request, deadline, receive, repeatable=repeatable)
+        except (InputError, PolicyError):  # is the reply
+            self._acknowledged = self._sequence
+            raise
         except BaseException:
             self._drop()  # a reply may still come, or be here in part
             raise
         self._acknowledged = self._sequence
-        if failure is not None:
-            raise _error(failure)
-        return result  # type: ignore[return-value]  # there is one when there is no failure
+        return result
 
-    def _exchange(
-        self, kind: int, request: Request, deadline: float, read: Read[T], *, repeatable: bool
-    ) -> tuple[T | None, Any]:
-        """The RESULT as `read` reads it, or an ERROR's content."""
+    def _exchange(self, kind: int, request: Sealable, deadline: float, receive: Receive[T], *, repeatable: bool) -> T:
         while True:
             link = self._link or self._reconnect(deadline, None)[0]
             try:
                 link.stream.send(request.frame, deadline, request.payload)
-                return self._receive(link.stream, deadline, read)
+                return receive(link.stream, self._sequence, deadline)
             except DeadlineExceeded as error:
                 raise DeadlineExceeded(
                     f"no reply to {frames.NAMES[kind]} from the policy server at {self.where} within "
@@ -134,16 +151,6 @@ class PolicyConnection:
                         "inference was under way. Its policy has memory, so the request is not sent again: whether it "
                         "ran is unknown, and what the policy remembered is gone; reset() and begin the episodes anew"
                     ) from lost
-
-    def _receive(self, stream: FrameStream, deadline: float, read: Read[T]) -> tuple[T | None, Any]:
-        header = stream.recv(deadline)
-        if header.sequence != self._sequence:
-            raise ProtocolError(f"a reply to request {header.sequence} where {self._sequence} is due")
-        if header.type == frames.RESULT:
-            return read(header, stream, deadline), None
-        if header.type == frames.ERROR:
-            return None, read_value(header, stream, deadline)
-        raise ProtocolError(f"expected RESULT, got {frames.NAMES.get(header.type, header.type)}")
 
     def _reconnect(self, deadline: float, lost: ConnectionLost | None) -> tuple[Link, bool]:
         """A new connection of the same client, tried with growing pauses, and whether the server still knew it."""
@@ -203,6 +210,23 @@ class PolicyConnection:
     def where(self) -> str:
         """The server's address, to show."""
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+
+def read_reply(stream: FrameStream, sequence: int, deadline: float, read: Read[T]) -> T:
+    """What `read` makes of the RESULT of this number.
+
+    Raises:
+        InputError, PolicyError: it is an ERROR that says so.
+        ProtocolError: it is something else.
+    """
+    header = stream.recv(deadline)
+    if header.sequence != sequence:
+        raise ProtocolError(f"a reply to request {header.sequence} where {sequence} is due")
+    if header.type == frames.RESULT:
+        return read(header, stream, deadline)
+    if header.type == frames.ERROR:
+        raise _error(read_value(header, stream, deadline))
+    raise ProtocolError(f"expected RESULT, got {frames.NAMES.get(header.type, header.type)}")
 
 
 def read_value(header: Header, stream: FrameStream, deadline: float) -> Any:

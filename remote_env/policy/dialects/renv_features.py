@@ -11,4 +11,5 @@ def infer_codec(metadata: PolicyMetadata, max_message_bytes: int) -> InferCodec:
     arrays = {
         name: (feature.dtype, feature.shape) for name, feature in metadata.observation.items() if feature.kind != "text"
     }
-    return InferCodec(arrays, metadata.action_size, max_message_bytes)
+    has_others = len(arrays) < len(metadata.observation)
+    return InferCodec(arrays, metadata.action_size, max_message_bytes, has_others=has_others)

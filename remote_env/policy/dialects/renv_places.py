@@ -29,16 +29,17 @@ class Place:
 
     def __init__(self, served: ServedClient) -> None:
         self.served = served
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
+        self._waiting = 0  # for the request that runs
         self._sock: socket.socket | None = None
         self._running = self._answered = 0  # numbers of requests
         self._reply: Sequence[Buffer] = ()
 
     def take(self, sock: socket.socket) -> None:
         """A new connection of this client takes over; the earlier one is shut down."""
-        with self._changed:
+        with self._mutex:
             earlier, self._sock = self._sock, sock
-            self._changed.notify_all()
         if earlier is not None:
             # Not closed: its own thread does that.
             with contextlib.suppress(OSError):
@@ -51,11 +52,9 @@ class Place:
             ProtocolError: a later request has been answered.
             PolicyError: the server ends while an earlier connection's request still runs.
         """
-        with self._changed:
-            while self._running:
-                self._changed.wait(TICK_S)
-                if stopping.is_set():
-                    raise PolicyError("the policy server ends")
+        with self._mutex:
+            if self._running:
+                self._wait(stopping)
             if sequence > self._answered:
                 self._running, self._reply = sequence, ()
                 return None
@@ -63,13 +62,24 @@ class Place:
                 raise ProtocolError(f"request {sequence} came after the reply to request {self._answered}")
             return self._reply
 
+    def _wait(self, stopping: threading.Event) -> None:
+        self._waiting += 1
+        try:
+            while self._running:
+                self._changed.wait(TICK_S)
+                if stopping.is_set():
+                    raise PolicyError("the policy server ends")
+        finally:
+            self._waiting -= 1
+
     def answer(self, reply: Sequence[Buffer]) -> None:
         """Keep the reply to the request that was claimed; an empty one when it was not run to an end."""
-        with self._changed:
+        with self._mutex:
             if reply:
                 self._answered, self._reply = self._running, reply
             self._running = 0
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
 
     @property
     def kept_bytes(self) -> int:

@@ -1,0 +1,175 @@
+"""What a policy server says to a client that has proved itself (docs/protocol.md, "Policies")."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from remote_env.errors import InputError, ProtocolError, RemoteEnvError
+from remote_env.policy.dialects.renv_features import infer_codec
+from remote_env.policy.dialects.renv_places import Place, Places
+from remote_env.policy.server.service import ServeContext
+from remote_env.protocol import codec, frames
+from remote_env.protocol.coding import available_coders
+from remote_env.protocol.frames import Buffer, FrameStream, Header
+from remote_env.protocol.handshake import pack_link
+from remote_env.protocol.inference import Request, decode_coded
+from remote_env.protocol.repeated_inference import RepeatedRequest, RepeatedResult
+
+WELCOME_TIMEOUT_S = 10.0
+TRANSFER_TIMEOUT_S = 60.0  # for the rest of a message that has begun, in either direction
+MAX_TRACEBACK_LENGTH = 100_000
+
+
+class _Received(NamedTuple):
+    """A request.
+
+    Attributes:
+        kind: of its frame.
+        number: likewise.
+        content: of an INFER the observation and the episodes.
+        began: when it had come [monotonic s].
+    """
+
+    kind: int
+    number: int
+    content: Any
+    began: float
+
+
+class Conversation:
+    """One connection's requests and replies."""
+
+    def __init__(self, stream: FrameStream, place: Place, places: Places, context: ServeContext) -> None:
+        self._stream, self._place, self._places, self._context = stream, place, places, context
+        self._served = place.served
+        self._max_bytes = min(context.max_message_bytes, frames.MAX_PAYLOAD_SIZE)
+        self._limits = codec.Limits(max_payload_bytes=self._max_bytes, max_array_bytes=self._max_bytes)
+        self._codec = infer_codec(self._served.metadata, self._max_bytes)
+        self._repeated: RepeatedRequest | None = None  # the last INFER, when it was small
+        self._like: RepeatedResult | None = None  # likewise the last reply to one
+
+    def run(self, *, resumed: bool) -> None:
+        """Say WELCOME, then answer until the client says CLOSE.
+
+        Raises:
+            RemoteEnvError: the link ended, or what came is no frame of this protocol.
+        """
+        self._welcome(resumed=resumed)
+        while (request := self._receive()) is not None:
+            reply = self._place.claim(request.number, self._context.stopping)
+            if reply is None:
+                reply = self._run(request)
+            self._stream.send(reply[0], time.monotonic() + TRANSFER_TIMEOUT_S, reply[1:])
+
+    def _welcome(self, *, resumed: bool) -> None:
+        fields = {
+            "metadata": self._served.metadata.to_plain(),
+            "instance": self._places.instance,
+            "resumed": resumed,
+            "coders": available_coders(),
+            "max_message_bytes": self._max_bytes,
+            "clients": self._places.connected - 1,
+        }
+        self._stream.send(pack_link(frames.WELCOME, fields), time.monotonic() + WELCOME_TIMEOUT_S)
+
+    def _receive(self) -> _Received | None:
+        """The next request; None when the client leaves."""
+        stream, repeated = self._stream, self._repeated
+        idle_until = time.monotonic() + self._context.idle_timeout_s
+        if repeated is not None and (number := stream.recv_shaped(repeated.shape, idle_until)):
+            observation = repeated.read(stream.body)
+            if observation is not None:
+                return _Received(frames.INFER, number, (observation, repeated.episodes), time.monotonic())
+            header, end = repeated.shape.header, repeated.shape.size  # as long, and of other rows
+            observation, episodes, _ = self._codec.read_request(header, stream.body, frames.HEADER_SIZE, end)
+            return _Received(frames.INFER, number, (observation, episodes), time.monotonic())
+        header = stream.recv(idle_until)
+        began = time.monotonic()
+        if header.type == frames.CLOSE:
+            return None
+        return _Received(header.type, header.sequence, self._read(header, began + TRANSFER_TIMEOUT_S), began)
+
+    def _read(self, header: Header, deadline: float) -> Any:
+        """A request's content; all of its bytes are consumed."""
+        if header.type == frames.INFER:
+            return self._read_infer(header, deadline)
+        if header.type not in (frames.POLICY_RESET, frames.POLICY_INFO):
+            raise ProtocolError(f"a policy server takes no {frames.NAMES.get(header.type, header.type)}")
+        value, views = codec.decode(self._stream.body_bytes(), header.payload_size, self._limits)
+        self._stream.fill(views, deadline)
+        if header.type == frames.POLICY_RESET and not _are_episodes(value):
+            raise ProtocolError("a POLICY_RESET takes a list of names, or None")
+        return value
+
+    def _read_infer(self, header: Header, deadline: float) -> Any:
+        stream = self._stream
+        start, end = stream.body_start, stream.body_end
+        observation, episodes, views = self._codec.read_request(header, stream.body, start, end)
+        if views:
+            stream.fill(views, deadline)
+        elif len(observation) == self._codec.arrays:
+            frame = stream.body[start - frames.HEADER_SIZE : end]
+            self._repeated = self._codec.repeat(frame, header.flags, header.payload_size, episodes)
+        return observation, episodes
+
+    def _run(self, request: _Received) -> Sequence[Buffer]:
+        """Run a request that was claimed; its reply, which the place has, too."""
+        reply: Sequence[Buffer] = ()
+        try:
+            reply = self._reply(request)
+        finally:
+            self._place.answer(reply)
+        return reply
+
+    def _reply(self, request: _Received) -> Sequence[Buffer]:
+        try:
+            if request.kind == frames.INFER:
+                return self._infer(request)
+            return _value_reply(frames.RESULT, self._answer(request), request.number)
+        except Exception as error:  # noqa: BLE001  whatever it is, the client is told
+            return _value_reply(frames.ERROR, _describe(error), request.number)
+
+    def _infer(self, request: _Received) -> Sequence[Buffer]:
+        observation, episodes = request.content
+        chunk = self._served.infer(decode_coded(observation, max_bytes=self._max_bytes), episodes)
+        seconds, number, like = time.monotonic() - request.began, request.number, self._like
+        if like is not None and (frame := like.fill(chunk, seconds, number)) is not None:
+            return (frame,)
+        result = self._codec.pack_result(chunk, seconds)
+        result.seal(frames.RESULT, number, number)
+        # The frame is filled anew by the next request, when nobody needs this reply any more.
+        self._like = self._codec.repeat_result(result.frame, result.flags, result.payload_size)
+        return (result.frame, *result.payload)
+
+    def _answer(self, request: _Received) -> Any:
+        if request.kind == frames.POLICY_RESET:
+            self._served.reset(request.content)
+            return None
+        return {
+            "requests": self._served.count,
+            "clients": self._places.connected - 1,
+            "metadata": self._served.metadata.to_plain(),
+        }
+
+
+def _value_reply(kind: int, value: Any, number: int) -> Sequence[Buffer]:
+    body, payload = codec.encode(value, where="reply")
+    reply = Request(bytearray(frames.HEADER_SIZE) + body, frames.TAIL, payload)
+    reply.seal(kind, number, number)
+    return (reply.frame, *payload)
+
+
+def _describe(error: Exception) -> dict[str, str]:
+    """An ERROR's dict."""
+    text = getattr(error, "remote_traceback", "") or "".join(traceback.format_exception(error))
+    is_input = isinstance(error, (InputError, ProtocolError))  # the latter: of coded arrays
+    message = str(error) if isinstance(error, RemoteEnvError) else f"{type(error).__name__}: {error}"
+    kind = "InputError" if is_input else "PolicyError"
+    return {"kind": kind, "message": message, "traceback": text[-MAX_TRACEBACK_LENGTH:]}
+
+
+def _are_episodes(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
