@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from leak_check import wait_until
 from server_process import read_to_end
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The program itself; only the model comes from elsewhere: -m NAME is make_NAME of policies_for_tests.
 _DRIVER = """
 import functools, sys
+sys.modules.update(dict.fromkeys({missing!r}))
 sys.path[:0] = [{root!r}, {tests!r}]
 import policies_for_tests
 from remote_env.policy.server import program
@@ -38,13 +40,24 @@ class PolicyServerProcess:
         flags: of the program; without a --listen it takes any free port.
         first_bytes_timeout_s: how long a connection may stay silent.
         close_timeout_s: how long the end may wait for the model.
+        missing: packages that are not installed there.
     """
 
     def __init__(
-        self, model: str, *flags: str, first_bytes_timeout_s: float = 10.0, close_timeout_s: float = 5.0
+        self,
+        model: str,
+        *flags: str,
+        first_bytes_timeout_s: float = 10.0,
+        close_timeout_s: float = 5.0,
+        missing: Sequence[str] = (),
     ) -> None:
-        names = {"root": str(ROOT), "tests": str(ROOT / "tests" / "policy")}
-        driver = _DRIVER.format(**names, first_bytes_timeout_s=first_bytes_timeout_s, close_timeout_s=close_timeout_s)
+        driver = _DRIVER.format(
+            root=str(ROOT),
+            tests=str(ROOT / "tests" / "policy"),
+            first_bytes_timeout_s=first_bytes_timeout_s,
+            close_timeout_s=close_timeout_s,
+            missing=list(missing),
+        )
         places = () if "--listen" in flags else ("-p", "0")
         handle, path = tempfile.mkstemp(suffix=".log")
         self._log = Path(path)
@@ -112,7 +125,7 @@ class PolicyServerProcess:
 
 
 @contextmanager
-def policy_server(model: str, *flags: str, **options: float) -> Iterator[PolicyServerProcess]:
+def policy_server(model: str, *flags: str, **options: Any) -> Iterator[PolicyServerProcess]:
     """A policy server that takes clients, and is stopped at the end."""
     server = PolicyServerProcess(model, *flags, **options)
     try:

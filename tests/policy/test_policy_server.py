@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,9 +182,9 @@ def test_while_the_model_loads_only_the_health_port_answers() -> None:
         server.stop()
 
 
-def fail(model: str, *flags: str) -> str:
+def fail(model: str, *flags: str, **options: Any) -> str:
     """What a server that cannot start says."""
-    server = PolicyServerProcess(model, *flags)
+    server = PolicyServerProcess(model, *flags, **options)
     try:
         assert server.wait_exit() == 1
         return server.read_log()
@@ -195,6 +196,16 @@ def test_a_model_that_does_not_load() -> None:
     log = fail("broken", *RENV)
     assert "Traceback (most recent call last)" in log
     assert "error: broken could not be loaded on cpu: RuntimeError: these weights are of another model" in log
+
+
+def test_without_a_dialect_s_package_the_others_are_served() -> None:
+    wanted = (
+        r"the dialect 'openpi' needs 'websockets\S*, which is not installed here: pip install 'remote-env\[policy\]'"
+    )
+    with policy_server("echo", missing=["websockets"]) as server:
+        assert re.search(f"openpi is not served: {wanted}", server.read_log())
+        assert f"127.0.0.1:{server.port} (renv, ilstudio; and HTTP" in server.read_log()
+    assert re.search(f"error: {wanted}", fail("echo", "--listen", "openpi://127.0.0.1:0", missing=["websockets"]))
 
 
 def test_a_busy_port_before_the_model_is_loaded() -> None:
