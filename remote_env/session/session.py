@@ -26,7 +26,7 @@ from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
 from remote_env.session.control import ControlLink, Dial, describe_ending, shake_hands
 from remote_env.session.explain import explain_delay
-from remote_env.session.slices import last_transition, read_runs
+from remote_env.session.slices import check_reply, last_transition, read_runs
 from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout, SceneState
 
@@ -426,14 +426,15 @@ class Session:
         return SceneState(self._layouts[number], values, native)
 
     def _read_rollout(self, header: frames.Header, deadline: float) -> dict[str, Any]:
-        reply = self._read_value(header, deadline)
+        value = self._read_value(header, deadline)
         try:
+            reply = check_reply(value)
             if "state" in reply["rows"]:
                 reply["rows"]["state"] = states = read_runs(reply["rows"]["state"], self._layouts)
                 self.state = states[-1]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise self._break(ProtocolError(f"a reply to ROLLOUT that is none: {error!r}")) from error
-        return dict(reply)
+        return reply
 
     def _read_state_reply(self, header: frames.Header, deadline: float) -> SceneState:
         numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from remote_env.errors import ConfigError, InputError
-from remote_env.protocol.task import TaskSpec, digest_of
+from remote_env.protocol.task import PolicySpec, TaskSpec, digest_of
 
 
 def test_round_trip_through_json() -> None:
@@ -21,6 +21,34 @@ def test_round_trip_through_json() -> None:
     assert {**again.kwargs, "array": 0} == {"tuple": (1, [2.5]), "array": 0, "raw": b"\0"}
     for name in ("env", "simulator", "pickled", "pickled_by", "allow_calls"):
         assert getattr(again, name) == getattr(spec, name)
+
+
+def test_a_policy_goes_along() -> None:
+    mapping = {"observation": {"state": {"from": "agent_pos", "order": [1, 0]}}, "action": {"scale": 0.5}}
+    policy = PolicySpec("box:5000", "cubes", "cuda:1", 16, "lift it", 5.0, 2.0, mapping)
+    again = TaskSpec.from_plain(json.loads(json.dumps(TaskSpec("a", policy=policy).to_plain())))
+    assert again.policy == policy
+    assert TaskSpec.from_plain(TaskSpec("a").to_plain()).policy is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"source": ""}, "has no name"),
+        ({"source": None}, "source is a text"),
+        ({"source": "x", "device": 0}, "device is a text"),
+        ({"source": "x", "chunk_size": 0}, "from 1 on"),
+        ({"source": "x", "chunk_size": True}, "from 1 on"),
+        ({"source": "x", "timeout_s": float("inf")}, "timeout_s is a number of seconds"),
+        ({"source": "x", "mapping": ["state"]}, "mapping is"),
+        ({"source": "x", "mapping": {"state": {}}}, r"got \['state'\]"),
+        ({"source": "x", "mapping": {"action": 3}}, "mapping is"),
+        ({"source": "x", "mapping": {"action": {"scale": object()}}}, "plain JSON"),
+    ],
+)
+def test_what_is_no_policy(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        PolicySpec(**fields)
 
 
 def test_large_arguments_arrive() -> None:
@@ -39,8 +67,10 @@ def test_digests() -> None:
         TaskSpec("a", {"x": 1}),
         TaskSpec("a", {"x": 1, "y": 2}, "m:B"),
         TaskSpec("a", {"x": 1, "y": 2}, pickled=b"p"),
+        TaskSpec("a", {"x": 1, "y": 2}, policy=PolicySpec("p")),
+        TaskSpec("a", {"x": 1, "y": 2}, policy=PolicySpec("p", chunk_size=3)),
     ]
-    assert len({spec.digest for spec in [base, *others]}) == 6
+    assert len({spec.digest for spec in [base, *others]}) == 8
     assert TaskSpec("a", {"x": 1, "y": 2}, allow_calls=("z",)).digest == base.digest
 
 
@@ -58,6 +88,9 @@ def test_what_cannot_cross_is_named() -> None:
         {"kwargs": ["gA==", "AAAA"]},
         {"pickled": 5},
         {"simulator": 0},
+        {"policy": {"source": "x", "unknown": 1}},
+        {"policy": {"source": ""}},
+        {"policy": "x"},
     ],
 )
 def test_what_is_no_specification(change: dict[str, Any]) -> None:
