@@ -1,4 +1,4 @@
-"""A policy server that speaks renv in this process, on a real port, for tests."""
+"""A policy server that speaks renv, or another dialect, in this process, on a real port, for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from remote_env.policy.dialects import renv
+from remote_env.policy.dialects import load_dialect, renv
 from remote_env.policy.dialects.renv import RenvPolicy
 from remote_env.policy.policy import Policy
 from remote_env.policy.server.connections import Connections
@@ -26,7 +26,9 @@ class RenvServer:
         lines: of its log.
     """
 
-    def __init__(self, policy: Policy, *, port: int = 0, max_clients: int = 64, **context: Any) -> None:
+    def __init__(
+        self, policy: Policy, *, port: int = 0, max_clients: int = 64, dialect: str = "renv", **context: Any
+    ) -> None:
         self.lines: list[str] = []
         self.policy = policy
         self.service = PolicyService([policy], log=self.lines.append)
@@ -37,7 +39,7 @@ class RenvServer:
         self._listener = Listener(
             "127.0.0.1",
             port,
-            {"renv": renv},
+            {dialect: load_dialect(dialect)},
             connections=self._connections,
             context=place,
             answer=lambda head: b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",

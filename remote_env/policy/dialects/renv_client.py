@@ -128,9 +128,11 @@ class RenvPolicy(Policy):
             ConnectionLost: the connection broke and could not be made again; whether the policy ran is unknown.
         """
         deadline = time.monotonic() + self._timeout_s
-        self._take_turn(deadline)
+        if not self._turn.acquire(blocking=False):
+            self._take_turn(deadline)
         try:
-            self._be_ready(deadline)
+            if self._closed or self._pid != os.getpid() or not self._connection.is_open:
+                self._be_ready(deadline)
             repeated = self._repeated
             if repeated is not None and repeated.episodes == tuple(episode_ids) and repeated.fill(observation):
                 return self._ask_for_chunk(repeated, deadline)

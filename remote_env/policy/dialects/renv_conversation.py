@@ -29,7 +29,7 @@ class _Received(NamedTuple):
     Attributes:
         kind: of its frame.
         number: likewise.
-        content: of an INFER the observation and the episodes.
+        content: of an INFER the observation, the episodes, and whether arrays of it may be coded.
         began: when it had come [monotonic s].
     """
 
@@ -82,10 +82,10 @@ class Conversation:
         if repeated is not None and (number := stream.recv_shaped(repeated.shape, idle_until)):
             observation = repeated.read(stream.body)
             if observation is not None:
-                return _Received(frames.INFER, number, (observation, repeated.episodes), time.monotonic())
+                return _Received(frames.INFER, number, (observation, repeated.episodes, False), time.monotonic())
             header, end = repeated.shape.header, repeated.shape.size  # as long, and of other rows
             observation, episodes, _ = self._codec.read_request(header, stream.body, frames.HEADER_SIZE, end)
-            return _Received(frames.INFER, number, (observation, episodes), time.monotonic())
+            return _Received(frames.INFER, number, (observation, episodes, True), time.monotonic())
         header = stream.recv(idle_until)
         began = time.monotonic()
         if header.type == frames.CLOSE:
@@ -113,7 +113,7 @@ class Conversation:
         elif len(observation) == self._codec.arrays:
             frame = stream.body[start - frames.HEADER_SIZE : end]
             self._repeated = self._codec.repeat(frame, header.flags, header.payload_size, episodes)
-        return observation, episodes
+        return observation, episodes, True
 
     def _run(self, request: _Received) -> Sequence[Buffer]:
         """Run a request that was claimed; its reply, which the place has, too."""
@@ -133,8 +133,10 @@ class Conversation:
             return _value_reply(frames.ERROR, _describe(error), request.number)
 
     def _infer(self, request: _Received) -> Sequence[Buffer]:
-        observation, episodes = request.content
-        chunk = self._served.infer(decode_coded(observation, max_bytes=self._max_bytes), episodes)
+        observation, episodes, may_be_coded = request.content
+        if may_be_coded:
+            observation = decode_coded(observation, max_bytes=self._max_bytes)
+        chunk = self._served.infer(observation, episodes)
         seconds, number, like = time.monotonic() - request.began, request.number, self._like
         if like is not None and (frame := like.fill(chunk, seconds, number)) is not None:
             return (frame,)
