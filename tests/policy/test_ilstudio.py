@@ -189,6 +189,7 @@ def test_our_client_works_with_a_server_that_users_have_written(tmp_path, batche
             assert chunk.dtype == np.float32
             assert chunk[0, :, 0].tolist() == [5, 6, 7]
             assert (policy.metadata.chunk_size, policy.metadata.action_size) == (3, 14)  # learned
+            assert policy.metadata.extra["ctrl_type"] == ("abs" if batched else "delta")
             # As timestep goes how many actions the episode has been given.
             assert policy.infer(images_and_state(1, 5.0), episode_ids=["a"])[0, 0, 0] == 8
             rows = policy.infer(images_and_state(2, 5.0), episode_ids=["a", "b"])
@@ -278,6 +279,20 @@ def test_fields_that_are_wrong_or_unknown_are_named():
     observation.image = np.zeros((2, 48, 64, 3))
     with pytest.raises(InputError, match=r"MetaObs\.image is uint8"):
         read_request(write_request(observation))
+
+
+def test_rows_without_anything_in_them_are_counted():
+    rows = np.zeros((1 << 20) + 1, np.uint8)
+    with pytest.raises(InputError, match=r"MetaObs\.state has 1048577 rows; at most 1048576"):
+        read_request(write_request(_with_state(rows[:, None])))
+    with pytest.raises(ProtocolError, match="an array of shape"):
+        read_request(write_request(_with_state(np.zeros((1 << 24, 0)))))
+
+
+def _with_state(state: Any) -> MetaObs:
+    observation = MetaObs(state=np.zeros(3))
+    observation.state = state
+    return observation
 
 
 def test_a_batch_becomes_a_meta_obs_and_back():

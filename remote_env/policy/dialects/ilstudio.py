@@ -18,6 +18,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from remote_env.errors import ConnectionLost, DeadlineExceeded, MessageTooBig, ProtocolError, RemoteEnvError
@@ -151,7 +152,7 @@ def connect(
         reconnect_timeout_s: for how long a broken connection is tried again [s].
         chunk_size: the most actions that a reply gives; None takes all.
         metadata: of the policy, which the protocol does not tell; without it, features are told apart by what they
-            are, and the number and size of actions is that of the first reply.
+            are, and the number, size and kind of actions is that of the replies.
         module: where the server has `MetaObs`.
         batched: whether one observation is sent as a batch of one, as IL-Studio's own client does.
 
@@ -196,6 +197,7 @@ class IlstudioPolicy(ForeignPolicy[SocketTransport]):
             chunk_size=chunk_size,
         )
         self._host, self._port, self._module, self._batched = host, port, module, batched
+        self._is_given = metadata is not None
         self._steps: dict[str, int] = {}  # episode -> actions given since its reset
 
     def _open(self, deadline: float) -> SocketTransport:
@@ -223,8 +225,11 @@ class IlstudioPolicy(ForeignPolicy[SocketTransport]):
     def send_meta_obs(self, observation: MetaObs) -> Chunk:
         """The (B, K, D) actions for a MetaObs, sent as it is; raises as `infer`."""
         rows = observation.batch_size or 1
-        reply = self._call(write_request(observation, self._module))
-        return self._finish(read_reply(reply, rows), rows)
+        reply = read_reply(self._call(write_request(observation, self._module)), rows)
+        chunk = self._finish(reply.actions, rows)
+        if not self._is_given:
+            self.metadata = replace(self.metadata, extra={**self.metadata.extra, **reply.kind})
+        return chunk
 
     def reset(self, episode_ids: Sequence[str] | None = None) -> None:
         """The next observation of these episodes is sent with timestep 0, which is all that the protocol has for it."""

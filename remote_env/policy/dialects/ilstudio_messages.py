@@ -17,12 +17,13 @@ from remote_env.policy.policy import Array, Chunk, ObservationBatch
 
 MODULE = "benchmark.base"  # where IL-Studio has the two classes
 MAX_REPLY_BYTES = 64 << 20
+MAX_ROWS = 1 << 20
 EMPTY_REPLY = pickle.dumps([], protocol=3)  # the inference failed
 _ACTION_FIELDS = tuple(field.name for field in fields(MetaAction))
 # One MetaObs, and nothing else: a few hundred instructions.
 REQUEST_LIMITS = PickleLimits(max_opcodes=20_000, max_nodes=20_000)
-# A list of K actions for each of B rows, with about thirty instructions each.
-REPLY_LIMITS = PickleLimits(max_bytes=MAX_REPLY_BYTES, max_opcodes=1_000_000, max_nodes=1_000_000)
+# A list of K actions for each of B rows, with about forty instructions each.
+REPLY_LIMITS = PickleLimits(max_bytes=MAX_REPLY_BYTES, max_opcodes=500_000, max_nodes=500_000)
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,19 @@ def read_request(data: bytes | bytearray) -> Request:
     if not isinstance(peer, PeerRecord):
         raise ProtocolError(f"a request is a pickled MetaObs; got a {type(peer).__name__}")
     values = {name: value for name, value in peer.fields.items() if value is not None}
+    _check_lengths(values)
     timesteps = _timesteps(values.get("timestep", -1))
     if (timesteps < 0).any():
         values.pop("timestep", None)  # -1 is IL-Studio's default: unknown
     beginning = tuple(int(row) for row in np.flatnonzero(timesteps == 0))
     return Request(MetaObs.from_plain(values), peer.module, beginning)
+
+
+def _check_lengths(values: Mapping[str, Any]) -> None:
+    # A MetaObs makes a text and a timestep for every row, whatever a row holds.
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.ndim and len(value) > MAX_ROWS:
+            raise InputError(f"MetaObs.{name} has {len(value)} rows; at most {MAX_ROWS} are allowed")
 
 
 def _timesteps(value: Any) -> Array:
@@ -105,8 +114,21 @@ def _row_of_objects(items: Sequence[Any]) -> Array:
     return row
 
 
-def read_reply(data: bytes | bytearray, rows: int) -> Array:
-    """(rows, K, D) actions out of a reply of either shape.
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered.
+
+    Attributes:
+        actions: (B, K, D).
+        kind: what it said of them: "ctrl_space", "ctrl_type" and "gripper_continuous", those that it said.
+    """
+
+    actions: Array
+    kind: Mapping[str, Any]
+
+
+def read_reply(data: bytes | bytearray, rows: int) -> Reply:
+    """The actions of `rows` rows out of a reply of either shape.
 
     Raises:
         PolicyError: the list is empty: the inference failed.
@@ -125,7 +147,13 @@ def read_reply(data: bytes | bytearray, rows: int) -> Array:
     steps = [_step(item, rows) for item in reply]
     if len({step.shape for step in steps}) > 1:
         raise ProtocolError("a reply's actions have different shapes")
-    return np.stack(steps, axis=1)
+    return Reply(np.stack(steps, axis=1), _kind(reply[0]))
+
+
+def _kind(step: Any) -> dict[str, Any]:
+    """What the first of a step's actions says beside its numbers."""
+    known = _fields(step.reshape(-1)[0] if isinstance(step, np.ndarray) else step)
+    return {name: known[name] for name in _ACTION_FIELDS if name in known and name != "action"}
 
 
 def _step(item: Any, rows: int) -> Array:
@@ -141,16 +169,23 @@ def _step(item: Any, rows: int) -> Array:
 
 
 def _action(item: Any) -> Array:
-    known = item.fields if isinstance(item, PeerRecord) else item
-    if not isinstance(known, dict) or not isinstance(known.get("action"), np.ndarray):
-        raise ProtocolError(f"an action is a MetaAction or a dict with 'action', an array; got {type(item).__name__}")
+    known = _fields(item)
     space, kind = known.get("ctrl_space", "joint"), known.get("ctrl_type", "abs")
-    if space not in CTRL_SPACES or kind not in (*CTRL_TYPES, "absolute"):
+    if space not in CTRL_SPACES or kind not in CTRL_TYPES:
         raise ProtocolError(f"an action in the space {space!r:.40} of the type {kind!r:.40}")
+    if not isinstance(known.get("gripper_continuous", True), (bool, np.bool_)):
+        raise ProtocolError("an action whose 'gripper_continuous' is neither True nor False")
     action: Array = known["action"]
     if action.dtype.kind not in "fiu":
         raise ProtocolError(f"an action is an array of numbers; got dtype {action.dtype}")
     return action
+
+
+def _fields(item: Any) -> Mapping[str, Any]:
+    known = item.fields if isinstance(item, PeerRecord) else item
+    if not isinstance(known, dict) or not isinstance(known.get("action"), np.ndarray):
+        raise ProtocolError(f"an action is a MetaAction or a dict with 'action', an array; got {type(item).__name__}")
+    return known
 
 
 def _dump(value: Any, module: str = MODULE) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 
 _CODES = re.compile(r"b1|[iu][1248]|f[248]")
 _MAX_DIMENSIONS = 8
+_MAX_EMPTY = 1 << 20  # an array without a byte may still say how many rows it has
 MAX_KEY = 1 << 60  # beyond it two whole numbers may share a hash, and a dict of them gets slow
 
 
@@ -176,7 +177,8 @@ def check_key(key: Any) -> Any:
 def _shape(shape: Any) -> tuple[int, ...]:
     if type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS or not all(type(size) is int for size in shape):
         raise ValueError(f"an array's shape that is {shape!r:.100}")
-    if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) > 1 << 31:
+    most = _MAX_EMPTY if 0 in shape else 1 << 31
+    if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) > most:
         raise ValueError(f"an array of shape {shape!r:.100}")
     return shape
 
