@@ -20,7 +20,8 @@ from server_process import read_to_end
 ROOT = Path(__file__).resolve().parents[2]
 # The program itself; only the model comes from elsewhere: -m NAME is make_NAME of policies_for_tests.
 _DRIVER = """
-import functools, sys
+import functools, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, ({max_files}, {max_files}))
 sys.modules.update(dict.fromkeys({missing!r}))
 sys.path[:0] = [{root!r}, {tests!r}]
 import policies_for_tests
@@ -41,6 +42,7 @@ class PolicyServerProcess:
         first_bytes_timeout_s: how long a connection may stay silent.
         close_timeout_s: how long the end may wait for the model.
         missing: packages that are not installed there.
+        max_files: descriptors that it may have.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class PolicyServerProcess:
         first_bytes_timeout_s: float = 10.0,
         close_timeout_s: float = 5.0,
         missing: Sequence[str] = (),
+        max_files: int = 1024,
     ) -> None:
         driver = _DRIVER.format(
             root=str(ROOT),
@@ -57,6 +60,7 @@ class PolicyServerProcess:
             first_bytes_timeout_s=first_bytes_timeout_s,
             close_timeout_s=close_timeout_s,
             missing=list(missing),
+            max_files=max_files,
         )
         places = () if "--listen" in flags else ("-p", "0")
         handle, path = tempfile.mkstemp(suffix=".log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
@@ -196,6 +197,16 @@ def test_a_model_that_does_not_load() -> None:
     log = fail("broken", *RENV)
     assert "Traceback (most recent call last)" in log
     assert "error: broken could not be loaded on cpu: RuntimeError: these weights are of another model" in log
+
+
+def test_more_connections_than_descriptors() -> None:
+    with policy_server("echo", *RENV, max_files=40) as server, connect("127.0.0.1", server.port) as policy:
+        with contextlib.ExitStack() as held:
+            for _ in range(60):
+                held.enter_context(server.connect())
+            server.wait_for("cannot accept a connection: Too many open files; trying again")
+            assert policy.infer(observe(5), episode_ids=[""])[0, 0, 0] == 5
+        assert server.http("/healthz").startswith("HTTP/1.1 200 OK")
 
 
 def test_without_a_dialect_s_package_the_others_are_served() -> None:
