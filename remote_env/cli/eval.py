@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 
+from remote_env.cli.eval_flags import (
+    add_asynchronous_flags,
+    add_how_flags,
+    add_result_flags,
+    add_simulation_flags,
+    add_what_flags,
+    given_settings,
+)
 from remote_env.cli.show import examples, print_table
 from remote_env.errors import RemoteEnvError
-from remote_env.evaluate.config import AGGREGATES, DEFAULT_MODEL, ROLLOUTS, EvaluationConfig, make_config, read_config
-from remote_env.evaluate.environments import BUNDLED
+from remote_env.evaluate.config import EvaluationConfig, make_config
+from remote_env.evaluate.results import Results
+from remote_env.evaluate.telling import SUMMARY_COLUMNS, Teller, TerminalTeller, closing_lines, summary_rows
 from remote_env.protocol.log_text import clean
 
 _EXAMPLES = """
@@ -41,102 +50,27 @@ def add_parsers(subparsers: Any) -> None:
         allow_abbrev=False,
         **examples(_EXAMPLES),
     )
-    add_evaluation_flags(parser)
+    add_what_flags(parser)
+    add_how_flags(parser)
+    add_simulation_flags(parser)
+    add_asynchronous_flags(parser)
+    add_result_flags(parser)
     parser.set_defaults(run=run)
-
-
-def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Add all flags; those that are not given stay out of the namespace, so that a file's settings hold."""
-    defaults = EvaluationConfig()
-    _add_what_flags(parser, defaults)
-    _add_how_flags(parser, defaults)
-    _add_asynchronous_flags(parser, defaults)
-    _add_result_flags(parser, defaults)
-
-
-def _add_what_flags(parser: argparse.ArgumentParser, defaults: EvaluationConfig) -> None:
-    group = parser.add_argument_group("what is evaluated")
-    add = _Adder(group)
-    add("-m", "--model_name_or_path", to="model", metavar="MODEL", help=f"see above (default {DEFAULT_MODEL})")
-    known = ", ".join(BUNDLED)
-    text = f"repeatable, or with commas: {known}; a YAML file; a Gymnasium id; module:function; a task server's HOST"
-    add("-e", "--env", to="envs", action="append", metavar="ENV", help=f"{text}[:PORT] (default aloha)")
-    add("--num_rollout", type=int, metavar="N", help=f"episodes per environment (default {defaults.num_rollout})")
-    add("--seed", type=int, metavar="N", help="of episode 0; episode i has seed N + i (default 0)")
-    add("--max_steps", type=int, metavar="N", help="of an episode, below what the environment allows")
-    add("--task", metavar="TEXT", help="the instruction, for policies that take one")
-    add("--mapping", metavar="FILE", help="YAML: how observations and actions map, where it does not go by itself")
-    add("--config", metavar="FILE", help="YAML with the sections 'evaluation:' and 'server:'; flags win over it")
-
-
-def _add_how_flags(parser: argparse.ArgumentParser, defaults: EvaluationConfig) -> None:
-    add = _Adder(parser.add_argument_group("how"))
-    add("--num_envs", type=int, metavar="N", help=f"environments side by side (default {defaults.num_envs})")
-    add("--chunk_size", type=int, metavar="K", help=f"actions applied per inference (default {defaults.chunk_size})")
-    add("--fps", type=float, metavar="HZ", help=f"rate of actions and videos (default {defaults.fps:g})")
-    add("--dataset_id", metavar="ID", help="whose normalisation a checkpoint uses (default: its first)")
-    add("--device", metavar="DEVICE", help="of a checkpoint: cpu, cuda, cuda:1, mps (default cpu)")
-    add("--max_batch", type=int, metavar="N", help="of a checkpoint: environments inferred together (default 1)")
-    add("--token", metavar="TOKEN", help="of a policy server that wants one; better in REMOTE_ENV_TOKEN")
-    add("--timeout_s", type=float, metavar="S", help=f"for one inference (default {defaults.timeout_s:g})")
-    text = f"how long a policy server that is gone is looked for (default {defaults.reconnect_timeout_s:g})"
-    add("--reconnect_timeout_s", type=float, metavar="S", help=text)
-    add(
-        "--episode_timeout_s", type=float, metavar="S", help=f"for one episode (default {defaults.episode_timeout_s:g})"
-    )
-    add("--rollout", choices=ROLLOUTS, help="where the loop runs: here, or inside the task server beside its policy")
-    add("--use_spawn", action="store_true", help="start processes with spawn instead of forkserver")
-
-
-def _add_asynchronous_flags(parser: argparse.ArgumentParser, defaults: EvaluationConfig) -> None:
-    add = _Adder(parser.add_argument_group("asynchronous chunks, for slow links (results depend on the clock)"))
-    add("--asynchronous", action="store_true", help="ask for the next chunk while the present one is applied")
-    text = f"ask when this part of a chunk is left (default {defaults.chunk_size_threshold:g})"
-    add("--chunk_size_threshold", type=float, metavar="PART", help=text)
-    add("--aggregate", choices=AGGREGATES, help=f"how overlapping chunks merge (default {defaults.aggregate})")
-
-
-def _add_result_flags(parser: argparse.ArgumentParser, defaults: EvaluationConfig) -> None:
-    group = parser.add_argument_group("results")
-    add = _Adder(group)
-    add("-o", "--output_dir", metavar="FOLDER", help="where results go (default: a new folder in ./outputs)")
-    text = "of which episodes: none, all, or of first and failed one or both"
-    add("--video", metavar="WHICH", help=f"{text} (default {','.join(defaults.video)})")
-    add("-v", "--verbose", action="store_true", help="a line for each episode")
-    begin = _Adder(group.add_mutually_exclusive_group())
-    begin("--resume", to="begin", action="store_const", const="resume", help="there must be something to go on with")
-    begin("--fresh", to="begin", action="store_const", const="fresh", help="remove the episodes that are there")
-
-
-class _Adder:
-    """Adds flags that may be written with dashes too, each for a setting of `EvaluationConfig` or `config`."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def __call__(self, *flags: str, to: str | None = None, **arguments: Any) -> None:
-        dashed = [flag.replace("_", "-") for flag in flags if "_" in flag]
-        action = self._group.add_argument(*flags, *dashed, default=argparse.SUPPRESS, **arguments)
-        action.dest = to or flags[-1].lstrip("-")
-
-
-def given_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the flags and the file named by --config give."""
-    given = {name: value for name, value in vars(options).items() if name in (*EvaluationConfig.names(), "config")}
-    file = given.pop("config", None)
-    return {**(read_config(file) if file is not None else {}), **given}
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and show the results; 0 when every episode was run, however it ended."""
     from remote_env.evaluate.evaluation import evaluate
-    from remote_env.evaluate.telling import SUMMARY_COLUMNS, TerminalTeller, closing_lines, summary_rows
 
     config = make_config(given_settings(options))
-    console = Console()
-    teller = TerminalTeller(console, verbose=config.verbose)
+    return show_evaluation(config, lambda teller: evaluate(config, teller))
+
+
+def show_evaluation(config: EvaluationConfig, evaluate: Callable[[Teller], Results]) -> int:
+    """Run an evaluation on this terminal and show its results; with --verbose also where an error came from."""
+    teller = TerminalTeller(Console(), verbose=config.verbose)
     try:
-        results = evaluate(config, teller)
+        results = evaluate(teller)
     except RemoteEnvError as error:
         if config.verbose and (where := getattr(error, "remote_traceback", "")):
             print(clean(where), file=sys.stderr)

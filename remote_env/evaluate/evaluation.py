@@ -64,7 +64,7 @@ def evaluate(config: EvaluationConfig, teller: Teller | None = None) -> Results:
         folder = config.output_dir or default_folder(model)
         config = dataclasses.replace(config, output_dir=folder)
         if config.begin == "fresh":
-            _remove_results(folder)
+            remove_results(folder)
         run = _Run(config, choices, model, folder, teller)
         ledger = stack.enter_context(Ledger(folder, run.identity(), config.begin))
         return run.finish(ledger)
@@ -77,7 +77,7 @@ def default_folder(model: Model) -> Path:
     return DEFAULT_FOLDER / f"eval_{slug}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
-def _remove_results(folder: Path) -> None:
+def remove_results(folder: Path) -> None:
     """Remove what an evaluation writes into its folder, and nothing else."""
     for pattern in WRITTEN:
         for path in folder.glob(pattern):

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from remote_env.errors import ConfigError
 from remote_env.evaluate.config import EvaluationConfig
 from remote_env.evaluate.policy_host import PolicyHost
 from remote_env.policy.address import open_policy, parse_policy
-from remote_env.policy.policy import PolicyMetadata
+from remote_env.policy.policy import Policy, PolicyMetadata
 
 DIGEST_BYTES = 256 << 20  # larger files count with their size alone
 
@@ -73,28 +73,43 @@ def open_model(config: EvaluationConfig, stack: contextlib.ExitStack, log: Calla
         ConfigError: there is no such checkpoint, or it cannot be had as asked.
         ConnectError: no policy server answers.
     """
-    where = parse_policy(config.model)
+    model, policy = open_policy_here(config, log)
+    if model.kind == "remote":
+        policy.close()
+        return replace(model, address=config.model, token=config.token)
+    host = PolicyHost(policy, max_batch=config.max_batch, log=_nothing)
+    stack.callback(host.close)
+    return replace(model, address=host.address, token=host.token)
+
+
+def open_policy_here(config: EvaluationConfig, log: Callable[[str], None]) -> tuple[Model, Policy]:
+    """The policy for use in this process, and what it is; the caller closes it.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it cannot be had as asked.
+        ConnectError: no policy server answers.
+    """
+    is_local = isinstance(parse_policy(config.model), str)
     started = time.perf_counter()
     policy = open_policy(
         config.model,
         dataset_id=config.dataset_id,
         device=config.device or "cpu",
-        chunk_size=config.chunk_size if isinstance(where, str) else None,
+        chunk_size=config.chunk_size if is_local else None,
         token=config.token,
         timeout_s=config.timeout_s,
         reconnect_timeout_s=config.reconnect_timeout_s,
         task=config.task,
-        log=log,
+        log=lambda text: log(text.removeprefix("warning: ")),
     )
     load_s = time.perf_counter() - started
-    if not isinstance(where, str):
-        with policy:
-            _check_chunks(config, policy.metadata)
-            return Model("remote", config.model, policy.metadata, config.model, config.token, load_s)
-    host = PolicyHost(policy, max_batch=config.max_batch, log=_nothing)
-    stack.callback(host.close)
-    digest = digest_files(Path(config.model).expanduser())
-    return Model("local", config.model, policy.metadata, host.address, host.token, load_s, digest)
+    try:
+        _check_chunks(config, policy.metadata)
+        digest = digest_files(Path(config.model).expanduser()) if is_local else ""
+    except BaseException:
+        policy.close()
+        raise
+    return Model("local" if is_local else "remote", config.model, policy.metadata, "", None, load_s, digest), policy
 
 
 def _check_chunks(config: EvaluationConfig, metadata: PolicyMetadata) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,19 +36,23 @@ class WorkerSetup:
         token: for it; None looks where clients look.
         captures: folder for captures; None for none.
         log: a file for what the environment prints.
+        environ: the parent's environment variables now; those of a fork server are of when it was started.
     """
 
     config: EvaluationConfig
     environments: dict[str, EnvironmentChoice]
     policy: str
-    token: str | None
+    token: str | None = field(repr=False)
     captures: Path | None
     log: Path
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
 
 def work(pipe: Connection, setup: WorkerSetup) -> None:
     """Run episodes until the parent closes the pipe; answers are ("result", …) or ("error", exception)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    os.environ.clear()
+    os.environ.update(setup.environ)
     _end_with_parent()
     _redirect_output(setup.log)
     worker = _Worker(setup)
