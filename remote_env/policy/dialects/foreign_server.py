@@ -108,7 +108,9 @@ class ForeignPolicy(Policy, Generic[L]):
         while True:
             try:
                 if self._link is None:
-                    self._link = self._open(time.monotonic() + self._timeout_s)
+                    self._link = self._open(
+                        time.monotonic() + min(self._timeout_s, max(self._reconnect_timeout_s, 1.0))
+                    )
                 return self._ask(self._link, request, time.monotonic() + self._timeout_s)
             except AuthError:
                 raise

@@ -121,8 +121,8 @@ def _answer(data: bytearray, client: ServedClient, context: ServeContext) -> tup
         context.log(f"Client #{client.number}: {error}; an empty list was sent and the connection closed")
         return EMPTY_REPLY, False
     except RemoteEnvError as error:
-        far = getattr(error, "remote_traceback", "")
-        context.log(f"Client #{client.number}: no actions, an empty list was sent: {error}{far and chr(10) + far}")
+        # What a model raised, the service has logged whole.
+        context.log(f"Client #{client.number}: no actions, an empty list was sent: {error}")
         return EMPTY_REPLY, True
 
 

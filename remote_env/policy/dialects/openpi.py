@@ -139,7 +139,7 @@ class _Conversation:
             self._link.close(time.monotonic() + GOODBYE_S, _INTERNAL_ERROR, "not a message; see the frame before")
             raise
         except RemoteEnvError as error:
-            self._log(f"no actions: {error}{_far(error)}")
+            self._log(f"no actions: {error}")  # what a model raised, the service has logged whole
             reply = _traceback(error)
         self._say(reply)
         self._previous_ms = 1000 * (time.perf_counter() - began)
@@ -228,11 +228,6 @@ def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
 
 def _traceback(error: BaseException) -> str:
     return str(getattr(error, "remote_traceback", "")) or "".join(traceback.format_exception_only(error))
-
-
-def _far(error: BaseException) -> str:
-    far = getattr(error, "remote_traceback", "")
-    return f"\n{far.rstrip()}" if far else ""
 
 
 # The client.
