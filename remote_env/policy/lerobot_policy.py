@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def load(folder: Path, *, device: str, dataset_id: str, chunk_size: int | None) 
     if metadata.extra["observation_steps"] != 1:
         steps = metadata.extra["observation_steps"]
         raise ConfigError(f"{folder} infers from {steps} observations at once; policies of one are loaded")
+    if importlib.util.find_spec("lerobot") is None:
+        raise ConfigError(_NO_LEROBOT.format(folder=folder, name="lerobot"))
     torch, where = import_torch(), torch_device(device)
     model, before, after = _load_parts(folder, where)
 

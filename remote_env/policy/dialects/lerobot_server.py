@@ -6,8 +6,10 @@ has its own place; an observation is dropped only when a newer one came before i
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -64,6 +66,7 @@ class Listener:
     """
 
     def __init__(self, host: str, port: int, service: PolicyService, context: ServeContext) -> None:
+        _check_free(host, port)
         self._models = Models(service, context)
         self._robots = Robots(self._models, context)
         workers = self._robots.limit * CALLS_PER_ROBOT + 2 * MAX_STRANGERS
@@ -92,6 +95,19 @@ class Listener:
 def listen(host: str, port: int, service: PolicyService, context: ServeContext) -> Listener:
     """Serve robot clients from now on; see `Listener`."""
     return Listener(host, port, service, context)
+
+
+def _check_free(host: str, port: int) -> None:
+    """ConfigError unless the port can be had: gRPC would not say why, and keep descriptors of a server that failed."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        why = describe_holder(port) if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}; end that, or choose another port") from error
 
 
 def _options() -> list[tuple[str, Any]]:
