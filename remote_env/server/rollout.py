@@ -9,8 +9,8 @@ import itertools
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,13 @@ from remote_env.policy.address import open_policy
 from remote_env.policy.observation import ActionMapping, ObservationMapping
 from remote_env.policy.policy import Policy
 from remote_env.policy.scripted import PREFIX, ScriptedPolicy
-from remote_env.protocol.stacking import copied, size_of, stack
 from remote_env.protocol.task import PolicySpec, TaskSpec
 from remote_env.server.backend import Backend
 from remote_env.server.board import Board
 from remote_env.server.error_text import error_text
+from remote_env.server.slices import Record, Slice
 from remote_env.state import SceneLayout, SceneState
 
-WANTS = ("observation", "action", "reward", "state", "info", "frame")
 EPISODE = "rollout"  # a policy has one episode at a time here: its name is always this, and each begins with a reset
 
 
@@ -41,14 +40,15 @@ def open_rollouts(task: TaskSpec, token: str | None, backend: Backend, board: Bo
         board: where to count steps.
 
     Raises:
-        PolicyError: it cannot be opened, or does not fit; `remote_traceback` holds what its server had to say.
+        PolicyError: it cannot be opened, or does not fit; the message says why.
     """
     spec = task.policy
     assert spec is not None  # noqa: S101  who calls us saw it
     try:
         policy = _open(spec, token, task)
     except Exception as error:
-        raise PolicyError(f"the policy {spec.source!r} could not be opened: {_named(error)}") from error
+        text = f"the policy {spec.source!r} could not be opened: {_named(error)}{_hint(spec.source)}"
+        raise PolicyError(text) from error
     try:
         return PolicyRunner(policy, spec, backend, board)
     except Exception as error:
@@ -72,60 +72,16 @@ def _open(spec: PolicySpec, token: str | None, task: TaskSpec) -> Policy:
     )
 
 
+def _hint(source: str) -> str:
+    is_path = "/" in source and "://" not in source
+    if not is_path or Path(source).expanduser().exists():
+        return ""
+    return f"\nA checkpoint that lies with the client is sent along by policy=LocalFolder({source!r})"
+
+
 def _named(error: BaseException) -> str:
     text = error_text(error)
     return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What one ROLLOUT request asks for.
-
-    Attributes:
-        begin: the seed and options of a reset that comes first; None goes on with the episode.
-        steps: the most steps to run.
-        time_s: no further step begins after this [s].
-        size_bytes: nor when the reply is as large as this.
-        want: which of WANTS the reply is to carry.
-        chunk_size: the most actions to apply of one inference; None for all.
-        stacked: whether the values of all steps are to be stacked into arrays; else each stays what it is.
-    """
-
-    begin: tuple[int | None, dict[str, Any] | None] | None
-    steps: int
-    time_s: float
-    size_bytes: int
-    want: frozenset[str]
-    chunk_size: int | None
-    stacked: bool = True
-
-    @classmethod
-    def of(cls, request: Any) -> Slice:
-        """The slice that a request describes; InputError when it describes none."""
-        try:
-            begin = request["begin"]
-            chunk_size = request["chunk_size"]
-            asked = cls(
-                None if begin is None else (begin[0], begin[1]),
-                int(request["steps"]),
-                float(request["time_s"]),
-                int(request["size_bytes"]),
-                frozenset(request["want"]),
-                None if chunk_size is None else int(chunk_size),
-                bool(request["stacked"]),
-            )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"not a rollout's request ({error!r}): {str(request)[:200]}") from error
-        asked.check()
-        return asked
-
-    def check(self) -> None:
-        """InputError when a number is out of its bounds, or something is wanted that there is not."""
-        if self.steps < 1 or (self.chunk_size is not None and self.chunk_size < 1):
-            raise InputError(f"a rollout runs at least one step and one action of a chunk; got {self}")
-        if not self.want <= set(WANTS):
-            unknown = ", ".join(sorted(map(str, self.want - set(WANTS))))
-            raise InputError(f"a rollout has no {unknown}; it brings any of {', '.join(WANTS)}")
 
 
 class PolicyRunner:
@@ -183,7 +139,7 @@ class PolicyRunner:
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """See `Backend.step`; what the policy had planned is dropped."""
-        self._forget("the last step failed: call reset()")
+        self._forget("the last step failed: step() by hand, or reset()")
         transition = self._backend_step(action)
         self._observation, _, terminated, truncated, _ = transition
         self._blind = "the episode has ended: call reset()" if terminated or truncated else ""
@@ -220,7 +176,7 @@ class PolicyRunner:
             InputError: there is no episode to go on with.
             PolicyError: the policy raised, or gave what is no action; the episode stands where it did before that.
         """
-        record = _Record(asked.want, self._backend)
+        record = Record(asked.want, self._backend)
         if first is not None:
             record.add(*first)
         while True:
@@ -240,7 +196,7 @@ class PolicyRunner:
         self._board.count_step(time.monotonic() - began)
         return transition
 
-    def _next_action(self, chunk_size: int | None, record: _Record) -> Any:
+    def _next_action(self, chunk_size: int | None, record: Record) -> Any:
         if self._blind:
             raise InputError(f"the policy cannot act: {self._blind}")
         is_used_up = not self._queue or (chunk_size is not None and self._used >= chunk_size)
@@ -286,66 +242,3 @@ class PolicyRunner:
     def close(self) -> None:
         """Close the policy."""
         self._policy.close()
-
-
-class _Record:
-    """What a slice has gone through, as far as it is wanted; arrays are copies, since tasks use theirs again."""
-
-    def __init__(self, want: frozenset[str], backend: Backend) -> None:
-        self._backend = backend
-        self._rows: dict[str, list[Any]] = {name: [] for name in WANTS if name in want}
-        self._rows["reward"] = []
-        self._last: tuple[Any, ...] = ()
-        self._success: bool | None = None
-        self.steps = self.size = self.inferences = 0
-        self.inference_s = 0.0
-
-    def add(self, observation: Any, info: dict[str, Any]) -> None:
-        """What a reset or a step brought; the state and the frame are read now."""
-        if "observation" in self._rows:
-            self._keep("observation", observation)
-        if "info" in self._rows:
-            self._keep("info", info)
-        if "state" in self._rows:
-            state = self._backend.state(native=False)
-            self._keep("state", SceneState(state.layout, state.values.copy()))
-            self.size += state.values.nbytes
-        if "frame" in self._rows:
-            self._keep("frame", self._frame())
-
-    def _frame(self) -> Any:
-        frame = self._backend.render()
-        if frame is None:
-            raise InputError("want='frame' needs a task that renders: make it with render_mode='rgb_array'")
-        return frame
-
-    def add_step(self, action: Any, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> None:
-        """One action, and what came of it."""
-        observation, reward, terminated, truncated, info = transition
-        self.steps += 1
-        self._last = (reward, terminated, truncated, info)
-        self._keep("reward", reward)
-        if "action" in self._rows:
-            self._keep("action", action)
-        if isinstance(info, Mapping) and "is_success" in info:
-            self._success = bool(self._success) or bool(info["is_success"])
-        self.add(observation, info)
-
-    def _keep(self, name: str, value: Any) -> None:
-        self._rows[name].append(copied(value))
-        self.size += size_of(value)
-
-    def result(self, *, stacked: bool) -> dict[str, Any]:
-        """As the reply holds it."""
-        rows = {
-            name: stack(values) if stacked and name not in ("info", "state") else values
-            for name, values in self._rows.items()
-        }
-        return {
-            "steps": self.steps,
-            "rows": rows,
-            "last": self._last,
-            "success": self._success,
-            "inferences": self.inferences,
-            "inference_s": self.inference_s,
-        }

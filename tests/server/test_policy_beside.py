@@ -18,6 +18,7 @@ from remote_env import LocalFolder, RemoteEnv
 from remote_env.errors import ConfigError, InputError, PolicyError, StartError, Unsupported
 from remote_env.policy import load_policy
 from remote_env.protocol import frames
+from remote_env.server.folder import record_path
 from remote_env.tasks import TRANSFER_CUBE_ID, register_tasks
 
 POLICIES = "tasks_for_tests.policies"
@@ -65,6 +66,9 @@ def test_by_hand_with_a_policy_and_its_mapping(tmp_path: Path) -> None:
     flags = ("--policy", f"{POLICIES}:Counting", "--policy-mapping", str(mapping), "--policy-instruction", "lift it")
     with HandServer("--env", ON_DEMAND, *flags) as server:
         server.wait_listening()
+        assert json.loads(record_path(server.port).read_text())["task_label"].endswith(
+            "with tasks_for_tests.policies:Counting"
+        )
         with RemoteEnv(port=server.port) as env:
             assert env.policy_metadata["name"] == "counting"
             assert env.rollout(4)[0].actions[:, 1].tolist() == [1, 1, 1, 2]
@@ -99,7 +103,7 @@ def test_by_hand_what_keeps_it_from_starting_is_said(flags: list[str], text: str
 @pytest.mark.parametrize(
     ("policy", "text"),
     [
-        ("/no/such/checkpoint", r"the policy '/no/such/checkpoint' could not be opened: no policy"),
+        ("/no/such/checkpoint", r"(?s)'/no/such/checkpoint' could not be opened: no policy.*policy=LocalFolder\('/no"),
         ("scripted:nothing", r"could not be opened: no scripted policy"),
         (f"{POLICIES}:make_nothing", r"made a str; it must return a"),
         (f"{POLICIES}:make_broken", r"the weights cannot be read"),
