@@ -26,7 +26,7 @@ from remote_env.errors import (
     ProtocolError,
 )
 from remote_env.policy.dialects import openpi
-from remote_env.policy.dialects.openpi_messages import MAX_ITEMS, decode, encode
+from remote_env.policy.dialects.openpi_messages import MAX_ITEMS, OURS, decode, encode
 from remote_env.policy.token_file import remove_token, write_token
 
 TOKEN = "t" * 40
@@ -36,7 +36,7 @@ TOKEN = "t" * 40
 def dial(port: int, **headers: str) -> Iterator[ClientConnection]:
     """A client of websockets' own, without openpi's manners; past the metadata."""
     with connect(f"ws://127.0.0.1:{port}", compression=None, additional_headers=headers, open_timeout=10) as sock:
-        assert openpi.OURS in decode(sock.recv(10))
+        assert OURS in decode(sock.recv(10))
         yield sock
 
 

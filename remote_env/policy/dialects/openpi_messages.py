@@ -11,6 +11,8 @@ import numpy as np
 
 from remote_env.errors import ProtocolError
 
+RESET_KEY, EPISODE_KEY = "__reset__", "__episode__"
+OURS = "remote_env"  # the key of our part of the metadata
 MAX_ITEMS = 20_000  # of all lists and maps of a message
 MAX_LIST = 8_192
 MAX_DIMENSIONS = 8
