@@ -31,7 +31,7 @@ from remote_env.policy.policy import Chunk, Feature, ObservationBatch, Policy, P
 from remote_env.policy.token_file import remove_token, token_path, write_token
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ServerHandshake, pack_link, parse_link
-from remote_env.transport import SocketTransport
+from remote_env.transport import SocketTransport, connect_tcp
 
 
 class SeeingPolicy(Policy):
@@ -313,12 +313,25 @@ def test_the_server_refuses_a_client_that_cannot_prove_the_token(echo: RenvServe
 
 
 def test_no_token_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError) as raised:
-        renv.connect("gpu-box", 5000)
-    assert "export REMOTE_ENV_TOKEN=$(ssh gpu-box cat ~/.cache/remote-env/policies/5000.token)" in str(raised.value)
-    assert str(token_path(5000)) in str(raised.value)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for host, login in (("127.0.0.1", "HOST"), (socket.gethostname(), socket.gethostname())):
+            if host != "127.0.0.1":
+                monkeypatch.setattr(renv_link, "connect_tcp", lambda host, *_: connect_tcp("127.0.0.1", *_))
+            with pytest.raises(ConfigError) as raised:
+                renv.connect(host, port)
+            line = f"export REMOTE_ENV_TOKEN=$(ssh {login} cat ~/.cache/remote-env/policies/{port}.token)"
+            assert line in str(raised.value)
+            assert str(token_path(port)) in str(raised.value)
     with pytest.raises(ConfigError, match="has 5 characters; one has at least 32"):
         renv.connect("gpu-box", 5000, token="short")
+
+
+def test_without_a_token_a_server_that_is_not_there_is_told_first() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectError, match="nothing answers at 127"):
+        renv.connect("127.0.0.1", port)
 
 
 def test_the_token_is_found_in_the_environment_and_in_the_servers_file(

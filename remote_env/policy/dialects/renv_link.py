@@ -24,6 +24,7 @@ from remote_env.protocol.handshake import POLICY_ROLE, ClientHandshake, parse_li
 from remote_env.transport import SocketTransport, connect_tcp
 
 HANDSHAKE_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 5.0
 MIN_MESSAGE_BYTES = 1 << 16
 
 
@@ -83,23 +84,21 @@ def find_token(host: str, port: int, token: str | None) -> str:
 
     Raises:
         ConfigError: there is none, or it is too short to be one; the message says how to get it.
+        ConnectError: there is none, and no server either.
     """
     given = token or os.environ.get("REMOTE_ENV_TOKEN") or read_token(port)
     if not given:
+        connect_tcp(host, port, time.monotonic() + PROBE_TIMEOUT_S).close()  # what is not there needs no token
         there = f"~/.cache/remote-env/policies/{port}.token"
         raise ConfigError(
             f"no token for the policy server at {host}:{port}: token= is not given, REMOTE_ENV_TOKEN is not set, and "
-            f"there is no {token_path(port)} on this machine, which a server of yours that runs here would have "
-            f"written. For a server elsewhere: export REMOTE_ENV_TOKEN=$(ssh {_ssh_host(host)} cat {there}) with the "
-            "port that the server itself listens on"
+            f"{token_path(port)} is not there, which a server of this account on this machine would have written. For "
+            f"a server elsewhere: export REMOTE_ENV_TOKEN=$(ssh {'HOST' if is_near(host) else host} cat {there}), with "
+            "the port that the server itself listens on"
         )
     if len(given) < MIN_TOKEN_LENGTH:
         raise ConfigError(f"the token for {host}:{port} has {len(given)} characters; one has at least 32")
     return given
-
-
-def _ssh_host(host: str) -> str:
-    return "HOST" if is_near(host) else host
 
 
 def is_near(host: str) -> bool:
