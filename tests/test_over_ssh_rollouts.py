@@ -83,6 +83,7 @@ def waiting(ssh_server: SshServer, tmp_path: Path) -> Iterator[tuple[RemoteEnv, 
         gate.touch()
 
 
+@pytest.mark.fault
 def test_ctrl_c_stops_it_and_the_next_one_begins_anew(waiting: tuple[RemoteEnv, Path, Path]) -> None:
     env, gate, mark = waiting
     with Meanwhile(mark, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
@@ -92,6 +93,7 @@ def test_ctrl_c_stops_it_and_the_next_one_begins_anew(waiting: tuple[RemoteEnv, 
     assert env.rollout(2)[0].observations[-1, 1] == 6.0  # the same simulator, every step run once
 
 
+@pytest.mark.fault
 def test_a_killed_simulator_is_told_and_the_next_one_begins_anew(waiting: tuple[RemoteEnv, Path, Path]) -> None:
     env, gate, mark = waiting
     pid = env.status()["pid"]
@@ -102,6 +104,7 @@ def test_a_killed_simulator_is_told_and_the_next_one_begins_anew(waiting: tuple[
     assert env.rollout(2)[0].steps == 2
 
 
+@pytest.mark.fault
 def test_a_killed_login_is_told_and_the_next_one_logs_in_anew(
     waiting: tuple[RemoteEnv, Path, Path], ssh_server: SshServer
 ) -> None:

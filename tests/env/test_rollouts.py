@@ -261,6 +261,7 @@ def test_a_task_that_raises_is_told_as_ever(shared: RemoteEnv) -> None:
     assert shared.rollout(2)[0].steps == 2
 
 
+@pytest.mark.fault
 def test_a_task_that_dies_is_told_and_the_next_rollout_begins_anew() -> None:
     with counting() as env:
         env.reset()
@@ -326,6 +327,7 @@ def test_a_late_slice_is_explained_and_settled(waiting: tuple[RemoteEnv, Path, P
     assert env.step_policy()[1][1] == 5.0
 
 
+@pytest.mark.fault
 def test_ctrl_c_stops_it_and_reset_goes_on(waiting: tuple[RemoteEnv, Path, Path]) -> None:
     env, gate, mark = waiting
     with Meanwhile(mark, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
@@ -335,6 +337,7 @@ def test_ctrl_c_stops_it_and_reset_goes_on(waiting: tuple[RemoteEnv, Path, Path]
     assert env.rollout(2)[0].actions[:, 0].tolist() == [1, 1]
 
 
+@pytest.mark.fault
 def test_a_simulator_killed_in_mid_slice(waiting: tuple[RemoteEnv, Path, Path]) -> None:
     env, gate, mark = waiting
     pid = env.status()["pid"]

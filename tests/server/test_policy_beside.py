@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from rollout_loops import assert_same, local_rollout
+from rollout_loops import Meanwhile, assert_same, local_rollout
 from server_process import ROOT, HandServer
 
 from remote_env import LocalFolder, RemoteEnv
@@ -142,18 +141,23 @@ def test_a_policy_server_is_reached_from_beside_the_simulator() -> None:
             assert_same(rollout, local_rollout(env, policy, seed))
 
 
-def test_a_policy_server_that_dies_is_a_policy_error_and_the_simulator_goes_on(isolated_home: Path) -> None:
-    kwargs = {"reconnect_timeout_s": 0.2}
-    with policy_server(f"{POLICIES}:Counting") as server:
-        address = f"127.0.0.1:{server.port}"
-        with RemoteEnv(env=ON_DEMAND, policy=address, policy_kwargs=kwargs) as env:
-            assert env.rollout(4)[0].actions[:, 0].tolist() == [1, 1, 1, 2]
-            server.process.send_signal(signal.SIGKILL)
-            server.process.wait(10)
-            with pytest.raises(PolicyError, match="'counting' failed: ") as caught:
+@pytest.mark.fault
+def test_a_policy_server_that_dies_in_mid_slice_is_a_policy_error_and_the_simulator_goes_on(
+    isolated_home: Path, tmp_path: Path
+) -> None:
+    files = {"POLICY_GATE": str(tmp_path / "gate"), "POLICY_MARK": str(tmp_path / "mark")}
+    waiting = HandServer("-m", f"{POLICIES}:make_waiting", program="start_policy_server.py", **files)
+    with waiting as server:
+        address = f"127.0.0.1:{server.wait_listening().port}"
+        with RemoteEnv(env=ON_DEMAND, policy=address, policy_kwargs={"reconnect_timeout_s": 0.2}) as env:
+            env.start()
+            with (
+                Meanwhile(tmp_path / "mark", server.process.kill),
+                pytest.raises(PolicyError, match="'counting'") as caught,
+            ):
                 env.rollout(4)
-            assert caught.value.remote_traceback
-            assert env.step(np.zeros(2, np.float32))[1] == 1.0
+            assert "rollout.py" in caught.value.remote_traceback
+            assert env.step(np.zeros(2, np.float32))[0][1] == 4  # three ran before
             with pytest.raises(PolicyError):
                 env.step_policy()
         (isolated_home / "cache" / "remote-env" / "policies" / f"{server.port}.token").unlink()  # which it left
