@@ -53,7 +53,8 @@ def open_rollouts(task: TaskSpec, token: str | None, backend: Backend, board: Bo
         return PolicyRunner(policy, spec, backend, board)
     except Exception as error:
         policy.close()
-        raise PolicyError(f"the policy {spec.source!r} does not fit the task: {_named(error)}") from error
+        where = 'policy_kwargs={"mapping": {"observation": {…}, "action": {…}}}, or a file for --policy-mapping'
+        raise PolicyError(f"the policy {spec.source!r} does not fit the task: {_named(error)}\n({where})") from error
 
 
 def _open(spec: PolicySpec, token: str | None, task: TaskSpec) -> Policy:
