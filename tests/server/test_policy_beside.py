@@ -107,7 +107,7 @@ def test_by_hand_what_keeps_it_from_starting_is_said(flags: list[str], text: str
         (f"{POLICIES}:make_nothing", r"made a str; it must return a"),
         (f"{POLICIES}:make_broken", r"the weights cannot be read"),
         (f"{POLICIES}:Counting", r"(?s)does not fit the task: .*state \(2,\).*\(3,\)"),
-        ("127.0.0.1:1", r"could not be opened: no token for the policy server at 127.0.0.1:1"),
+        ("127.0.0.1:1", r"could not be opened: ConnectError: nothing answers at 127.0.0.1:1"),
         ("ilstudio://127.0.0.1:1", r"could not be opened: ConnectError: "),
         ("nodialect://box:1", r"unknown dialect 'nodialect'"),
     ],
