@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 from golden_conversation import GOLDEN, ROOT, record_conversation
+from golden_policy import GOLDEN_POLICY
 
 from remote_env.protocol import frames
 
@@ -45,7 +46,7 @@ def test_the_documents_frames_are_among_them():
     blocks = re.findall(r"```hex\n(.*?)```", text, re.DOTALL)
     shown = ["".join(re.sub(r"#.*", "", block).split()) for block in blocks]
     assert shown
-    assert set(shown) <= {golden["hex"] for golden in GOLDEN_FRAMES}
+    assert set(shown) <= {golden["hex"] for golden in (*GOLDEN_FRAMES, *json.loads(GOLDEN_POLICY.read_text()))}
 
 
 def test_the_document_lists_every_message():

@@ -58,7 +58,7 @@ class Place:
             if sequence > self._answered:
                 self._running, self._reply = sequence, ()
                 return None
-            if sequence < self._answered:
+            if sequence < self._answered or not self._reply:
                 raise ProtocolError(f"request {sequence} came after the reply to request {self._answered}")
             return self._reply
 
