@@ -77,6 +77,11 @@ class Place:
     def wait_for(self, words: str) -> None:
         wait_until(lambda: words in self.log, words)
 
+    def wait_for_calls(self, count: int) -> None:
+        """Until so many calls of robots are being answered."""
+        robots = self.listener._robots._robots
+        wait_until(lambda: sum(robot.calls for robot in list(robots.values())) == count, f"{count} calls run")
+
     def restart(self) -> None:
         """The same server on the same port, which knows nobody."""
         self.listener.close()

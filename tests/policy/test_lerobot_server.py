@@ -46,6 +46,12 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lerobot_robots, "STRANGER_WAIT_S", 0.05)
 
 
+@pytest.fixture
+def long_wait(short_waits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GetActions is under way for as long as the test needs it to be."""
+    monkeypatch.setattr(lerobot_server, "WAIT_S", DEADLINE_S)
+
+
 def first(actions: list[TimedAction]) -> float:
     return float(actions[0].action[0])
 
@@ -148,6 +154,7 @@ def test_only_what_is_served_may_be_asked_for(opened, tmp_path):
     assert robot.get()
 
 
+@pytest.mark.usefixtures("long_wait")
 def test_a_model_of_an_allowed_folder_is_loaded_once_and_closed_with_its_last_client(opened, tmp_path, monkeypatch):
     made: list[EchoPolicy] = []
 
@@ -164,6 +171,7 @@ def test_a_model_of_an_allowed_folder_is_loaded_once_and_closed_with_its_last_cl
         assert len(robot.get()) == 2
     assert len(made) == 1
     calls = [robot.waiting_get() for robot in robots]
+    place.wait_for_calls(2)
     for robot in robots:
         robot.close()
     wait_until(lambda: made[0].closed, "its last client has gone")
@@ -238,12 +246,14 @@ def test_numbers_of_unknown_names_go_by_order(opened):
 # Who comes without manners.
 
 
+@pytest.mark.usefixtures("long_wait")
 def test_a_client_that_goes_is_noticed_and_may_come_back(opened):
     place = opened(Place, CountingPolicy())
     robot = opened(RobotClient, place).start()
     robot.send()
     robot.get()
     call = robot.waiting_get()
+    place.wait_for_calls(1)
     robot.close()
     place.wait_for("Client #1 closed: 1 requests in total")
     assert call.done()
@@ -314,8 +324,8 @@ def test_a_stream_that_stops_halfway_is_ended(opened, monkeypatch):
     assert first(robot.get()) == 1.0
 
 
-def test_calls_of_one_robot_at_once_are_bounded(opened, monkeypatch):
-    monkeypatch.setattr(lerobot_server, "WAIT_S", DEADLINE_S)
+@pytest.mark.usefixtures("long_wait")
+def test_calls_of_one_robot_at_once_are_bounded(opened):
     place = opened(Place, EchoPolicy())
     robot = opened(RobotClient, place).start()
     calls = [robot.waiting_get() for _ in range(lerobot_robots.CALLS_PER_ROBOT + 1)]
@@ -324,16 +334,30 @@ def test_calls_of_one_robot_at_once_are_bounded(opened, monkeypatch):
         call.cancel()
 
 
+@pytest.mark.usefixtures("long_wait")
 def test_robots_are_bounded_and_those_that_left_make_room(opened, monkeypatch):
     monkeypatch.setattr(lerobot_robots.Robots, "limit", 2)
     place = opened(Place, EchoPolicy())
     robots = [opened(RobotClient, place).start() for _ in range(2)]
     third = opened(RobotClient, place)
     assert "2 robot clients are here already" in refused(third.ready)
-    robots[0].waiting_get()
+    call = robots[0].waiting_get()
+    place.wait_for_calls(1)
     robots[0].close()
     place.wait_for("Client #1 closed")
     wait_until(lambda: _is_ready(third), "there is room")
+    assert call.done()
+
+
+def test_a_robot_that_was_not_heard_for_long_makes_room(opened, monkeypatch):
+    monkeypatch.setattr(lerobot_robots.Robots, "limit", 1)
+    place = opened(Place, EchoPolicy())
+    opened(RobotClient, place).start()
+    second = opened(RobotClient, place)
+    assert "1 robot clients are here already" in refused(second.ready)
+    monkeypatch.setattr(lerobot_robots, "QUIET_S", 0.0)
+    second.start()
+    assert "Client #1 closed" in place.log
 
 
 def _is_ready(robot: RobotClient) -> bool:

@@ -21,6 +21,7 @@ REPLACED_EVERY = 100  # how many replaced observations one line tells of
 MAX_ROBOTS = 16
 CALLS_PER_ROBOT = 4  # one waits for actions, one brings an observation; and again while those are being cancelled
 MAX_STRANGERS = 4
+QUIET_S = 60.0  # a robot client that was not heard for so long makes room for another; LeRobot's ask all the time
 CHECK_S = 1.0  # how often it is looked for calls and robots that take too long
 STRANGER_WAIT_S = 1.0  # how long a client that nobody knows waits, since it asks again at once
 MAX_COMPLAINTS = 256
@@ -197,10 +198,13 @@ class Robots:
         """
         with self._state:
             self._gone.discard(peer)
-            if peer not in self._robots:
-                self._make_room()
-                self._robots[peer] = Robot(peer, self._models, self._context)
-            return self._robots[peer]
+            if (robot := self._robots.get(peer)) is not None:
+                return robot
+            displaced = self._make_room()
+            robot = self._robots[peer] = Robot(peer, self._models, self._context)
+        if displaced is not None:
+            displaced.leave()
+        return robot
 
     @contextlib.contextmanager
     def using(self, call: Any, *, timeout_s: float = 0.0, leaves_when_cancelled: bool = False) -> Iterator[Robot]:
@@ -285,15 +289,17 @@ class Robots:
         self._robots[peer] = robot
         return robot
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> Robot | None:
+        """Have a place free; the robot that lost it, if one did."""
         if self._closed:
             raise ConfigError("the policy server is stopping")
         if len(self._robots) < self.limit:
-            return
-        left = next((peer for peer, robot in self._robots.items() if robot.has_left and not robot.calls), None)
-        if left is None:
+            return None
+        before = time.monotonic() - QUIET_S
+        idle = [robot for robot in self._robots.values() if not robot.calls and (robot.has_left or robot.seen < before)]
+        if not idle:
             raise ConfigError(f"{self.limit} robot clients are here already; try again when one has gone")
-        del self._robots[left]
+        return self._robots.pop(min(idle, key=lambda robot: robot.seen).peer)
 
     def _note_gone(self, peer: str) -> None:
         with self._state:
