@@ -2,7 +2,7 @@
 
 On this machine, on an embedded server:
 
-    python examples/act/collect.py --episodes 400
+    python examples/act/collect.py --episodes 600
 
 On a machine that you can log in to with `ssh user@box` (its Python needs numpy, gymnasium and mujoco):
 
@@ -59,9 +59,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_login_flags(parser)
     what = parser.add_argument_group("what it collects")
-    what.add_argument("--episodes", type=int, default=400, help="that succeed; default: %(default)s")
+    what.add_argument("--episodes", type=int, default=600, help="that succeed; default: %(default)s")
     what.add_argument("--seed", type=int, default=FIRST_SEED, help="of the first episode; default: %(default)s")
-    what.add_argument("--noise", type=float, default=0.01, help="of disturbed joints [rad]; default: %(default)s")
+    what.add_argument("--noise", type=float, default=0.015, help="of disturbed joints [rad]; default: %(default)s")
     what.add_argument("--disturbed", type=float, default=0.7, help="share of the episodes; default: %(default)s")
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/act/demonstrations.npz"), help="default: %(default)s"
@@ -151,6 +151,8 @@ def gather(options: argparse.Namespace) -> int:
             is_interrupted = True
     if episodes:
         save(episodes, options.output)
+    else:
+        console.print("interrupted before the first episode was over; there was nothing to save")
     return INTERRUPTED if is_interrupted else 0
 
 
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return gather(options)
     except KeyboardInterrupt:
-        console.print("interrupted; there was nothing to save")
+        console.print("interrupted before the simulator was ready; there was nothing to save")
         return INTERRUPTED
     except RemoteEnvError as error:
         console.print(f"[bold red]error:[/] {escape(in_flags(error))}", highlight=False)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from remote_env.errors import RemoteEnvError
+from remote_env.evaluate.statistics import wilson_interval
 from remote_env.policy.loading import load_policy
 from remote_env.policy.policy import Policy
 from remote_env.tasks import TRANSFER_CUBE_ID, register_tasks
@@ -62,14 +62,6 @@ def run_episode(env: Any, policy: Policy, seed: int, horizon: int) -> int | None
             step += 1
             if terminated or truncated:
                 return step if info["is_success"] else None
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a success rate (Wilson 1927), which stays honest at 0 and at 1."""
-    rate, spread = successes / trials, z * z / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def measure(policy: Policy, horizon: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Train a small chunking policy on collected demonstrations: the second step of the road in README.md.
 
-    python examples/act/train.py                              # 20 minutes or less on two cores, no GPU
+    python examples/act/train.py                              # some 10 minutes on one core, no GPU
     python examples/act/train.py --steps 500                  # a quick look
     python examples/act/train.py --latent-size 8              # as ACT's conditional VAE
 
@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--first-states", type=float, default=0.1, help="share of chunks from step 0 on; default: %(default)s"
     )
     how = parser.add_argument_group("how it learns")
-    how.add_argument("--steps", type=int, default=6000, help="of the optimiser; default: %(default)s")
+    how.add_argument("--steps", type=int, default=8000, help="of the optimiser; default: %(default)s")
     how.add_argument("--batch", type=int, default=512, help="chunks per step; default: %(default)s")
     how.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
     how.add_argument("--width", type=int, default=Sizes.width, help="of the network; default: %(default)s")
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument("--latent-size", type=int, default=0, help="of ACT's style variable; default: 0, without one")
     how.add_argument("--divergence-weight", type=float, default=10.0, help="of the style's loss; default: %(default)s")
     how.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    how.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    how.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/act"), help="default: %(default)s")
     return parser.parse_args(arguments)
 
