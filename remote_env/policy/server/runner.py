@@ -13,6 +13,7 @@ import numpy as np
 
 from remote_env.errors import InputError, PolicyError
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy
+from remote_env.policy.quick_check import is_finite
 from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
 
 
@@ -112,7 +113,7 @@ class Runner:
         size = self.metadata.action_size
         if chunk.ndim != 3 or chunk.shape[0] != job.rows or chunk.shape[2] != size or not chunk.shape[1]:
             raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({job.rows}, K, {size})")
-        if not np.isfinite(chunk).all():
+        if not is_finite(chunk):
             raise PolicyError("the policy gave actions that are not finite (NaN or infinity); none of them is sent")
         return chunk
 

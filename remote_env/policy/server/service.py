@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from remote_env.errors import ConfigError, InputError, RemoteEnvError
-from remote_env.policy.observation import check_batch
 from remote_env.policy.policy import Chunk, Feature, ObservationBatch, Policy, PolicyMetadata
+from remote_env.policy.quick_check import QuickCheck
 from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
 from remote_env.policy.server.worker import Worker
 
@@ -186,6 +186,7 @@ class ServedClient:
         self.count = self.errors = 0
         self._mutex = threading.Lock()
         self._metadata = worker.metadata
+        self._check = QuickCheck(worker.metadata)
         self._remembered: set[str] = set()  # names within the policy
         self._named: tuple[Sequence[str], list[str]] = ((), [])  # the last translation
         self._closed = False
@@ -210,7 +211,7 @@ class ServedClient:
             PolicyError: the policy raised (`remote_traceback`), the queue is full, or the server stops.
         """
         try:
-            rows = check_batch(observation, self._metadata)
+            rows = self._check(observation)
             if len(episodes) != rows:
                 raise InputError(f"{rows} rows came with {len(episodes)} episode names; name each row's episode")
             chunk = self.worker.infer(self.number, observation, self._names(episodes))
