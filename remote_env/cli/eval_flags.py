@@ -94,6 +94,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     add = FlagAdder(group)
     add("-o", "--output_dir", metavar="FOLDER", help="where results go (default: a new folder in ./outputs)")
+    add("--no_plots", to="plots", action="store_false", help="draw none")
     add("-v", "--verbose", action="store_true", help="a line for each episode")
     begin = FlagAdder(group.add_mutually_exclusive_group())
     begin("--resume", to="begin", action="store_const", const="resume", help="there must be something to go on with")

@@ -45,6 +45,7 @@ class EvaluationConfig:
         begin: "continue" goes on with what the output folder holds of the same evaluation, "resume" wants such, and
             "fresh" removes it.
         video: of which episodes: any of "first", "failed", "all", or "none".
+        plots: whether to draw them.
         asynchronous: ask for the next chunk while the present one is applied.
         chunk_size_threshold: asynchronous: ask when no more than this part of the chunk is left.
         aggregate: asynchronous: how overlapping chunks are merged.
@@ -74,6 +75,7 @@ class EvaluationConfig:
     seed: int = 0
     begin: str = "continue"
     video: tuple[str, ...] = ("first", "failed")
+    plots: bool = True
     asynchronous: bool = False
     chunk_size_threshold: float = 0.5
     aggregate: str = "weighted_average"
@@ -266,6 +268,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _seed,
     "begin": _choice(*STARTS),
     "video": _videos,
+    "plots": _flag,
     "asynchronous": _flag,
     "chunk_size_threshold": _fraction,
     "aggregate": _choice(*AGGREGATES),

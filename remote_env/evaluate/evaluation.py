@@ -34,7 +34,19 @@ WRITTEN = (
 )
 # What may differ when an evaluation is continued: it does not change what an episode is.
 NOT_IDENTITY = frozenset(
-    {"model", "envs", "num_rollout", "num_envs", "use_spawn", "output_dir", "verbose", "device", "begin", "video"}
+    {
+        "model",
+        "envs",
+        "num_rollout",
+        "num_envs",
+        "use_spawn",
+        "output_dir",
+        "verbose",
+        "device",
+        "begin",
+        "video",
+        "plots",
+    }
     | {"token", "timeout_s", "reconnect_timeout_s", "episode_timeout_s", "mapping"}
 )
 
@@ -205,7 +217,7 @@ class _Run:
         notes = list(results.notes)
         plots: tuple[Path, ...] = ()
         try:
-            plots = save_plots(results, self._folder / "plots")
+            plots = save_plots(results, self._folder / "plots") if self._config.plots else ()
         except ConfigError as error:
             notes.append(f"no plots: {error}")
         groups = results.by_environment()

@@ -12,6 +12,7 @@ from remote_env.evaluate.config import EvaluationConfig
 from remote_env.evaluate.environments import EnvironmentChoice
 from remote_env.evaluate.episodes import EpisodePlan, EpisodeResult
 from remote_env.evaluate.memory import peak_memory_bytes
+from remote_env.evaluate.opening import task_id
 from remote_env.evaluate.runner import actions_digest, keep_capture
 from remote_env.evaluate.scenes import Trace
 
@@ -65,7 +66,8 @@ class FarRunner:
             attempts=attempts,
             details={"inferences": rollout.inferences, "inference_s": rollout.inference_s},
         )
-        keep_capture(self._captures, self._choice, self._config, result, _trace(rollout))
+        task = task_id(self._env, self._choice)
+        keep_capture(self._captures, self._choice, self._config, result, _trace(rollout), task)
         return result
 
     def _roll(self, plan: EpisodePlan) -> Any:

@@ -93,6 +93,13 @@ def state_names(env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
         return ()
 
 
+def task_id(env: gymnasium.Env[Any, Any], choice: EnvironmentChoice) -> str:
+    """What the environment is registered as, also behind a task server; "" when that is unknown."""
+    if choice.env is None and isinstance(env.unwrapped, RemoteEnv):
+        return str(env.unwrapped.remote_spec.get("id") or "")
+    return choice.env or ""
+
+
 def step_limit(env: gymnasium.Env[Any, Any]) -> int | None:
     """After how many steps the environment itself ends an episode; None when it does not, or does not say."""
     if isinstance(env.unwrapped, RemoteEnv):

@@ -118,7 +118,21 @@ class WorkerPool:
         member.plan = None
         if kind == "error":
             raise value
+        if kind == "absent":
+            self._dismiss(member, plan, value)
+            return None
         return value  # type: ignore[no-any-return]
+
+    def _dismiss(self, member: _Member, plan: EpisodePlan, error: Exception) -> None:
+        """Go on without a worker that gets no environment, as of a server that takes fewer sessions."""
+        self._members.remove(member)
+        _end([member], ENDING_S)
+        if not self._members:
+            raise error
+        self._count = len(self._members)
+        self._attempts[plan.key] -= 1
+        self._todo.appendleft(plan)
+        self._tell(f"{plan.env}: {error}; going on with {self._count} side by side")
 
     def _bury(self, member: _Member, plan: EpisodePlan) -> None:
         """Take a worker that died or hangs off the list, and its episode back onto the list of what is to do."""

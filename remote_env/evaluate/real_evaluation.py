@@ -131,8 +131,9 @@ class _Run:
             raise
         results = self._results(before, started)
         results.write(self._folder)
-        results = dataclasses.replace(results, plots=save_plots(results, self._folder / "plots"))
-        results.write(self._folder)
+        if self._config.plots:
+            results = dataclasses.replace(results, plots=save_plots(results, self._folder / "plots"))
+            results.write(self._folder)
         return results
 
     def _run(self, runner: RobotRunner) -> None:

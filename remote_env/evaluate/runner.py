@@ -17,7 +17,7 @@ from remote_env.evaluate.config import EvaluationConfig
 from remote_env.evaluate.environments import EnvironmentChoice
 from remote_env.evaluate.episodes import EpisodePlan, EpisodeResult
 from remote_env.evaluate.memory import peak_memory_bytes
-from remote_env.evaluate.opening import open_environment, state_names, step_limit
+from remote_env.evaluate.opening import open_environment, state_names, step_limit, task_id
 from remote_env.evaluate.scenes import ReadScene, Trace, scene_reader
 from remote_env.policy.observation import ActionMapping, ObservationMapping
 from remote_env.policy.policy import Policy
@@ -94,7 +94,7 @@ class EpisodeRunner:
             attempts=attempts,
             details=details,
         )
-        keep_capture(self._captures, self._choice, self._config, result, trace)
+        keep_capture(self._captures, self._choice, self._config, result, trace, task_id(self._env, self._choice))
         return result
 
     def _play(self, plan: EpisodePlan, trace: Trace) -> None:
@@ -135,7 +135,12 @@ class EpisodeRunner:
 
 
 def keep_capture(
-    folder: Path | None, choice: EnvironmentChoice, config: EvaluationConfig, result: EpisodeResult, trace: Trace
+    folder: Path | None,
+    choice: EnvironmentChoice,
+    config: EvaluationConfig,
+    result: EpisodeResult,
+    trace: Trace,
+    task: str,
 ) -> None:
     """Write the capture of an episode that a video is to show.
 
@@ -147,7 +152,7 @@ def keep_capture(
     trace.save(
         capture_path(folder, choice, result.index),
         rate_hz=config.fps,
-        task=choice.env or "",
+        task=task,
         env_kwargs=dict(choice.kwargs),
         seed=result.seed,
     )

@@ -122,7 +122,7 @@ def describe_episode(result: EpisodeResult) -> str:
     )
 
 
-SUMMARY_COLUMNS = ("ENVIRONMENT", "EPISODES", "SUCCESS", "95 % INTERVAL", "RETURN", "STEPS", "LATENCY P50 · P99")
+SUMMARY_COLUMNS = ("ENVIRONMENT", "SUCCESS", "95 % INTERVAL", "RETURN", "STEPS", "MS P50 · P99")
 
 
 def summary_rows(results: Results) -> list[tuple[str, ...]]:
@@ -136,12 +136,13 @@ def _cells(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     rate, interval, latency = row["success_rate"], row["success_interval_95"], row["latency_ms"]
     return (
         name,
-        str(row["episodes"]),
-        "not told" if rate is None else f"{row['successes']}/{row['judged']} = {100 * rate:.1f} %",
+        f"not told of {row['episodes']}"
+        if rate is None
+        else f"{row['successes']}/{row['judged']} = {100 * rate:.1f} %",
         "" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %",
         f"{row['return']['mean']:.1f} ± {row['return']['std']:.1f}",
         f"{row['length']['mean']:.0f}",
-        f"{latency['p50']:.1f} · {latency['p99']:.1f} ms" if latency["count"] else "",
+        f"{latency['p50']:.1f} · {latency['p99']:.1f}" if latency["count"] else "",
     )
 
 

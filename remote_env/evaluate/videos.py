@@ -80,20 +80,19 @@ def _save_video(choice: EnvironmentChoice, capture: Path, video: Path) -> None:
     episode = read_episode(capture, images=False)
     if episode.layout is not None:
         stride = max(round(episode.info.rate_hz / SHOWN_HZ), 1)
-        shown = replay(episode.states[::stride], _local_model(choice))
+        shown = replay(episode.states[::stride], _local_model(choice, episode.info.task))
         shown.save_video(video, rate_hz=episode.info.rate_hz / stride)
         return
     with contextlib.closing(_play_again(choice, episode)) as frames:
         save_video(video, frames, episode.info.rate_hz)
 
 
-def _local_model(choice: EnvironmentChoice) -> Any:
+def _local_model(choice: EnvironmentChoice, env_id: str) -> Any:
     """The MuJoCo model of the environment, on this machine.
 
     Raises:
         Unsupported: the environment is not here, and what it is, is not known.
     """
-    env_id = str(choice.env or "")
     if env_id.startswith("remote_env/Aloha"):
         from remote_env.replay import load_model
         from remote_env.tasks.aloha_model import aloha_model_path

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from remote_env.errors import RemoteEnvError, TaskError
+from remote_env.errors import ConnectError, RemoteEnvError, TaskError
 from remote_env.evaluate.config import EvaluationConfig
 from remote_env.evaluate.environments import EnvironmentChoice
 from remote_env.evaluate.episodes import EpisodePlan
@@ -101,8 +101,9 @@ class _Worker:
     def serve(self, pipe: Connection) -> None:
         while True:
             plan, attempts = pipe.recv()
+            answer: tuple[str, Any]
             try:
-                answer: tuple[str, Any] = ("result", self._runner_for(plan).run(plan, attempts))
+                answer = self._answer(plan, attempts)
             except RemoteEnvError as error:
                 answer = ("error", error)
             except Exception as error:  # noqa: BLE001  an environment may raise anything; the parent tells it
@@ -110,19 +111,27 @@ class _Worker:
                 answer = ("error", TaskError(message, remote_traceback=traceback.format_exc()))
             pipe.send(answer)
 
-    def _runner_for(self, plan: EpisodePlan) -> EpisodeRunner | FarRunner:
+    def _answer(self, plan: EpisodePlan, attempts: int) -> tuple[str, Any]:
+        """The episode's result; or why this worker has no environment, where another may have one."""
+        policy = self._opened_policy() if self._setup.config.rollout == "client" else None
+        try:
+            runner = self._runner_for(plan, policy)
+        except ConnectError as error:
+            return "absent", error
+        return "result", runner.run(plan, attempts)
+
+    def _runner_for(self, plan: EpisodePlan, policy: Policy | None) -> EpisodeRunner | FarRunner:
         if self._runner is None or self._env != plan.env:
             self._close_runner()
             choice = self._setup.environments[plan.env]
-            self._runner = self._make_runner(choice)
+            config, captures = self._setup.config, self._setup.captures
+            self._runner = (
+                FarRunner(choice, config, captures)
+                if policy is None
+                else EpisodeRunner(choice, policy, config, captures)
+            )
             self._env = plan.env
         return self._runner
-
-    def _make_runner(self, choice: EnvironmentChoice) -> EpisodeRunner | FarRunner:
-        config, captures = self._setup.config, self._setup.captures
-        if config.rollout == "server":
-            return FarRunner(choice, config, captures)
-        return EpisodeRunner(choice, self._opened_policy(), config, captures)
 
     def _opened_policy(self) -> Policy:
         if self._policy is None:

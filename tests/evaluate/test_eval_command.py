@@ -30,7 +30,11 @@ def host(no_leaks: object) -> Iterator[PolicyHost]:
 
 
 def run(folder: Path, **settings: Any) -> Results:
-    return evaluate(make_config({"model": EXPERT, "output_dir": folder, "num_rollout": 1, "num_envs": 1, **settings}))
+    return evaluate(
+        make_config(
+            {"model": EXPERT, "output_dir": folder, "num_rollout": 1, "num_envs": 1, "plots": False, **settings}
+        )
+    )
 
 
 def test_the_command_shows_a_table_and_where_results_are(host, tmp_path, capsys, monkeypatch):

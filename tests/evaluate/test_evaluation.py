@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_process import HandServer
 
 from remote_env.errors import ConfigError
 from remote_env.evaluate import Results, evaluate
 from remote_env.evaluate.config import make_config
-from remote_env.evaluate.policy_host import PolicyHost
-from remote_env.policy.loading import load_policy
 
 EXPERT = "scripted:aloha-transfer-cube"
+CHECKPOINT = Path(__file__).parents[2] / "ckpt" / "act_sim_transfer_cube_scripted_zscore_example"
 
 
 def run(folder: Path, **settings: Any) -> Results:
-    usual = {"model": EXPERT, "output_dir": folder, "num_rollout": 2, "max_steps": 30, "video": "none"}
+    usual = {"model": EXPERT, "output_dir": folder, "num_rollout": 2, "max_steps": 30, "video": "none", "plots": False}
     return evaluate(make_config({**usual, **settings}))
 
 
@@ -41,7 +40,7 @@ def test_every_episode_is_run_with_its_own_seed(tmp_path):
 
 
 def test_results_are_on_disk_as_json_csv_and_plots(tmp_path):
-    results = run(tmp_path / "out", max_steps=None, num_rollout=2)
+    results = run(tmp_path / "out", max_steps=None, num_rollout=2, plots=True)
     assert [episode.success for episode in results.episodes] == [True, True]
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     aloha = written["environments"]["aloha"]
@@ -60,16 +59,21 @@ def test_results_are_on_disk_as_json_csv_and_plots(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in results.plots)
 
 
-def test_a_local_and_a_remote_policy_give_the_same_episodes_to_the_bit(tmp_path):
-    local = run(tmp_path / "local", num_rollout=3, max_steps=None)
-    with contextlib.closing(PolicyHost(load_policy(EXPERT), max_batch=1, log=lambda _: None)) as host:
-        remote = run(tmp_path / "remote", num_rollout=3, max_steps=None, model=host.address, token=host.token)
+def test_a_checkpoint_gives_the_same_episodes_to_the_bit_here_and_at_its_server(tmp_path):
+    settings: dict[str, Any] = {"num_rollout": 3, "max_steps": 150}
+    local = run(tmp_path / "local", model=str(CHECKPOINT), **settings)
+    with HandServer("-m", str(CHECKPOINT), "--device", "cpu", program="start_policy_server.py") as server:
+        server.wait_listening()
+        remote = run(tmp_path / "remote", model=f"localhost:{server.port}", **settings)
     assert outcomes(local) == outcomes(remote)
+    assert len({episode.actions_digest for episode in local.episodes}) == 3
     assert (local.model["kind"], remote.model["kind"]) == ("local", "remote")
+    assert "Client #2" in server.output
 
 
 def test_spawned_workers_give_the_same(tmp_path):
-    assert outcomes(run(tmp_path / "a", use_spawn=True)) == outcomes(run(tmp_path / "b", num_envs=1))
+    spawned = run(tmp_path / "a", use_spawn=True, num_rollout=1)
+    assert outcomes(spawned) == outcomes(run(tmp_path / "b", num_rollout=1))
 
 
 def test_several_environments_one_after_another(tmp_path):

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from full_disk import file_size_limit
 from leak_check import wait_until
-from small import SmallPolicy, task_file
+from server_process import ServerProcess, serving
+from small import HERE, SmallPolicy, task_file
 
 from remote_env.errors import CaptureError, ConnectError, ConnectionLost, DeadlineExceeded, PolicyError, TaskError
 from remote_env.evaluate import Results, evaluate
@@ -60,7 +61,7 @@ def host(no_leaks: object) -> Iterator[PolicyHost]:
 
 def run(host: PolicyHost, task: str, folder: Path, listener: Listener, **settings: Any) -> Results:
     usual = {"model": host.address, "token": host.token, "envs": task, "output_dir": folder, "num_rollout": 6}
-    return evaluate(make_config({**usual, "video": "none", **settings}), listener)
+    return evaluate(make_config({**usual, "video": "none", "plots": False, **settings}), listener)
 
 
 def ledger_keys(folder: Path) -> set[int]:
@@ -132,6 +133,27 @@ def test_a_policy_server_that_is_gone_ends_the_evaluation_and_what_was_done_is_k
     assert any("the same again with -o" in line for line in listener.said)
 
 
+@pytest.fixture
+def task_server(no_leaks: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
+    with serving(f"{HERE}:make", max_sessions=1) as server:
+        monkeypatch.setenv("REMOTE_ENV_TOKEN", server.token)
+        yield server
+
+
+def test_a_task_server_with_fewer_sessions_is_used_as_far_as_it_goes(host, task_server, tmp_path, listener):
+    results = run(host, f"localhost:{task_server.port}", tmp_path / "out", listener, num_rollout=8, num_envs=3)
+    assert results.complete
+    assert len({episode.index for episode in results.episodes}) == 8
+    assert {episode.attempts for episode in results.episodes} == {1}
+    assert "session(s) of this server are taken" in listener.warnings[-1]
+    assert "going on with 1 side by side" in listener.warnings[-1]
+
+
+def test_no_task_server_is_told(host, tmp_path, listener):
+    with pytest.raises(ConnectError, match=r"127\.0\.0\.1:9"):
+        run(host, "127.0.0.1:9", tmp_path / "out", listener)
+
+
 def test_no_policy_server_is_told_before_anything_starts(tmp_path, listener):
     with pytest.raises(ConnectError, match="127"):
         evaluate(make_config({"model": "127.0.0.1:9", "token": "0" * 64, "output_dir": tmp_path / "out"}), listener)
@@ -154,7 +176,12 @@ def started(host: PolicyHost, folder: Path, *flags: str) -> subprocess.Popen[str
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "REMOTE_ENV_TOKEN": host.token}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(
-        [*command, "--video=none", *flags], cwd=folder, env=environment, text=True, start_new_session=True, **pipes
+        [*command, "--video=none", "--no_plots", *flags],
+        cwd=folder,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        **pipes,
     )
 
 
@@ -178,6 +205,8 @@ def test_what_a_stopped_command_has_done_is_kept_and_no_process_is_left(host, tm
         assert "the same again with -o out goes on there" in said
         assert "Traceback" not in said
     wait_until(lambda: not group_lives(process.pid), "the group's end", 20.0)
+    if number == signal.SIGINT:
+        return
     done = len(ledger_keys(tmp_path / "out"))
     with started(host, tmp_path, f"--num_rollout={done + 1}", "--resume") as process:
         said, _ = process.communicate(timeout=60)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from small import SmallPolicy
@@ -14,7 +15,9 @@ from small import SmallPolicy
 from remote_env.errors import ConfigError, PolicyError, TaskError
 from remote_env.evaluate.config import make_config
 from remote_env.evaluate.episodes import EpisodePlan
+from remote_env.evaluate.policy_host import PolicyHost
 from remote_env.evaluate.real import Pace, RobotRunner
+from remote_env.evaluate.real_evaluation import evaluate_robot
 from remote_env.evaluate.robots import RobotConfig, RobotSpaces, RobotTask, find_file, make_robot, read_robot, read_task
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +30,11 @@ class StillRobot:
     observation_features = {"left.pos": float, "right.pos": float, "lift.pos": float}  # noqa: RUF012
     action_features = {"left.pos": float, "right.pos": float}  # noqa: RUF012
 
-    def __init__(self, *, fails_at: int = -1, jumps: float = 0.0) -> None:
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self, *, fails_at: int = -1, jumps: float = 0.0, error: str = "OSError") -> None:
+        self.made.append(self)
+        self._error = error
         self.sent: list[dict[str, float]] = []
         self.calls: list[str] = []
         self._fails_at, self._jumps = fails_at, jumps
@@ -37,7 +44,7 @@ class StillRobot:
 
     def get_observation(self) -> dict[str, float]:
         if len(self.sent) == self._fails_at:
-            raise OSError("the bus is silent")
+            raise {"OSError": OSError, "KeyboardInterrupt": KeyboardInterrupt}[self._error]("the bus is silent")
         return {"left.pos": 0.25 + self._jumps * len(self.sent), "right.pos": 0.5, "lift.pos": 0.0}
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
@@ -86,6 +93,20 @@ def test_after_an_error_of_the_robot_nothing_further_is_sent():
     with pytest.raises(TaskError, match=r"get_observation.*the bus is silent.*nothing further is sent"):
         play(robot)
     assert len(robot.sent) == 3
+
+
+@pytest.mark.parametrize(("error", "expected"), [("OSError", TaskError), ("KeyboardInterrupt", KeyboardInterrupt)])
+def test_a_stopped_evaluation_disconnects_and_keeps_what_was_done(tmp_path, error, expected):
+    host = PolicyHost(SmallPolicy(), max_batch=1, log=lambda _: None)
+    settings = {"model": host.address, "token": host.token, "output_dir": tmp_path / "out", "fps": 500.0}
+    robot = RobotConfig(f"{__name__}:StillRobot", {"fails_at": 7, "error": error})
+    task = RobotTask("still", episode_s=0.01)
+    with contextlib.closing(host), pytest.raises(expected):
+        evaluate_robot(make_config({**settings, "num_rollout": 3}), robot, task, judge=lambda plan: True)
+    assert len(StillRobot.made[-1].sent) == 7
+    assert StillRobot.made[-1].calls == ["connect", "disconnect"]
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (written["complete"], [each["success"] for each in written["episodes"]]) == (False, [True])
 
 
 def test_after_an_error_of_the_policy_nothing_is_sent():
