@@ -1,6 +1,6 @@
 # Every target gets what it needs by itself (scripts/prepare.sh) and may be run first. PYTHON= names the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interpreters test-faults check bench docs test-ecosystem clean
+.PHONY: help demo test test-interpreters test-faults check bench bench-setup docs test-ecosystem test-dialects clean
 
 export PYTHON
 PREPARE := scripts/prepare.sh
@@ -36,17 +36,25 @@ check:  ## lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
-bench:  ## step rates beside raw TCP and a pickle server; says which machine
+bench:  ## steps beside raw TCP and a pickle server, then policy requests beside openpi's and LeRobot's; says which machine
 	@$(PREPARE) bench
 	$(BIN)/python -m benchmarks.bench_step
+	$(BIN)/python -m benchmarks.bench_policy
+
+bench-setup:  ## environments of the rivals that bench leaves out when they are missing (2 GB)
+	@$(PREPARE) dialects
 
 docs:  ## build the documentation into site/
 	@$(PREPARE) docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
-test-ecosystem:  ## stable-baselines3 against RemoteEnv, in an environment of its own
+test-ecosystem:  ## what needs torch, in an environment of its own: stable-baselines3, training and loading checkpoints
 	@$(PREPARE) ecosystem
-	.venv-ecosystem/bin/python -m pytest tests/ecosystem
+	.venv-ecosystem/bin/python -m pytest tests/ecosystem tests/policy/test_loading_torch.py
+
+test-dialects:  ## LeRobot's own unmodified client, server and policies, in an environment of its own (2 GB)
+	@$(PREPARE) dialects
+	.venv-lerobot/bin/python -m pytest tests/dialects/lerobot
 
 clean:  ## remove environments, caches and everything built
 	rm -rf .venv .venv-* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site outputs

@@ -15,10 +15,14 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.link import slow_link
 from benchmarks.rivals import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +44,10 @@ INTERPRETERS = {
     "pickle": Path(sys.executable),
 }
 REQUESTS = {"small": 400, "images": 20}
-STARTED_IN_S = 120.0
+CHECKPOINT = "ckpt/act_sim_transfer_cube_scripted_zscore_example"
+TASK = "remote_env/AlohaTransferCube-v0"
+# Episodes that go on for 400 steps whatever happens.
+TASK_KWARGS = {"obs_type": "state", "end_on_success": False, "max_episode_steps": 400}
 
 
 def free_port() -> int:
@@ -140,6 +148,160 @@ def show(title: str, results: dict[str, dict[str, float]], baseline: str) -> Non
     Console().print(table)
 
 
+# Many clients
+
+
+def bench_clients(counts: tuple[int, ...], requests: int, turns: int) -> dict[str, dict[str, float]]:
+    """Inferences/s of the repo's checkpoint under so many clients, one by one and in batches, taking turns."""
+    seconds: dict[str, list[tuple[float, Any]]] = {}
+    with contextlib.ExitStack() as stack:
+        ports = {batch: stack.enter_context(_checkpoint_server("--max_batch", str(batch))) for batch in (1, 32)}
+        for clients in counts:
+            names = {f"{clients} clients, max_batch {batch}": port for batch, port in ports.items()}
+            with contextlib.ExitStack() as crowds:
+                asked = {name: crowds.enter_context(_crowd(port, clients)) for name, port in names.items()}
+                for _ in track(range(turns), description=f"{clients} clients", console=Console(stderr=True)):
+                    for name, ask in asked.items():
+                        seconds.setdefault(name, []).append(ask(max(requests // clients, 5)))
+    return {name: _crowd_figures(rows) for name, rows in seconds.items()}
+
+
+def _crowd_figures(rows: list[tuple[float, Any]]) -> dict[str, float]:
+    every = np.concatenate([latencies for _, latencies in rows]) * 1e6
+    return {
+        "requests_per_s": float(np.median([len(latencies) / wall for wall, latencies in rows])),
+        "p50_us": float(np.percentile(every, 50)),
+        "p99_us": float(np.percentile(every, 99)),
+    }
+
+
+@contextlib.contextmanager
+def _checkpoint_server(*flags: str, host: str = "127.0.0.1", enter: tuple[str, ...] = ()) -> Iterator[int]:
+    port, program = free_port(), str(ROOT / "servers/start_policy_server.py")
+    command = [*enter, sys.executable, program, "-m", CHECKPOINT, "--listen", f"renv://{host}:{port}", *flags]
+    with _running(command, "waiting"):
+        yield port
+
+
+@contextlib.contextmanager
+def _running(command: list[str], word: str) -> Iterator[None]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment
+    )
+    try:
+        _wait_for(process, word)
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # type: ignore[union-attr]  its log, unread
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def _crowd(port: int, clients: int) -> Iterator[Callable[[int], tuple[float, Any]]]:
+    """So many clients in two processes; what they ask for: wall seconds, and the seconds of each request."""
+    shares = [share for share in (clients - clients // 2, clients // 2) if share]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    commands = [[sys.executable, str(RIVALS), "crowd", str(port), str(share)] for share in shares]
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    for process in processes:
+        _wait_for(process, "ready")
+
+    def ask(count: int) -> tuple[float, Any]:
+        begun = time.perf_counter()
+        for process in processes:
+            process.stdin.write(f"{count}\n")
+            process.stdin.flush()
+        latencies = [json.loads(process.stdout.readline()) for process in processes]
+        return time.perf_counter() - begun, np.concatenate(latencies)
+
+    try:
+        yield ask
+    finally:
+        for process in processes:
+            process.communicate(timeout=30)
+
+
+# An evaluation behind a slow link
+
+
+def bench_evaluation(episodes: int, turns: int, delay_s: float) -> dict[str, dict[str, float]]:
+    """Wall time of ALOHA episodes of 400 steps: policy here, at the far end of a link, or simulated there too."""
+    token = secrets.token_hex(32)
+    os.environ["REMOTE_ENV_TOKEN"] = token
+    with contextlib.ExitStack() as stack:
+        link = stack.enter_context(slow_link(delay_s))
+        enter = tuple(link.enter)
+        policy = stack.enter_context(_checkpoint_server(host=link.far, enter=enter))
+        task = stack.enter_context(_task_server(link.far, enter))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        here, there = folder / "here.yaml", folder / "there.yaml"
+        here.write_text(json.dumps({"name": "aloha", "env": TASK, "env_kwargs": TASK_KWARGS}))
+        there.write_text(json.dumps({"name": "aloha", "host": f"tcp://{link.far}:{task}"}))
+        remote = ["-m", f"{link.far}:{policy}"]
+        ways = {
+            "local": ["-m", CHECKPOINT, "-e", str(here)],
+            "remote policy": [*remote, "-e", str(here)],
+            "remote policy, --asynchronous": [*remote, "-e", str(here), "--asynchronous"],
+            "remote simulator and policy, --rollout server": [*remote, "-e", str(there), "--rollout", "server"],
+        }
+        rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for turn in track(range(turns), description="evaluations", console=Console(stderr=True)):
+            for number, (name, flags) in enumerate(ways.items()):
+                rows[name].append(_evaluate(flags, episodes, folder / f"out-{turn}-{number}"))
+    return {name: _median(found) for name, found in rows.items()}
+
+
+@contextlib.contextmanager
+def _task_server(host: str, enter: tuple[str, ...]) -> Iterator[int]:
+    port, program = free_port(), str(ROOT / "servers/task_server.py")
+    command = [
+        *enter,
+        sys.executable,
+        program,
+        "--env",
+        TASK,
+        "--kwargs",
+        json.dumps(TASK_KWARGS),
+        "--policy",
+        CHECKPOINT,
+    ]
+    with _running([*command, "--host", host, "--port", str(port), "--insecure"], str(port)):
+        yield port
+
+
+def _evaluate(flags: list[str], episodes: int, folder: Path) -> dict[str, float]:
+    """Mean wall seconds of an episode, success rate and inference latency of one evaluation."""
+    common = ["--num_rollout", str(episodes), "--num_envs", "1", "--video", "none", "--no_plots", "-o", str(folder)]
+    subprocess.run(
+        [sys.executable, "-m", "remote_env", "eval", *flags, *common], check=True, capture_output=True, cwd=ROOT
+    )
+    results = json.loads((folder / "results.json").read_text())["total"]
+    return {
+        "episode_s": results["episode_wall_s"]["mean"],
+        "success_rate": results["success_rate"],
+        "latency_ms": results["latency_ms"].get("p50", float("nan")),
+    }
+
+
+def _median(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
+
+
+def show_evaluation(title: str, results: dict[str, dict[str, float]]) -> None:
+    """Print one table, each row relative to "local"."""
+    table = Table(title=title)
+    for column in ("", "episode s", "× local", "success", "inference p50 ms"):
+        table.add_column(column, justify="left" if not column else "right")
+    base = results["local"]["episode_s"]
+    for name, row in results.items():
+        success, latency = f"{row['success_rate']:.0%}", f"{row['latency_ms']:.1f}"
+        table.add_row(name, f"{row['episode_s']:.3f}", f"{row['episode_s'] / base:.2f}", success, latency)
+    Console().print(table)
+
+
 def main() -> int:
     """Run every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,6 +321,16 @@ def main() -> int:
             results[kind] = bench_rivals(kind, turns)
             show(f"{title}, 16 actions back, TCP, one CPU", results[kind], "openpi")
         os.sched_setaffinity(0, every_cpu)
+    if not options.skip_clients:
+        counts = (1, 4) if options.quick else (1, 2, 4, 8, 16, 32)
+        results["clients"] = bench_clients(counts, 640, turns)
+        show("the repo's checkpoint, unpinned", results["clients"], f"{counts[0]} clients, max_batch 1")
+    if not options.skip_evaluation:
+        episodes, rounds = (2, 1) if options.quick else (10, 5)
+        for delay_ms in (10, 20):
+            name = f"ALOHA, 400 steps, {delay_ms} ms each way"
+            results[name] = bench_evaluation(episodes, rounds, delay_ms / 1e3)
+            show_evaluation(name, results[name])
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
     return 0

@@ -3,6 +3,8 @@
     python policy_rivals.py serve NAME PORT OBSERVATION       prints "ready", serves until killed
     python policy_rivals.py drive NAME PORT OBSERVATION       reads counts from standard input, one a line; answers each
                                                               with the seconds of so many requests, as JSON
+    python policy_rivals.py crowd PORT CLIENTS                the same by so many clients of ours at once, of the policy
+                                                              that the server says it has; each asks so often
 
 NAME: renv, openpi, lerobot or pickle. OBSERVATION: small (14 float32) or images (3 × 480×640×3 uint8). Every reply is a
 chunk of 16 actions of 14 numbers. Each runs in the interpreter of that system's own environment, so this file imports
@@ -185,8 +187,36 @@ def drive(ask: Callable[[], Any]) -> None:
         print(json.dumps(np.diff(stamps).tolist()), flush=True)
 
 
+def crowd(port: int, clients: int) -> None:
+    """Be many clients, each a thread and a connection."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from remote_env.policy.dialects import load_dialect
+
+    connect = load_dialect("renv").connect
+    policies = [connect(HOST, port, token=None, timeout_s=60.0, reconnect_timeout_s=5.0) for _ in range(clients)]
+    shapes = {name: (1, *feature.shape) for name, feature in policies[0].metadata.observation.items()}
+    batch = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+    def ask(policy: Any, count: int) -> list[float]:
+        stamps = [time.perf_counter()]
+        for _ in range(count):
+            policy.infer(batch, episode_ids=("0",))
+            stamps.append(time.perf_counter())
+        return np.diff(stamps).tolist()
+
+    print("ready", flush=True)
+    with ThreadPoolExecutor(clients) as pool:
+        for line in sys.stdin:
+            answers = pool.map(ask, policies, [int(line)] * clients)
+            print(json.dumps([value for answer in answers for value in answer]), flush=True)
+
+
 def main() -> None:
     """See the module's docstring."""
+    if sys.argv[1] == "crowd":
+        crowd(*map(int, sys.argv[2:]))
+        return
     role, name, port, kind = sys.argv[1:]
     if role == "serve":
         SERVERS[name](int(port), kind)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Get this checkout ready for one job, and do nothing when it is ready already.
 #
-#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|interpreters
+#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters
 #
-# Creates .venv (test: .venv-far too; docs: .venv-docs; ecosystem: .venv-ecosystem; interpreters: .venv-far-3.10 and so on) and installs what the job needs.
+# Creates .venv (test: .venv-far and .venv-openpi too; docs: .venv-docs; ecosystem: .venv-ecosystem; dialects: .venv-lerobot;
+# interpreters: .venv-far-3.10 and so on) and installs what the job needs.
 # Missing Debian packages are installed when we are root; otherwise the command to install them is printed, and that is all.
 # PYTHON=<interpreter> chooses the Python (3.10 or later) that the environments are made with.
 set -euo pipefail
@@ -131,7 +132,16 @@ case "$job" in
         install_all
         # torch is pinned: any other version drags in gigabytes of GPU libraries.
         make_environment .venv-ecosystem "$python" 'torch==2.13.0' 'stable-baselines3>=2.4' 'matplotlib>=3.8' \
-            pytest pytest-timeout -e .
+            'onnx==1.23.2' 'onnxscript==0.7.2' 'onnxruntime==1.31.1' safetensors pytest pytest-timeout -e '.[aloha]'
+        ;;
+    dialects) # LeRobot without the dependencies that our tests do not touch; torch is pinned: the CPU build (2 GB in all)
+        "${BASH_SOURCE[0]}" test
+        lerobot="$(find_version 3.11)" || fail "LeRobot's tests need Python 3.11, and there is none here"
+        make_environment .venv-lerobot "$lerobot" 'torch==2.13.0'
+        make_environment .venv-lerobot "$lerobot" --no-deps 'lerobot==0.4.4' 'torchvision==0.28.0'
+        make_environment .venv-lerobot "$lerobot" 'grpcio==1.73.1' 'protobuf==6.31.1' 'draccus==0.10.0' 'datasets==4.8.5' \
+            'diffusers==0.35.2' 'accelerate==1.15.0' 'huggingface_hub==0.35.3' 'einops==0.8.2' 'deepdiff==8.6.2' \
+            'opencv-python-headless==4.12.0.88' 'pyserial==3.5' 'av==15.1.0' pytest pytest-timeout -e '.[aloha,lerobot]'
         ;;
     interpreters) # far ends of every corner that we promise, as far as these interpreters are here
         "${BASH_SOURCE[0]}" test
@@ -145,5 +155,5 @@ case "$job" in
             fi
         done
         ;;
-    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|interpreters" ;;
+    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters" ;;
 esac

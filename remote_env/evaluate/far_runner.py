@@ -34,7 +34,8 @@ class FarRunner:
 
     def __init__(self, choice: EnvironmentChoice, config: EvaluationConfig, captures: Path | None) -> None:
         self._choice, self._config, self._captures = choice, config, captures
-        self._wants: tuple[str, ...] = ("action", "info", *(("state",) if captures is not None else ()))
+        # No more than is used: what an episode brings back takes round trips of its own on a slow link.
+        self._wants: tuple[str, ...] = ("action", *(("info", "state") if captures is not None else ()))
         self._env = _open(choice, config)
         try:
             if self._env.policy_metadata is None:
