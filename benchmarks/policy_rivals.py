@@ -23,6 +23,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,64 @@ def drive_openpi(port: int, kind: str) -> Callable[[], Any]:
     return lambda: policy.infer(observation)
 
 
+# lerobot
+
+
+def _load_lerobot() -> Any:
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/dialects/lerobot"))
+    import torchvision_ops  # noqa: F401  torchvision of PyPI does not load beside torch's CPU build without it
+    from lerobot.async_inference import helpers, policy_server
+    from lerobot.transport import services_pb2, services_pb2_grpc, utils
+
+    return helpers, policy_server, services_pb2, services_pb2_grpc, utils
+
+
+def serve_lerobot(port: int, _kind: str) -> None:
+    """LeRobot's server, but for what the model does; without the pause that it makes by default."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+    import torch
+
+    _, policy_server, _, services_pb2_grpc, _ = _load_lerobot()
+
+    class NullServer(policy_server.PolicyServer):  # type: ignore[misc, name-defined]
+        def _predict_action_chunk(self, observation: Any) -> Any:
+            actions = list(torch.zeros(CHUNK, ACTION))
+            return self._time_action_chunk(observation.get_timestamp(), actions, observation.get_timestep())
+
+    config = policy_server.PolicyServerConfig(host=HOST, port=port, inference_latency=0.0)
+    server = grpc.server(ThreadPoolExecutor(max_workers=4))
+    services_pb2_grpc.add_AsyncInferenceServicer_to_server(NullServer(config), server)
+    server.add_insecure_port(f"{HOST}:{port}")
+    server.start()
+    print("ready", flush=True)
+    server.wait_for_termination()
+
+
+def drive_lerobot(port: int, kind: str) -> Callable[[], Any]:
+    """What its robot client does for a chunk: send an observation, ask for actions."""
+    import pickle
+
+    import grpc
+
+    helpers, _, services_pb2, services_pb2_grpc, utils = _load_lerobot()
+    stub = services_pb2_grpc.AsyncInferenceStub(grpc.insecure_channel(f"{HOST}:{port}", utils.grpc_channel_options()))
+    stub.Ready(services_pb2.Empty())
+    observation = make_observation(kind)
+    state = observation.pop("state", np.zeros(0, np.float32))
+    raw = {**{f"joint_{index}.pos": float(value) for index, value in enumerate(state)}, **observation}
+    steps = iter(range(1 << 60))
+
+    def ask() -> Any:
+        timed = helpers.TimedObservation(timestamp=time.time(), observation=raw, timestep=next(steps), must_go=True)
+        parts = utils.send_bytes_in_chunks(pickle.dumps(timed), services_pb2.Observation, silent=True)
+        stub.SendObservations(parts)
+        return pickle.loads(stub.GetActions(services_pb2.Empty()).data)
+
+    return ask
+
+
 # pickle
 
 
@@ -167,10 +226,15 @@ def _receive(sock: Any, size: int) -> bytearray:
     return data
 
 
-SERVERS: dict[str, Callable[[int, str], None]] = {"openpi": serve_openpi, "pickle": serve_pickle}
+SERVERS: dict[str, Callable[[int, str], None]] = {
+    "openpi": serve_openpi,
+    "lerobot": serve_lerobot,
+    "pickle": serve_pickle,
+}
 CLIENTS: dict[str, Callable[[int, str], Callable[[], Any]]] = {
     "renv": drive_renv,
     "openpi": drive_openpi,
+    "lerobot": drive_lerobot,
     "pickle": drive_pickle,
 }
 
