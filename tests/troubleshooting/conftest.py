@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from leak_check import isolated_home, no_leaks
 
-sys.path.insert(0, str(Path(__file__).parent))
+_HERE = Path(__file__).parent
+sys.path.insert(0, str(_HERE))
+sys.path += [str(_HERE.parent / "policy"), str(_HERE.parent / "evaluate")]  # their policies, servers and tasks
 
 __all__ = ["isolated_home", "no_leaks"]
 

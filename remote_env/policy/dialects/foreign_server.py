@@ -124,7 +124,7 @@ class ForeignPolicy(Policy, Generic[L]):
                 if time.monotonic() + pause_s > give_up_at:
                     raise ConnectionLost(
                         f"the policy server at {self._address} is lost ({error}); tried again for "
-                        f"{self._reconnect_timeout_s:g} s"
+                        f"{self._reconnect_timeout_s:g} s. Is it running, and is this its dialect? Its log tells"
                     ) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

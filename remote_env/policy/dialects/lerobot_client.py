@@ -251,7 +251,7 @@ class LerobotPolicy(ForeignPolicy[Link]):
                 self._instruct(link, deadline)
         except ConnectionLost as error:
             link.close()
-            raise ConnectError(f"no LeRobot policy server answers: {error}") from error
+            raise ConnectError(f"no LeRobot policy server answers: {error}; is it running, on that port?") from error
         except BaseException:
             link.close()
             raise

@@ -148,7 +148,7 @@ class Listener:
                 module.serve(sock, self._service, self._context)
                 return
         self._context.log(f"refused {address}: {self._connections.max_clients} clients are connected (--max_clients)")
-        _refuse(sock, spoken, "the policy server has no place for one more client (--max_clients)")
+        _refuse(sock, spoken, "the policy server has no place for one more client (--max_clients); try again later")
 
     def _choose(self, spoken: str) -> Any:
         """The module that serves such a connection; a port of one dialect lets that judge what is of none."""

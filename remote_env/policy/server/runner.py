@@ -114,7 +114,10 @@ class Runner:
         if chunk.ndim != 3 or chunk.shape[0] != job.rows or chunk.shape[2] != size or not chunk.shape[1]:
             raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({job.rows}, K, {size})")
         if not is_finite(chunk):
-            raise PolicyError("the policy gave actions that are not finite (NaN or infinity); none of them is sent")
+            raise PolicyError(
+                "the policy gave actions that are not finite (NaN or infinity), and none of them is sent: look at its "
+                "weights, normalize.json and the observation"
+            )
         return chunk
 
     def _call(self, observation: ObservationBatch, episodes: Sequence[str]) -> Chunk:

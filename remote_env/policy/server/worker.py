@@ -140,7 +140,7 @@ class Worker:
             )
         self._queue.remove(older)
         message = "a newer request of the same client took this one's place in the full queue (--queue_policy latest)"
-        _answer(older, error=PolicyError(message))
+        _answer(older, error=PolicyError(f"{message}; ask one after another, or raise --max_queue"))
 
     def _wait(self, job: Job) -> None:
         """Sleep until the request is done, or its turn to lead."""
