@@ -76,7 +76,9 @@ class Rival:
     def __init__(self, name: str, kind: str) -> None:
         self.name, port = name, free_port()
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": ROOT}
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")  # LeRobot leaves logs where it runs
+        place = ROOT if name == "renv" else self._folder.name
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": place}
         self._server = subprocess.Popen(server_command(name, port, kind), env=environment, **pipes)
         _wait_for(self._server, "waiting" if name == "renv" else "ready")
         command = [str(INTERPRETERS[name]), str(RIVALS), "drive", name, str(port), kind]
@@ -94,6 +96,7 @@ class Rival:
         for process in (self._client, self._server):
             process.kill()
             process.communicate(timeout=30)
+        self._folder.cleanup()
 
 
 def _wait_for(process: Any, word: str) -> None:
