@@ -25,6 +25,7 @@ _ARRAYS: dict[str, tuple[int, str]] = {
     "depth": (3, "(K, H, W)"),
     "pc": (2, "(n, 3)"),
 }
+MAX_TIMESTEP = (1 << 63) - 1
 STATES = ("state", "state_ee", "state_joint", "state_obj")
 
 
@@ -220,7 +221,7 @@ def _batch_size_of_rest(texts: Any, timestep: Any) -> int | None:
 def _checked_texts(value: Any, batch_size: int | None) -> str | list[str]:
     if type(value) is str and batch_size is None:
         return value
-    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, (Sequence, np.ndarray)) else None
+    texts = [value] if isinstance(value, str) else list(value) if _has_items(value) else None
     if texts is None or not all(isinstance(text, str) for text in texts):
         raise InputError(f"MetaObs.raw_lang is a text, or a list of them; got {type(value).__name__}")
     texts = [str(text) for text in texts]  # numpy's strings are str, but not to every coder
@@ -231,12 +232,16 @@ def _checked_texts(value: Any, batch_size: int | None) -> str | list[str]:
     return texts
 
 
+def _has_items(value: Any) -> bool:
+    return isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
 def _checked_timestep(value: Any, batch_size: int | None) -> int | Array:
     if type(value) is int and value >= 0 and batch_size is None:
         return value
     array = _numbers("timestep", value)
-    if array.dtype.kind not in "iu" or (array < 0).any():
-        raise InputError(f"MetaObs.timestep counts from 0 in whole numbers; got {value!r}")
+    if array.dtype.kind not in "iu" or (array < 0).any() or (array > MAX_TIMESTEP).any():
+        raise InputError(f"MetaObs.timestep counts from 0 in whole numbers; got {value!r:.100}")
     if array.size == 1 and batch_size is None:
         return int(array.reshape(()))
     if array.ndim == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from remote_env.errors import ConfigError
@@ -49,19 +50,38 @@ def write_token(port: int, token: str) -> Path:
         ConfigError: it cannot be written, or it would not be private.
     """
     path = token_path(port)
+    with _explained(path):
+        partial = _write_aside(path, token)
+        try:
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def check_token_place(port: int) -> None:
+    """Find out, before a model is loaded for minutes, whether `write_token` will work; raises as that."""
+    path = token_path(port)
+    with _explained(path):
+        _write_aside(path, "0" * 64).unlink()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        for folder in (path.parents[1], path.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(path.parent)
-        _write(path, token)
+        yield
     except OSError as error:
         raise ConfigError(
             f"cannot write the token file {path}: {error.strerror}; make the folder writable, or set XDG_CACHE_HOME"
         ) from error
-    return path
 
 
-def _write(path: Path, token: str) -> None:
+def _write_aside(path: Path, token: str) -> Path:
+    """The file beside `path` that holds the token, private and whole."""
+    for folder in (path.parents[1], path.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(path.parent)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -69,10 +89,10 @@ def _write(path: Path, token: str) -> None:
         with os.fdopen(descriptor, "w") as file:
             file.write(token + "\n")
         _check_private(partial)
-        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    return partial
 
 
 def _check_private(path: Path) -> None:

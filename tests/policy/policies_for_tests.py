@@ -176,6 +176,19 @@ def make_broken(**_: Any) -> Policy:
     raise RuntimeError("these weights are of another model")
 
 
+class SlowPolicy(EchoPolicy):
+    """Says when it begins, and takes its time."""
+
+    def infer(self, observation: ObservationBatch, *, episode_ids: Sequence[str]) -> Chunk:
+        if self.sizes:
+            print("the model computes", flush=True)
+        return super().infer(observation, episode_ids=episode_ids)
+
+
+def make_slow(**_: Any) -> Policy:
+    return SlowPolicy(delay_s=0.4)
+
+
 class StuckPolicy(EchoPolicy):
     """The first call is the warm-up's; each that follows never ends."""
 

@@ -281,6 +281,29 @@ def test_fields_that_are_wrong_or_unknown_are_named():
         read_request(write_request(observation))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("raw_lang", np.array(False), "raw_lang is a text, or a list of them"),
+        ("timestep", [1, [2, 3]], "timestep is no array of numbers"),
+        ("timestep", 1 << 63, "timestep counts from 0"),
+    ],
+)
+def test_an_odd_field_is_an_empty_list_and_is_counted(field, value, why):
+    with serving(ilstudio.serve, EchoPolicy()) as server, _connected(server.port) as sock:
+        observation = MetaObs(state=np.zeros((2, 14)), raw_lang=["", ""])
+        vars(observation)[field] = value
+        send(sock, write_request(observation))
+        assert pickle.loads(receive(sock)) == []
+        requests, errors = server.service.requests_by_dialect()
+        assert (requests["ilstudio"], errors["ilstudio"]) == (0, 1)
+        assert any(why in line for line in server.lines), server.lines
+
+
+def _connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
 def test_rows_without_anything_in_them_are_counted():
     rows = np.zeros((1 << 20) + 1, np.uint8)
     with pytest.raises(InputError, match=r"MetaObs\.state has 1048577 rows; at most 1048576"):

@@ -72,6 +72,29 @@ def test_an_observation_that_does_not_fit_is_a_text_with_both_sides():
         assert "actions" in ask(sock, {"state": np.zeros(14)})
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"state": 1.0}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("observation", "why"),
+    [
+        ({"state": [1, [2, 3]]}, "a list that makes no array"),
+        ({"state": np.zeros(14), "__reset__": np.zeros(3, bool)}, "__reset__ is true or false; got ndarray"),
+        (_nested(400), "nests at most 16 maps"),
+    ],
+)
+def test_an_observation_of_odd_parts_is_told_and_counted(observation, why):
+    with serving(openpi.serve, EchoPolicy()) as server, dial(server.port) as sock:
+        assert why in ask(sock, observation)
+        assert ask(sock, {"state": np.full(14, 2.0)})["actions"][0, 0] == 2
+        requests, errors = server.service.requests_by_dialect()
+        assert (requests["openpi"], errors["openpi"]) == (1, 1)
+
+
 def test_a_failing_model_is_its_traceback_and_the_connection_goes_on():
     with serving(openpi.serve, FailingPolicy()) as server, dial(server.port) as sock:
         reply = ask(sock, {"state": np.full(14, -1.0)})

@@ -14,6 +14,7 @@ from remote_env.errors import ConfigError
 from remote_env.policy.dialects import load_dialect
 from remote_env.policy.server import program
 from remote_env.policy.server.exposure import check_exposure, describe_clients, drop_flags, is_loopback
+from remote_env.policy.server.log import Log
 from remote_env.policy.server.settings import (
     Endpoint,
     Settings,
@@ -113,6 +114,10 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         ("max_btach: 2", "unknown key 'max_btach'; did you mean max_batch? The keys are model_name_or_path, host,"),
         ("zebra: 2", "unknown key 'zebra'. The keys are"),
         ("port: many", "port: 'many' is no port"),
+        ("port: ²", "port: '²' is no port"),
+        ("max_batch: " + "9" * 100, "is no whole number from 1 on"),
+        ("port: 2026-99-99", "is not YAML: month must be in 1..12"),
+        ("port: " + "[" * 5000, "is not YAML"),
         ("port: [1, 2]", "port: one value is needed; got [1, 2]"),
         ("port:", "port: one value is needed; got None"),
         ("insecure: 1", "insecure: write true or false; got 1"),
@@ -269,6 +274,23 @@ def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     error = capsys.readouterr().err
     assert "REMOTE_ENV_TOKEN is shorter than 32 characters; make one: openssl rand -hex 32" in error
     assert "secret" not in error
+
+
+def test_what_clients_send_cannot_look_like_the_log_s_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Log()("Client #1: no field 'a\n12:00:00 Client #7 closed\x1b[2J\r\x9b'")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("Client #1: no field 'a")
+    assert lines[1] == "  12:00:00 Client #7 closed\\x1b[2J\\x0d\\x9b'"
+
+
+def test_a_token_file_that_cannot_be_put_in_place_leaves_nothing(isolated_home: Path) -> None:
+    path = token_path(5000)
+    path.mkdir(mode=0o700, parents=True)
+    path.parent.chmod(0o700)
+    with pytest.raises(ConfigError, match="cannot write the token file"):
+        write_token(5000, "t" * 32)
+    assert list(path.parent.iterdir()) == [path]
+    path.rmdir()
 
 
 # The shell script

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import re
@@ -12,17 +13,23 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from leak_check import wait_until
 from policies_for_tests import observe
 from policy_server_process import ROOT, PolicyServerProcess, policy_server
 from server_process import read_to_end
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as ws_connect
 
 from remote_env.errors import AuthError, PolicyError, RemoteEnvError
 from remote_env.policy.dialects import openpi
+from remote_env.policy.dialects.ilstudio_messages import EMPTY_REPLY, read_reply, write_request
 from remote_env.policy.dialects.renv import connect
+from remote_env.policy.meta import MetaObs
 from remote_env.policy.token_file import read_token, token_path
 
 RENV = ("--listen", "renv://127.0.0.1:0")
@@ -263,6 +270,51 @@ def test_a_second_signal_ends_a_stop_that_waits() -> None:
         assert asking.result(20) in ("ConnectionLost", "ConnectError", "PolicyError")
         assert not path.exists()
         assert "SIGINT again: ended at once" in server.read_log()
+
+
+def test_a_signal_that_another_thread_gets_stops_the_server_too() -> None:
+    # The system may choose any thread; it does when connections come at that very moment.
+    with policy_server("echo", *RENV) as server:
+        pid = server.process.pid
+        other = next(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if task.name != str(pid))
+        assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+        assert server.wait_exit() == 0
+        assert "SIGTERM: stopping" in server.read_log()
+
+
+def test_what_runs_at_the_end_is_answered_and_the_others_are_told() -> None:
+    with policy_server("slow") as server, ws_connect(f"ws://127.0.0.1:{server.port}") as idle:
+        idle.recv(10)
+        with server.connect() as asking, server.connect() as waiting:
+            for sock in (asking, waiting):
+                data = write_request(MetaObs(state=np.full(14, 5.0), timestep=1))
+                sock.sendall(struct.pack(">I", len(data)) + data)
+                server.wait_for("the model computes")
+            wait_until(lambda: 'queue_length{worker="0"} 1' in server.http("/metrics"), "the second request waits")
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as caught:
+                idle.recv(10)
+            assert caught.value.rcvd is not None
+            assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (1001, "the server stops")
+            replies = [read_to_end(sock) for sock in (asking, waiting)]
+        assert read_reply(replies[0][4:], 1).actions[0, 0, 0] == 5
+        assert replies[1][4:] == EMPTY_REPLY
+        assert server.wait_exit() == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_token_that_cannot_be_left_is_told_before_the_model_is_loaded(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    server = PolicyServerProcess("loading_forever", "--host", host)
+    try:
+        assert server.wait_exit() == 1
+        assert "error: cannot write the token file" in server.read_log()
+        assert "loading" not in server.read_log().replace("loading_forever", "")
+    finally:
+        server.stop()
 
 
 def test_a_model_that_never_returns_does_not_keep_the_server() -> None:

@@ -27,6 +27,7 @@ from remote_env.policy.dialects.ilstudio_messages import (
     EMPTY_REPLY,
     MAX_REPLY_BYTES,
     MODULE,
+    Request,
     read_reply,
     read_request,
     to_meta,
@@ -111,10 +112,7 @@ def _serve(transport: SocketTransport, client: ServedClient, context: ServeConte
 def _answer(data: bytearray, client: ServedClient, context: ServeContext) -> tuple[bytes, bool]:
     """The reply, and whether the connection goes on: not after a pickle that no honest client sends."""
     try:
-        request = read_request(data)
-        for row in request.beginning:
-            client.reset([str(row)])
-        batch = from_meta(request.observation, client.metadata)
+        request, batch = _read(data, client)
         chunk = client.infer(batch, [str(row) for row in range(request.observation.batch_size or 1)])
         return write_reply(chunk, request, client.metadata.extra), True
     except ProtocolError as error:
@@ -124,6 +122,18 @@ def _answer(data: bytearray, client: ServedClient, context: ServeContext) -> tup
         # What a model raised, the service has logged whole.
         context.log(f"Client #{client.number}: no actions, an empty list was sent: {error}")
         return EMPTY_REPLY, True
+
+
+def _read(data: bytearray, client: ServedClient) -> tuple[Request, ObservationBatch]:
+    """A request and its observation for the policy; the episodes that begin with it are reset."""
+    try:
+        request = read_request(data)
+        for row in request.beginning:
+            client.reset([str(row)])
+        return request, from_meta(request.observation, client.metadata)
+    except RemoteEnvError:
+        client.count_error()
+        raise
 
 
 # The client.

@@ -82,7 +82,10 @@ def _check_lengths(values: Mapping[str, Any]) -> None:
 
 
 def _timesteps(value: Any) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"MetaObs.timestep is no array of numbers: {error}") from error
     if array.dtype.kind not in "iu":
         raise InputError(f"MetaObs.timestep counts in whole numbers; got {value!r:.100}")
     return array.reshape(-1)

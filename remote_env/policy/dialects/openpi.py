@@ -52,7 +52,8 @@ AUTHENTICATES = True
 HANDSHAKE_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 60.0
 GOODBYE_S = 1.0
-_INTERNAL_ERROR = 1011
+MAX_DEPTH = 16  # of maps within an observation
+_NORMAL, _GOING_AWAY, _INTERNAL_ERROR = 1000, 1001, 1011
 
 
 def describe(metadata: PolicyMetadata) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def serve(sock: socket.socket, service: PolicyService, context: ServeContext) ->
     try:
         _Conversation(link, client, context).run()
     finally:
-        link.close(time.monotonic() + GOODBYE_S)
+        code, reason = (_GOING_AWAY, "the server stops") if context.stopping.is_set() else (_NORMAL, "")
+        link.close(time.monotonic() + GOODBYE_S, code, reason)
         client.close()
 
 
@@ -138,19 +140,29 @@ class _Conversation:
         self._link.send(reply, time.monotonic() + SEND_TIMEOUT_S)
 
     def _answer(self, data: bytes | str, began: float) -> bytes:
-        observation = read_observation(data)
-        episode = observation.pop(EPISODE_KEY, "")
-        if not isinstance(episode, str):
-            raise InputError(f"{EPISODE_KEY} names an episode by a text; got {type(episode).__name__}")
-        if observation.pop(RESET_KEY, False):
-            self._client.reset([episode])
-            if not observation:
-                return encode({"server_timing": self._timing(began)})
-        batch = self._batch(observation)
+        try:
+            batch, episode = self._read(data)
+        except RemoteEnvError:
+            self._client.count_error()
+            raise
+        if batch is None:
+            return encode({"server_timing": self._timing(began)})
         infer_began = time.perf_counter()
         chunk = self._client.infer(batch, [episode])
         timing = {"infer_ms": 1000 * (time.perf_counter() - infer_began)}
         return encode({"actions": chunk[0], "policy_timing": timing, "server_timing": self._timing(began)})
+
+    def _read(self, data: bytes | str) -> tuple[ObservationBatch | None, str]:
+        """A message's observation, None when it only resets, and its episode, which was reset if it says so."""
+        observation = read_observation(data)
+        episode = observation.pop(EPISODE_KEY, "")
+        if not isinstance(episode, str):
+            raise InputError(f"{EPISODE_KEY} names an episode by a text; got {type(episode).__name__}")
+        if is_true(RESET_KEY, observation.pop(RESET_KEY, False)):
+            self._client.reset([episode])
+            if not observation:
+                return None, episode
+        return self._batch(observation), episode
 
     def _timing(self, began: float) -> dict[str, float]:
         timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
@@ -180,13 +192,29 @@ def read_observation(data: bytes | str) -> dict[str, Any]:
     return observation
 
 
-def to_arrays(value: Any) -> Any:
-    """An observation with its lists of numbers and its numbers as arrays; texts and dicts stay."""
+def is_true(name: str, value: Any) -> bool:
+    """A key's value as what it says; InputError when it is neither true nor false."""
+    if not isinstance(value, (bool, np.bool_, int)):
+        raise InputError(f"{name} is true or false; got {type(value).__name__}")
+    return bool(value)
+
+
+def to_arrays(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """An observation with its lists of numbers and its numbers as arrays; texts and dicts stay.
+
+    Raises:
+        InputError: there is something else in it, or it nests more than `depth` maps.
+    """
     if isinstance(value, dict):
-        return {name: to_arrays(part) for name, part in value.items()}
+        if not depth:
+            raise InputError(f"an observation nests at most {MAX_DEPTH} maps; this one has more")
+        return {name: to_arrays(part, depth - 1) for name, part in value.items()}
     if isinstance(value, (str, np.ndarray)):
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"an observation holds a list that makes no array: {error}") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"an observation holds arrays, numbers, texts and maps of them; got {type(value).__name__}")
     return array

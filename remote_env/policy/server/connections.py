@@ -56,12 +56,19 @@ class Connections:
             with self._mutex:
                 self._clients -= is_free
 
+    def stop_reading(self) -> None:
+        """No connection takes another request: its thread sends what it has to say yet, and leaves."""
+        self._shut_down(socket.SHUT_RD)
+
     def shut_down(self) -> None:
-        """End every connection: its thread reads the end and leaves."""
+        """End every connection, whatever its thread is at."""
+        self._shut_down(socket.SHUT_RDWR)
+
+    def _shut_down(self, how: int) -> None:
         with self._mutex:
             for sock in self._open:
                 with contextlib.suppress(OSError):  # the peer was faster
-                    sock.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(how)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the threads; False when one is left, in the model say."""

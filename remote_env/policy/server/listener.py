@@ -187,8 +187,9 @@ def _end(sock: socket.socket) -> None:
     """Close so that what was sent arrives: bytes that nobody read would otherwise reset the connection."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + LINGER_S
         sock.settimeout(LINGER_S)
-        while sock.recv(65536):
+        while sock.recv(65536) and time.monotonic() < deadline:
             pass
 
 

@@ -26,12 +26,14 @@ from remote_env.policy.server.metrics import GpuReader, Readiness, read_metrics
 from remote_env.policy.server.runner import advise
 from remote_env.policy.server.service import PolicyService, ServeContext
 from remote_env.policy.server.settings import Endpoint, Settings, read_settings
-from remote_env.policy.token_file import MIN_TOKEN_LENGTH, remove_token, write_token
+from remote_env.policy.token_file import MIN_TOKEN_LENGTH, check_token_place, remove_token, write_token
 from remote_env.protocol.handshake import new_token
 from remote_env.protocol.monitoring import answer_http, write_metrics
 
 TOLD_APART = ("renv", "ilstudio", "openpi")  # by their first bytes, on a port of no named dialect
 CLOSE_TIMEOUT_S = 5.0
+HANG_UP_TIMEOUT_S = 1.0
+SIGNALS_EVERY_S = 0.25
 TOKEN_VARIABLE = "REMOTE_ENV_TOKEN"  # noqa: S105  its name
 Load = Callable[..., Policy]
 
@@ -133,7 +135,9 @@ class Server:
         self._readiness.change("")
         self._log(f"ready; waiting for clients. Ctrl-C or kill {os.getpid()} stops it")
         self._may_raise = False
-        self._stopping.wait()
+        # The system may hand a signal to another thread, which does not wake this one; only here is it handled.
+        while not self._stopping.wait(SIGNALS_EVERY_S):
+            pass
 
     # Ports
 
@@ -147,7 +151,15 @@ class Server:
             listener = self._listener(Endpoint("", self._settings.host, health), {})
             listener.start(None)
             self._log(f"http://{show_place(*listener.address)}/healthz and /metrics answer from now on")
-        return [(endpoint, self._listener(endpoint, dialects)) for endpoint, dialects in spoken]
+        places = [(endpoint, self._listener(endpoint, dialects)) for endpoint, dialects in spoken]
+        for endpoint, listener in places:
+            if self._needs_token(endpoint, listener):
+                check_token_place(listener.address[1])
+        return places
+
+    def _needs_token(self, endpoint: Endpoint, listener: Listener) -> bool:
+        asks_all = not self._settings.insecure and not is_loopback(endpoint.host)
+        return "renv" in listener.dialects or (asks_all and "openpi" in listener.dialects)
 
     def _dialects(self, endpoint: Endpoint) -> dict[str, Any]:
         """The modules of what is spoken there; on a port of no named dialect what is not installed is left out."""
@@ -185,7 +197,7 @@ class Server:
             place = listener.dialects["lerobot"].listen(endpoint.host, endpoint.port, service, context)
             self._places.append(place)
         else:
-            if "renv" in spoken or (context.require_token and "openpi" in spoken):
+            if self._needs_token(endpoint, listener):
                 token_file = self._leave_token(place.address[1])
             listener.start(service, context)
         self._announce(replace(endpoint, port=place.address[1]), spoken, token_file, beyond=beyond)
@@ -271,14 +283,18 @@ class Server:
     # The end
 
     def _end(self) -> None:
-        """Take no more clients, end those that are there, close the model; then no file is left."""
+        """Take no more clients, answer what runs, end the connections, close the model; then no file is left."""
         self._readiness.change("stopping")
         self._stopping.set()
         for place in self._places:
             place.close()
-        self._connections.shut_down()
-        self._connections.join(CLOSE_TIMEOUT_S)
+        until = time.monotonic() + CLOSE_TIMEOUT_S
+        self._connections.stop_reading()
         is_closed = self._service is None or self._service.close(CLOSE_TIMEOUT_S)
+        if is_closed:
+            self._connections.join(until - time.monotonic())
+        self._connections.shut_down()
+        self._connections.join(HANG_UP_TIMEOUT_S)
         self._remove_tokens()
         if not is_closed:
             self._log(f"the model was still busy after {CLOSE_TIMEOUT_S:g} s; stopped")

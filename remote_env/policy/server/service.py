@@ -216,14 +216,18 @@ class ServedClient:
                 raise InputError(f"{rows} rows came with {len(episodes)} episode names; name each row's episode")
             chunk = self.worker.infer(self.number, observation, self._names(episodes))
         except Exception:
-            with self._mutex:
-                self.errors += 1
+            self.count_error()
             raise
         with self._mutex:
             count = self.count = self.count + 1
         if count % LINES_EVERY == 0:
             self.service.log(f"Client #{self.number}: {count} requests processed")
         return chunk
+
+    def count_error(self) -> None:
+        """A request was answered with an error; `infer` counts its own, a dialect those that it could not read."""
+        with self._mutex:
+            self.errors += 1
 
     def reset(self, episodes: Sequence[str] | None = None) -> None:
         """Have the policy forget these episodes of this client; all of them when None.

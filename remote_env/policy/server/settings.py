@@ -17,6 +17,7 @@ from remote_env.policy.server.service import MAX_QUEUE, QUEUE_POLICIES
 
 DEFAULT_MODEL = "ckpt/act_sim_transfer_cube_scripted_zscore_example"
 _LISTEN = re.compile(r"(?:([a-z]+)://)?(\[[0-9A-Fa-f:.%]+\]|[^/\\:\s\[\]]+)(?::(\d{1,5}))?/?")
+_DIGITS = re.compile(r"[0-9]{1,9}")
 SHORT = {"-m": "--model_name_or_path", "-p": "--port"}
 
 
@@ -55,13 +56,13 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
+    if not _DIGITS.fullmatch(text) or int(text) > 65535:
         raise ConfigError(f"{text!r} is no port; give 1 to 65535, or 0 for any that is free")
     return int(text)
 
 
 def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not _DIGITS.fullmatch(text) or int(text) == 0:
         raise ConfigError(f"{text!r} is no whole number from 1 on")
     return int(text)
 
@@ -238,7 +239,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold one mapping, such as 'port: 5000'; got {type(content).__name__}")
