@@ -11,6 +11,7 @@ from remote_env.policy.devices import check_cpu, parse_device
 from remote_env.policy.factory import call_factory, is_factory, load_factory, takes
 from remote_env.policy.policy import Policy
 from remote_env.policy.scripted import PREFIX, SCRIPTED, ScriptedPolicy
+from remote_env.policy.shortened import ShortenedPolicy
 
 _TORCH_SUFFIXES = (".pt", ".ts", ".pth", ".safetensors")
 # What is taken when a folder holds several files of one kind.
@@ -109,7 +110,8 @@ def _call_policy_factory(text: str, folder: Path, options: dict[str, Any], given
         )
     policy = call_factory(text, function, options, given)
     if isinstance(policy, Policy):
-        return policy
+        most = options["chunk_size"]
+        return ShortenedPolicy(policy, most) if most and policy.metadata.chunk_size > most else policy
     raise ConfigError(f"{text} made a {type(policy).__name__}; it must return a remote_env.policy.Policy")
 
 

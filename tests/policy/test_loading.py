@@ -326,6 +326,17 @@ def test_a_factory_gets_what_it_takes(module: Path) -> None:
         load_policy("still_policies:make_policy", device="cuda")
 
 
+def test_a_factory_that_knows_no_chunk_size_gives_chunks_as_short_as_asked() -> None:
+    name = f"{Path(__file__).parent / 'policies_for_tests.py'}:make_echo"
+    assert load_policy(name).metadata.chunk_size == 4
+    assert load_policy(name, chunk_size=64).metadata.chunk_size == 4
+    with load_policy(name, chunk_size=3) as policy:
+        assert policy.metadata.chunk_size == 3
+        chunk = policy.infer({"state": np.ones((2, 14), np.float32)}, episode_ids=["a", "b"])
+        assert chunk.shape == (2, 3, 14)
+        assert chunk.flags.c_contiguous
+
+
 def test_a_folder_that_names_a_factory(module: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()

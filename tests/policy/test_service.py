@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +24,7 @@ from policies_for_tests import (
 )
 
 from remote_env.errors import ConfigError, InputError, PolicyError
-from remote_env.policy.policy import Policy
+from remote_env.policy.policy import Chunk, ObservationBatch, Policy
 from remote_env.policy.server.service import MAX_EPISODES, PolicyService, ServedClient, zero_observation
 
 
@@ -325,6 +326,67 @@ def test_out_of_memory_comes_with_advice() -> None:
     policy.infer = exhaust  # type: ignore[method-assign]
     with pytest.raises(PolicyError, match=r"Tried to allocate 2\.00 GiB; free memory \(nvidia-smi"):
         ask(Served(policy).client(), 0)
+
+
+class SharedArrayPolicy(EchoPolicy):
+    """Gives one and the same array each time, against the rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chunk = np.zeros((1, 4, 14), np.float32)
+
+    def infer(self, observation: ObservationBatch, *, episode_ids: Sequence[str]) -> Chunk:
+        self._chunk[:] = super().infer(observation, episode_ids=episode_ids)
+        return self._chunk
+
+
+def test_a_policy_that_gives_one_array_again_and_again_mixes_up_no_clients() -> None:
+    served = Served(SharedArrayPolicy())
+    first = served.client().infer(observe(1))
+    served.client().infer(observe(2))
+    assert first[0, 0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), GeneratorExit(), KeyboardInterrupt(), BaseException("odd")]
+)
+def test_whatever_a_model_raises_in_a_connection_s_thread_is_its_error(
+    error: BaseException, pool: ThreadPoolExecutor
+) -> None:
+    policy = EchoPolicy()
+    served = Served(policy)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    original, policy.infer = policy.infer, fail  # type: ignore[method-assign]
+    with pytest.raises(PolicyError, match=type(error).__name__):
+        pool.submit(ask, served.client(), 0).result(5)
+    policy.infer = original  # type: ignore[method-assign]
+    assert ask(served.client(), 4) == 4
+
+
+def test_a_model_s_endless_text_is_cut() -> None:
+    policy = EchoPolicy()
+    served = Served(policy)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("x" * 10_000_000)
+
+    policy.infer = fail  # type: ignore[method-assign]
+    with pytest.raises(PolicyError, match=r"ValueError: x+ \[…\] x+$") as caught:
+        ask(served.client(), 0)
+    assert len(str(caught.value)) < 5_000
+    assert len(caught.value.remote_traceback) < 21_000
+    assert sum(map(len, served.lines)) < 30_000
+
+
+def test_more_actions_than_the_metadata_say() -> None:
+    policy = EchoPolicy()
+    served = Served(policy)
+    policy.infer = lambda *_, **__: np.zeros((1, 5, 14))  # type: ignore[method-assign]
+    with pytest.raises(PolicyError, match="gave 5 actions at once; its metadata says chunk_size=4"):
+        ask(served.client(), 0)
 
 
 def test_actions_of_a_wrong_shape() -> None:

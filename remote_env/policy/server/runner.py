@@ -16,6 +16,8 @@ from remote_env.policy.policy import Chunk, ObservationBatch, Policy
 from remote_env.policy.quick_check import is_finite
 from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
 
+MAX_TEXT, MAX_TRACEBACK = 4_000, 20_000  # characters that a model's error may have
+
 
 class Job:
     """One request: rows to infer, or episodes to reset.
@@ -71,14 +73,16 @@ class Runner:
         """Have the policy forget the job's episodes."""
         try:
             self.policy.reset(job.episodes)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a model may raise anything
+        except BaseException as error:  # noqa: BLE001  a model may raise anything
+            _raise_interrupt(error)
             job.error = self._explain(error)
 
     def run(self, turn: list[Job]) -> None:
         """Infer for all of these at once; each job has its chunk or its error afterwards."""
         try:
             self._infer(turn)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a model may raise anything
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, asyncio.CancelledError for one
+            _raise_interrupt(error)
             if len(turn) > 1 and not self.metadata.has_memory:
                 for job in turn:  # one client's poison must not hurt the others
                     self.run([job])
@@ -113,6 +117,9 @@ class Runner:
         size = self.metadata.action_size
         if chunk.ndim != 3 or chunk.shape[0] != job.rows or chunk.shape[2] != size or not chunk.shape[1]:
             raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({job.rows}, K, {size})")
+        if chunk.shape[1] > self.metadata.chunk_size:
+            most = self.metadata.chunk_size
+            raise PolicyError(f"the policy gave {chunk.shape[1]} actions at once; its metadata says chunk_size={most}")
         if not is_finite(chunk):
             raise PolicyError(
                 "the policy gave actions that are not finite (NaN or infinity), and none of them is sent: look at its "
@@ -121,17 +128,18 @@ class Runner:
         return chunk
 
     def _call(self, observation: ObservationBatch, episodes: Sequence[str]) -> Chunk:
-        return np.ascontiguousarray(self.policy.infer(observation, episode_ids=episodes), dtype=np.float32)
+        # A copy: a policy that gives the same array each time must not change what another client is being sent.
+        return np.array(self.policy.infer(observation, episode_ids=episodes), np.float32, order="C")
 
     def _explain(self, error: BaseException) -> Exception:
         """The error for the client; the log gets the cause, and its traceback once."""
         if isinstance(error, InputError):
             return error
-        trace = getattr(error, "remote_traceback", "") or traceback.format_exc()
+        trace = _shortened(getattr(error, "remote_traceback", "") or traceback.format_exc(), MAX_TRACEBACK)
         said = f"{type(error).__name__}: {_text(error)}"
         self._log_failure(f"the policy failed: {said}", trace)
         if isinstance(error, PolicyError):
-            return PolicyError(str(error), remote_traceback=trace)
+            return PolicyError(_text(error), remote_traceback=trace)
         return PolicyError(f"the policy raised {said}{advise(error)}", remote_traceback=trace)
 
     def _log_failure(self, line: str, trace: str) -> None:
@@ -143,9 +151,20 @@ class Runner:
             self._log(trace.rstrip())
 
 
+def _raise_interrupt(error: BaseException) -> None:
+    """Go on with a Ctrl-C; only the main thread gets one, elsewhere it is the model's own."""
+    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        raise error
+
+
+def _shortened(text: str, most: int) -> str:
+    """The text, without its middle when it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} […] {text[-most // 2 :]}"
+
+
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        return _shortened(str(error), MAX_TEXT)
     except Exception as unprintable:  # noqa: BLE001  a foreign __str__ may raise anything
         return f"(its text cannot be had: {type(unprintable).__name__})"
 
