@@ -98,8 +98,10 @@ class RepeatedRequest:
             or body[self._tail_at : self.shape.size] != self._tail
         ):
             return None
-        # The slices are copies, writable and their own.
-        return {name: np.ndarray(shape, dtype, body[start:end]) for name, dtype, shape, start, end in self._places}
+        observation = {}
+        for name, dtype, shape, start, end in self._places:
+            observation[name] = np.ndarray(shape, dtype, body[start:end])  # the slice is a copy, writable and its own
+        return observation
 
 
 class RepeatedResult:

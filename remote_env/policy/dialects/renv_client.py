@@ -135,7 +135,8 @@ class RenvPolicy(Policy):
                 self._be_ready(deadline)
             repeated = self._repeated
             if repeated is not None and repeated.episodes == tuple(episode_ids) and repeated.fill(observation):
-                return self._ask_for_chunk(repeated, deadline)
+                chunk = self._ask_for_chunk(repeated, deadline)
+                return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
             request = self._codec.pack_request(self._select(observation), episode_ids)
             if self._has_memory:
                 self._check_remembered(episode_ids)
@@ -143,15 +144,14 @@ class RenvPolicy(Policy):
             chunk = self._ask_for_chunk(request, deadline)
             size = request.payload_size
             self._repeated = self._codec.repeat(request.frame, request.flags, size, episode_ids)
-            return chunk
+            return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
         finally:
             self._turn.release()
 
     def _ask_for_chunk(self, request: Sealable, deadline: float) -> Chunk:
-        chunk = self._connection.ask(
+        return self._connection.ask(
             frames.INFER, request, deadline, self._receive_chunk, repeatable=not self._has_memory
         )
-        return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
 
     def _receive_chunk(self, stream: FrameStream, sequence: int, deadline: float) -> Chunk:
         like = self._like

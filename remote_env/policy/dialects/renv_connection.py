@@ -23,9 +23,9 @@ from remote_env.errors import (
     RemoteEnvError,
     VersionMismatch,
 )
-from remote_env.policy.dialects.renv_link import Link, Welcome, open_link
+from remote_env.policy.dialects.renv_link import HANDSHAKE_TIMEOUT_S, Link, Welcome, open_link
 from remote_env.protocol import codec, frames
-from remote_env.protocol.frames import FrameStream, Header
+from remote_env.protocol.frames import Buffer, FrameStream, Header
 
 log = logging.getLogger("remote_env")
 
@@ -118,49 +118,54 @@ class PolicyConnection:
                 f"an observation of {size} bytes; this server takes {self.welcome.max_message_bytes}: send fewer rows "
                 "at once, or smaller images"
             )
-        self._sequence += 1
-        request.seal(kind, self._sequence, self._acknowledged)
+        self._sequence = number = self._sequence + 1
+        request.seal(kind, number, self._acknowledged)
+        buffers: list[Buffer] = [request.frame, *request.payload]
         try:
-            result = self._exchange(kind, request, deadline, receive, repeatable=repeatable)
+            while True:
+                link = self._link or self._reconnect(deadline, None)
+                try:
+                    link.transport.send_all(buffers, deadline)
+                    result = receive(link.stream, number, deadline)
+                    self._acknowledged = number
+                    return result
+                except ConnectionLost as lost:
+                    self._resume(deadline, lost, repeatable=repeatable)
         except (InputError, PolicyError):  # is the reply
-            self._acknowledged = self._sequence
+            self._acknowledged = number
             raise
+        except DeadlineExceeded as error:
+            self._drop()
+            raise DeadlineExceeded(
+                f"no reply to {frames.NAMES[kind]} from the policy server at {self.where} within "
+                f"{self._timeout_s:g} s; the policy may still be at it: give it longer with timeout_s="
+            ) from error
         except BaseException:
             self._drop()  # a reply may still come, or be here in part
             raise
-        self._acknowledged = self._sequence
-        return result
 
-    def _exchange(self, kind: int, request: Sealable, deadline: float, receive: Receive[T], *, repeatable: bool) -> T:
-        while True:
-            link = self._link or self._reconnect(deadline, None)[0]
-            try:
-                link.stream.send(request.frame, deadline, request.payload)
-                return receive(link.stream, self._sequence, deadline)
-            except DeadlineExceeded as error:
-                raise DeadlineExceeded(
-                    f"no reply to {frames.NAMES[kind]} from the policy server at {self.where} within "
-                    f"{self._timeout_s:g} s; the policy may still be at it: give it longer with timeout_s="
-                ) from error
-            except ConnectionLost as lost:
-                self._drop()
-                _, resumed = self._reconnect(deadline, lost)
-                if not resumed and not repeatable:
-                    raise ConnectionLost(
-                        f"the policy server at {self.where} was restarted, or has given this client up, while an "
-                        "inference was under way. Its policy has memory, so the request is not sent again: whether it "
-                        "ran is unknown, and what the policy remembered is gone; reset() and begin the episodes anew"
-                    ) from lost
+    def _resume(self, deadline: float, lost: ConnectionLost, *, repeatable: bool) -> None:
+        """After a connection broke under a request: have another one over which it may be sent again."""
+        self._drop()
+        link = self._reconnect(deadline, lost)
+        if not link.welcome.resumed and not repeatable:
+            raise ConnectionLost(
+                f"the policy server at {self.where} was restarted, or has given this client up, while an inference was "
+                "under way. Its policy has memory, so the request is not sent again: whether it ran is unknown, and "
+                "what the policy remembered is gone; reset() and begin the episodes anew"
+            ) from lost
 
-    def _reconnect(self, deadline: float, lost: ConnectionLost | None) -> tuple[Link, bool]:
-        """A new connection of the same client, tried with growing pauses, and whether the server still knew it."""
+    def _reconnect(self, deadline: float, lost: ConnectionLost | None) -> Link:
+        """A new connection of the same client, tried with growing pauses."""
         log.info("the connection to the policy server at %s is made anew (%s)", self.where, lost or "it was given up")
         until = min(deadline, time.monotonic() + self._reconnect_timeout_s)
         pause = FIRST_PAUSE_S
         while True:
             try:
-                link = open_link(self._host, self._port, self._token, self._client, deadline)
-                return link, self._adopt(link)
+                patience = min(deadline, max(until, time.monotonic() + HANDSHAKE_TIMEOUT_S))
+                link = open_link(self._host, self._port, self._token, self._client, patience)
+                self._adopt(link)
+                return link
             except (AuthError, VersionMismatch):
                 raise
             except ConnectError as error:
@@ -174,8 +179,8 @@ class PolicyConnection:
                 ) from failure
             pause = min(2 * pause, LAST_PAUSE_S)
 
-    def _adopt(self, link: Link) -> bool:
-        """Go on with this connection; whether its server still knew this client."""
+    def _adopt(self, link: Link) -> None:
+        """Go on with this connection."""
         served, begun = link.welcome.metadata, self.welcome.metadata
         if served != begun:
             link.transport.close()
@@ -189,7 +194,6 @@ class PolicyConnection:
             raise ConnectionLost("this client was closed")
         if not link.welcome.resumed:
             self._on_forgotten()
-        return link.welcome.resumed
 
     def _drop(self) -> None:
         link, self._link = self._link, None

@@ -58,11 +58,23 @@ class Conversation:
             RemoteEnvError: the link ended, or what came is no frame of this protocol.
         """
         self._welcome(resumed=resumed)
-        while (request := self._receive()) is not None:
-            reply = self._place.claim(request.number, self._context.stopping)
+        stream, place, stopping = self._stream, self._place, self._context.stopping
+        idle_timeout_s, monotonic = self._context.idle_timeout_s, time.monotonic
+        request: _Received | None
+        while True:
+            repeated = self._repeated
+            if repeated is not None and (number := stream.recv_shaped(repeated.shape, monotonic() + idle_timeout_s)):
+                request = self._read_repeated(repeated, number, monotonic())
+            elif (request := self._receive()) is None:
+                return
+            reply = place.claim(request.number, stopping)
             if reply is None:
-                reply = self._run(request)
-            self._stream.send(reply[0], time.monotonic() + TRANSFER_TIMEOUT_S, reply[1:])
+                reply = ()
+                try:
+                    reply = self._reply(request)
+                finally:
+                    place.answer(reply)
+            stream.send(reply[0], monotonic() + TRANSFER_TIMEOUT_S, reply[1:])
 
     def _welcome(self, *, resumed: bool) -> None:
         fields = {
@@ -75,18 +87,18 @@ class Conversation:
         }
         self._stream.send(pack_link(frames.WELCOME, fields), time.monotonic() + WELCOME_TIMEOUT_S)
 
+    def _read_repeated(self, repeated: RepeatedRequest, number: int, began: float) -> _Received:
+        """An INFER that is as long as the last one."""
+        observation, episodes, body = repeated.read(self._stream.body), repeated.episodes, self._stream.body
+        if observation is not None:
+            return _Received(frames.INFER, number, (observation, episodes, False), began)
+        shape = repeated.shape
+        observation, named, _ = self._codec.read_request(shape.header, body, frames.HEADER_SIZE, shape.size)
+        return _Received(frames.INFER, number, (observation, named, True), began)
+
     def _receive(self) -> _Received | None:
         """The next request; None when the client leaves."""
-        stream, repeated = self._stream, self._repeated
-        idle_until = time.monotonic() + self._context.idle_timeout_s
-        if repeated is not None and (number := stream.recv_shaped(repeated.shape, idle_until)):
-            observation = repeated.read(stream.body)
-            if observation is not None:
-                return _Received(frames.INFER, number, (observation, repeated.episodes, False), time.monotonic())
-            header, end = repeated.shape.header, repeated.shape.size  # as long, and of other rows
-            observation, episodes, _ = self._codec.read_request(header, stream.body, frames.HEADER_SIZE, end)
-            return _Received(frames.INFER, number, (observation, episodes, True), time.monotonic())
-        header = stream.recv(idle_until)
+        header = self._stream.recv(time.monotonic() + self._context.idle_timeout_s)
         began = time.monotonic()
         if header.type == frames.CLOSE:
             return None
@@ -115,16 +127,8 @@ class Conversation:
             self._repeated = self._codec.repeat(frame, header.flags, header.payload_size, episodes)
         return observation, episodes, True
 
-    def _run(self, request: _Received) -> Sequence[Buffer]:
-        """Run a request that was claimed; its reply, which the place has, too."""
-        reply: Sequence[Buffer] = ()
-        try:
-            reply = self._reply(request)
-        finally:
-            self._place.answer(reply)
-        return reply
-
     def _reply(self, request: _Received) -> Sequence[Buffer]:
+        """Run a request that was claimed; its reply."""
         try:
             if request.kind == frames.INFER:
                 return self._infer(request)
