@@ -25,6 +25,7 @@ from remote_env.policy.policy import Chunk
 from remote_env.policy.server import program
 
 CHECKPOINT = ROOT / "ckpt" / "act_sim_transfer_cube_scripted_zscore_example"
+PAGE = ROOT / "docs" / "troubleshooting.md"
 OTHER_TOKEN = "f" * 64
 Refused = Callable[..., str]
 
@@ -72,7 +73,10 @@ def server(isolated_home: Path) -> Iterator[RenvServer]:
 @produces("HTTP/1.1 200 OK…ready")
 def test_health_of_a_server_that_takes_clients() -> str:
     with policy_server("echo") as server:
-        assert "remote_env_policy_queue_length" in server.http("/metrics")
+        metrics = server.http("/metrics")
+        named = re.findall(r"`(remote_env_\w+)`", PAGE.read_text())
+        assert named
+        assert all(name in metrics for name in named)
         return server.http("/healthz")
 
 
@@ -94,7 +98,7 @@ def test_beyond_loopback_without_authentication(refused: Refused) -> str:
     for place in ("ilstudio://0.0.0.0:5000", "lerobot://0.0.0.0:8080"):
         assert f"refused to listen on {place}, beyond this machine" in refused("--listen", place)
     told = refused("-m", "my_checkpoint", "--host", "0.0.0.0")
-    assert told in (ROOT / "docs" / "troubleshooting.md").read_text(), told
+    assert told in PAGE.read_text(), told
     return told
 
 
