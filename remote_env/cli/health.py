@@ -9,6 +9,7 @@ from dataclasses import dataclass
 HEALTH_TIMEOUT_S = 5.0
 MAX_BODY_BYTES = 4096
 LOOPBACK = "127.0.0.1"
+_HTTP2_SETTINGS = "\x04\x00"  # type and flags of the frame that an HTTP/2 server begins with (RFC 9113, 6.5)
 READY, NOT_READY, OTHER, SILENT, CLOSED = "ready", "not ready", "other", "silent", "closed"
 
 
@@ -38,9 +39,15 @@ def check_health(port: int, timeout_s: float = HEALTH_TIMEOUT_S) -> Health:
     except (http.client.RemoteDisconnected, OSError) as error:
         return Health(CLOSED, f"the connection ended without an answer ({error})")
     except http.client.HTTPException as error:
-        return Health(OTHER, f"something answers, which is no task server: it said {json.dumps(str(error)[:60])}")
+        return Health(OTHER, _describe_other(str(error)))
     finally:
         connection.close()
+
+
+def _describe_other(said: str) -> str:
+    if said[3:5] == _HTTP2_SETTINGS:
+        return "something answers that speaks HTTP/2, as gRPC does (a policy server for LeRobot, say)"
+    return f"something answers, which is no task server: it said {json.dumps(said[:60])}"
 
 
 def _judge(status: int, body: str) -> Health:
