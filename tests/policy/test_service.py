@@ -540,7 +540,7 @@ def test_warm_up_is_no_request_and_its_failure_no_end() -> None:
     served = Served(failing)
     served.service.warm_up()
     assert len(served.lines) == 1
-    assert "not warmed up: the policy does not take zeros (the policy raised ZeroDivisionError" in served.lines[0]
+    assert "not warmed up, the policy failed on zeros: the policy raised ZeroDivisionError" in served.lines[0]
 
 
 def test_bad_settings() -> None:

@@ -80,6 +80,13 @@ def test_a_server_without_memory() -> None:
     ask_one_that_raises(MemoryError("Unable to allocate 40.0 GiB for an array"))
 
 
+@produces("not warmed up, the policy failed on zeros: …")
+def test_the_first_inference_fails() -> str:
+    with serving(RaisingPolicy(RuntimeError("CUDA out of memory."))) as server:
+        server.service.warm_up()
+        return server.lines[0]
+
+
 @produces("PolicyError: the policy gave actions that are not finite (NaN or infinity), and none of them is sent: …")
 def test_actions_that_are_no_numbers() -> None:
     with serving(FailingPolicy()) as server:

@@ -136,7 +136,7 @@ class PolicyService:
             try:
                 worker.warm_up(zero_observation(self.metadata))
             except RemoteEnvError as error:
-                self.log(f"not warmed up: the policy does not take zeros ({error})")
+                self.log(f"not warmed up, the policy failed on zeros: {error}")
             else:
                 self.log(f"warmed up with zeros in {time.monotonic() - started:.2f} s")
 
