@@ -227,6 +227,20 @@ def test_clients_are_told_where_the_token_is_and_not_what_it_is() -> None:
     assert "cat /cache/5000.token)" in lines[1]
     assert "api_key=TOKEN" in lines[2]
     assert len(describe_clients(Endpoint("", "127.0.0.1", 5000), ["renv", "openpi"], path, beyond=False)) == 1
+    lines = describe_clients(Endpoint("", "::1", 5000), ["renv"], path, beyond=False)
+    assert lines[0].endswith("--host ::1 --port 5000")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--listen renv://127.0.0.1:5072 --listen ilstudio://127.0.0.1:5072", "-p 5072 --health-port 5072"]
+)
+def test_a_port_that_is_asked_for_twice(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(flags.split()) == 1
+    assert "error: 127.0.0.1:5072 is asked for twice" in capsys.readouterr().err
+
+
+def test_a_host_may_have_brackets() -> None:
+    assert read_settings(["--host", "[::1]"]).endpoints == (Endpoint("", "::1", 5000),)
 
 
 # The token's file

@@ -13,6 +13,8 @@ from typing import Any
 from remote_env.errors import ConfigError
 from remote_env.policy.server.settings import SHORT, Endpoint, Settings, normalize_flags
 
+_LOCALHOST = ("127.0.0.1", "localhost", "0.0.0.0", "::")  # noqa: S104  all are reached under this name
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`: every address that it stands for is a loopback one.
@@ -92,7 +94,8 @@ def describe_clients(
     lines = []
     if "renv" in dialects:
         script = "python examples/policy_client_example.py"
-        lines.append(f"a client on this machine:  {script} --host localhost --port {port}")
+        local = "localhost" if endpoint.host in _LOCALHOST else endpoint.host
+        lines.append(f"a client on this machine:  {script} --host {local} --port {port}")
         if beyond and token_file is not None:
             fetch = f"REMOTE_ENV_TOKEN=$(ssh {here} cat {shlex.quote(str(token_file))})"
             lines.append(f"a client elsewhere:  {fetch} {script} --host {here} --port {port}")

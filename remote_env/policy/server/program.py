@@ -143,6 +143,7 @@ class Server:
 
     def _bind(self) -> list[tuple[Endpoint, Listener]]:
         """Take every port, without listening yet: clients are refused, not kept waiting, while the model loads."""
+        self._check_ports()
         spoken = [(endpoint, self._dialects(endpoint)) for endpoint in self._settings.endpoints]
         for endpoint, dialects in spoken:
             check_exposure(self._settings, endpoint, dialects, self._command)
@@ -156,6 +157,17 @@ class Server:
             if self._needs_token(endpoint, listener):
                 check_token_place(listener.address[1])
         return places
+
+    def _check_ports(self) -> None:
+        """ConfigError when a port is asked for twice; the system would tell only once the model is loaded."""
+        settings = self._settings
+        health = [] if settings.health_port is None else [(settings.host, settings.health_port)]
+        places = [*((endpoint.host, endpoint.port) for endpoint in settings.endpoints), *health]
+        for place in places:
+            if place[1] and places.count(place) > 1:
+                raise ConfigError(
+                    f"{show_place(*place)} is asked for twice; give each --listen, and health, its own port"
+                )
 
     def _needs_token(self, endpoint: Endpoint, listener: Listener) -> bool:
         asks_all = not self._settings.insecure and not is_loopback(endpoint.host)

@@ -96,6 +96,11 @@ def _text(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    """Without the brackets of an IPv6 address."""
+    return _text(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+
+
 def _option(
     default: Any, parse: Callable[[str], Any] | None, meaning: str, metavar: str = "", *, many: bool = False
 ) -> Any:
@@ -110,7 +115,7 @@ class Settings:
     model_name_or_path: str = _option(
         DEFAULT_MODEL, _text, "the checkpoint's folder or file, or scripted:NAME", "MODEL"
     )
-    host: str = _option("127.0.0.1", _text, "address to listen on; beyond loopback see --insecure", "HOST")
+    host: str = _option("127.0.0.1", _host, "address to listen on; beyond loopback see --insecure", "HOST")
     port: int = _option(5000, _port, "port to listen on; its first bytes tell renv, ilstudio and openpi apart", "PORT")
     dataset_id: str = _option("", str, "whose statistics normalise; the first of normalize.json by default", "ID")
     chunk_size: int = _option(64, _at_least_one, "the most actions that one inference gives", "K")
