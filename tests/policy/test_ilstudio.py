@@ -304,6 +304,18 @@ def _connected(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=10)
 
 
+def test_an_observation_that_does_not_fit_begins_no_episode_and_many_begin_at_once():
+    policy = CountingPolicy()
+    resets: list[Any] = []
+    reset, policy.reset = policy.reset, lambda episodes=None: resets.append(episodes) or reset(episodes)  # type: ignore[method-assign,func-returns-value]
+    with serving(ilstudio.serve, policy) as server, _connected(server.port) as sock:
+        for size, count in ((14, 1), (3, 0), (14, 1)):
+            send(sock, write_request(MetaObs(state=np.zeros((5, size)), timestep=np.zeros((5, 1), np.int64))))
+            reply = pickle.loads(receive(sock))
+            assert [row["action"][0] for step in reply for row in step] == [count] * 20 * count
+        assert [len(names) for names in resets] == [5, 5]
+
+
 def test_rows_without_anything_in_them_are_counted():
     rows = np.zeros((1 << 20) + 1, np.uint8)
     with pytest.raises(InputError, match=r"MetaObs\.state has 1048577 rows; at most 1048576"):

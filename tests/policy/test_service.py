@@ -528,6 +528,23 @@ def test_close_answers_what_waits_and_refuses_what_comes(pool: ThreadPoolExecuto
     assert served.lines[-1] == "Client #1 closed: 1 requests in total"
 
 
+def test_a_policy_that_fails_to_close_does_not_keep_the_server(pool: ThreadPoolExecutor) -> None:
+    policy, release = EchoPolicy(), threading.Event()
+
+    def fail() -> None:
+        raise OSError("the device is gone")
+
+    policy.close = fail  # type: ignore[method-assign]
+    served = Served(policy)
+    assert served.service.close(5)
+    assert any("the policy failed: OSError: the device is gone" in line for line in served.lines)
+    policy.close = lambda: release.wait(20)  # type: ignore[method-assign,assignment,return-value]
+    try:
+        assert not Served(policy).service.close(0.1)
+    finally:
+        release.set()
+
+
 def test_warm_up_is_no_request_and_its_failure_no_end() -> None:
     policy = CountingPolicy()
     served = Served(policy)

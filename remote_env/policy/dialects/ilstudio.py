@@ -128,9 +128,10 @@ def _read(data: bytearray, client: ServedClient) -> tuple[Request, ObservationBa
     """A request and its observation for the policy; the episodes that begin with it are reset."""
     try:
         request = read_request(data)
-        for row in request.beginning:
-            client.reset([str(row)])
-        return request, from_meta(request.observation, client.metadata)
+        batch = from_meta(request.observation, client.metadata)
+        if request.beginning:
+            client.reset([str(row) for row in request.beginning])
+        return request, batch
     except RemoteEnvError:
         client.count_error()
         raise

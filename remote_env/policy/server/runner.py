@@ -77,6 +77,19 @@ class Runner:
             _raise_interrupt(error)
             job.error = self._explain(error)
 
+    def close(self, timeout_s: float) -> bool:
+        """Close the policy; what it raises is logged. False when it takes longer, and goes on."""
+        closing = threading.Thread(target=self._close, name="closing the policy", daemon=True)
+        closing.start()
+        closing.join(max(0.1, timeout_s))
+        return not closing.is_alive()
+
+    def _close(self) -> None:
+        try:
+            self.policy.close()
+        except BaseException as error:  # noqa: BLE001  a model may raise anything
+            self._explain(error)
+
     def run(self, turn: list[Job]) -> None:
         """Infer for all of these at once; each job has its chunk or its error afterwards."""
         try:

@@ -8,6 +8,7 @@ it, as far as a batch may hold. One client alone thus pays for no hand-over betw
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -91,7 +92,12 @@ class Worker:
         self._do(Job(owner, None, episodes))
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse what waits and what comes, then close the policy once it is free; False if it was not in time."""
+        """Refuse what waits and what comes, then close the policy once it is free.
+
+        Returns:
+            Whether it was free, and closed, in time.
+        """
+        deadline = time.monotonic() + timeout_s
         with self._mutex:
             self.closed = True
             waiting, self._queue = list(self._queue), deque()
@@ -100,8 +106,7 @@ class Worker:
         if not self._turn.acquire(timeout=timeout_s):
             return False
         self._turn.release()  # for whoever closes again
-        self._runner.policy.close()
-        return True
+        return self._runner.close(deadline - time.monotonic())
 
     # Turns
 
