@@ -8,8 +8,12 @@ Ctrl-C ends it. --help lists every flag.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C within an import is no traceback; the program sets its own
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 

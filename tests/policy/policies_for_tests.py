@@ -5,6 +5,7 @@ A factory takes what a `module:function` of a checkpoint is given and ignores wh
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -201,6 +202,22 @@ class StuckPolicy(EchoPolicy):
 
 def make_stuck(**_: Any) -> Policy:
     return StuckPolicy()
+
+
+def _wait_for_a_signal() -> None:
+    print("the loading waits", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(60)
+
+
+def make_making_an_error_of_a_signal(**_: Any) -> Policy:
+    _wait_for_a_signal()
+    raise ImportError("something was interrupted")
+
+
+def make_swallowing_a_signal(**_: Any) -> Policy:
+    _wait_for_a_signal()
+    return EchoPolicy()
 
 
 def make_loading_forever(**_: Any) -> Policy:

@@ -272,6 +272,35 @@ def test_a_second_signal_ends_a_stop_that_waits() -> None:
         assert "SIGINT again: ended at once" in server.read_log()
 
 
+@pytest.mark.parametrize("model", ["making_an_error_of_a_signal", "swallowing_a_signal", "loading_forever"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_loads_is_no_error(model: str, number: int) -> None:
+    server = PolicyServerProcess(model)
+    try:
+        server.wait_for("loading " + model if model == "loading_forever" else "the loading waits")
+        server.process.send_signal(number)
+        assert server.wait_exit() == 0
+        assert "Traceback" not in server.read_log()
+        assert "error" not in server.read_log().replace(model, "")
+        assert server.read_log().endswith("stopped\n")
+    finally:
+        server.stop()
+
+
+def test_a_signal_before_the_program_begins_is_no_traceback() -> None:
+    code = f"""
+import runpy, sys, types, os, signal
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "remote_env.policy.server.program":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Blocker())
+runpy.run_path({str(ROOT / "servers" / "start_policy_server.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_a_signal_that_another_thread_gets_stops_the_server_too() -> None:
     # The system may choose any thread; it does when connections come at that very moment.
     with policy_server("echo", *RENV) as server:

@@ -118,6 +118,10 @@ class Server:
                 self._serve()
             except KeyboardInterrupt:
                 pass  # a signal before it was ready
+            except Exception:
+                if not self._stopping.is_set():
+                    raise
+                # What was being imported or loaded has made an error of its own of the signal.
             finally:
                 self._may_raise = False
                 self._end()
@@ -127,6 +131,8 @@ class Server:
     def _serve(self) -> None:
         places = self._bind()
         self._service = service = self._make_service()
+        if self._stopping.is_set():  # what was being loaded has swallowed the signal
+            return
         self._describe(service)
         self._readiness.change("warming up")
         service.warm_up()
@@ -286,6 +292,8 @@ class Server:
         except RemoteEnvError:
             raise
         except Exception as error:
+            if self._stopping.is_set():
+                raise
             self._log(traceback.format_exc().rstrip())
             why = f"{type(error).__name__}: {error}{advise(error)}"
             raise ConfigError(f"{model} could not be loaded on {device}: {why}") from error
