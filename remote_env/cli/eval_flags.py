@@ -6,8 +6,10 @@ A flag that is not given stays out of the namespace, so that a file's settings h
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from remote_env.errors import ConfigError
 from remote_env.evaluate.config import AGGREGATES, DEFAULT_MODEL, ROLLOUTS, EvaluationConfig, read_config
 from remote_env.evaluate.environments import BUNDLED
 
@@ -28,10 +30,31 @@ class FlagAdder:
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the flags, and the file named by --config, give."""
-    given = {name: value for name, value in vars(options).items() if name in (*EvaluationConfig.names(), "config")}
-    file = given.pop("config", None)
-    return {**(read_config(file) if file is not None else {}), **given}
+    """The settings that the flags, and the files named by --config and --token_file, give.
+
+    Raises:
+        ConfigError: a file cannot be read, or holds what is not known.
+    """
+    flags = vars(options)
+    given = {name: value for name, value in flags.items() if name in EvaluationConfig.names()}
+    if "token_file" in flags:
+        given["token"] = read_token(flags["token_file"])
+    return {**(read_config(flags["config"]) if "config" in flags else {}), **given}
+
+
+def read_token(path: str) -> str:
+    """The token in a file: a word on the command line would be seen by everybody who lists processes.
+
+    Raises:
+        ConfigError: there is no such file, or nothing in it.
+    """
+    try:
+        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token_file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not token:
+        raise ConfigError(f"--token_file {path} is empty")
+    return token
 
 
 def add_what_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +84,8 @@ def add_how_flags(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, metavar="HZ", help=f"rate of actions and videos (default {_DEFAULTS.fps:g})")
     add("--dataset_id", metavar="ID", help="whose normalisation a checkpoint uses (default: its first)")
     add("--device", metavar="DEVICE", help="of a checkpoint: cpu, cuda, cuda:1, mps (default cpu)")
-    add("--token", metavar="TOKEN", help="of a policy server that wants one; better in REMOTE_ENV_TOKEN")
+    text = "holds the policy server's token (default: REMOTE_ENV_TOKEN, else the file of a server on this machine)"
+    add("--token_file", metavar="FILE", help=text)
     add("--timeout_s", type=float, metavar="S", help=f"for one inference (default {_DEFAULTS.timeout_s:g})")
     text = f"how long a policy server that is gone is looked for (default {_DEFAULTS.reconnect_timeout_s:g})"
     add("--reconnect_timeout_s", type=float, metavar="S", help=text)

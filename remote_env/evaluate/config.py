@@ -22,6 +22,9 @@ STARTS = ("continue", "resume", "fresh")
 # Other names for settings, in YAML files.
 ALIASES = {"env": "envs", "model_name_or_path": "model", "start": "begin"}
 SERVER_KEYS = ("host", "port", "dialect", "token")
+MOST = 1_000_000  # of what is counted: more is a slip of the keyboard
+LONGEST_S = 1e7  # of a time limit; the system's own clocks end somewhere beyond
+FASTEST_HZ = 1e5
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """A whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r}: a whole number from 1 on")
+    """A whole number from 1 to `MOST`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        raise ConfigError(f"{name}={value!r}: a whole number from 1 to {MOST}")
     return value
 
 
@@ -176,6 +179,15 @@ def positive_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigError(f"{name}={value!r}: a number above 0")
     return float(value)
+
+
+def _up_to(most: float) -> Callable[[str, Any], float]:
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, (int, float)) and value > most:
+            raise ConfigError(f"{name}={value!r}: a number above 0, and at most {most:g}")
+        return positive_number(name, value)
+
+    return check
 
 
 def _seed(name: str, value: Any) -> int:
@@ -258,7 +270,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "num_rollout": whole_number,
     "num_envs": whole_number,
     "chunk_size": whole_number,
-    "fps": positive_number,
+    "fps": _up_to(FASTEST_HZ),
     "use_spawn": _flag,
     "output_dir": _optional(lambda _name, value: Path(value).expanduser()),
     "verbose": _flag,
@@ -277,7 +289,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "task": _text,
     "max_batch": whole_number,
     "token": _optional(_text),
-    "timeout_s": positive_number,
-    "reconnect_timeout_s": positive_number,
-    "episode_timeout_s": positive_number,
+    "timeout_s": _up_to(LONGEST_S),
+    "reconnect_timeout_s": _up_to(LONGEST_S),
+    "episode_timeout_s": _up_to(LONGEST_S),
 }

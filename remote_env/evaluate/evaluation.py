@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from remote_env.errors import ConfigError, RemoteEnvError
 from remote_env.evaluate.config import DEFAULT_FOLDER, DEFAULT_MODEL, EvaluationConfig
 from remote_env.evaluate.environments import EnvironmentChoice, choose_environments
 from remote_env.evaluate.episodes import EpisodePlan, EpisodeResult
-from remote_env.evaluate.ledger import Ledger
+from remote_env.evaluate.ledger import Ledger, claim_folder
 from remote_env.evaluate.memory import peak_memory_bytes
-from remote_env.evaluate.model import Model, far_model, open_model
+from remote_env.evaluate.model import Model, far_model, find_model, open_model
 from remote_env.evaluate.opening import settle_host
 from remote_env.evaluate.plots import save_plots
-from remote_env.evaluate.pool import WorkerPool
+from remote_env.evaluate.pool import WorkerPool, worker_context
 from remote_env.evaluate.results import Results
 from remote_env.evaluate.telling import Silent, Teller
 from remote_env.evaluate.videos import save_videos
@@ -70,11 +71,14 @@ def evaluate(config: EvaluationConfig, teller: Teller | None = None) -> Results:
         KeyboardInterrupt: likewise; results of what was done have been written.
     """
     teller = teller or Silent()
+    config = dataclasses.replace(config, model=find_model(config.model))
     choices = tuple(settle_host(choice) for choice in choose_environments(config.envs))
+    worker_context(spawn=config.use_spawn)
     with contextlib.ExitStack() as stack:
         model = _model(config, choices, stack, teller)
         folder = config.output_dir or default_folder(model)
         config = dataclasses.replace(config, output_dir=folder)
+        stack.enter_context(claim_folder(folder, config.begin))
         if config.begin == "fresh":
             remove_results(folder)
         run = _Run(config, choices, model, folder, teller)
@@ -104,7 +108,7 @@ def _model(
     if config.asynchronous:
         raise ConfigError("--rollout server and --asynchronous exclude each other: there is no link to hide")
     own = all(choice.env is None for choice in choices)
-    if own and config.model != DEFAULT_MODEL:
+    if own and not config.model.endswith(DEFAULT_MODEL):
         teller.warn(f"-m {config.model} is ignored: with --rollout server a task server's own policy acts")
     return far_model(config, own=own)
 
@@ -150,20 +154,16 @@ class _Run:
         before, started = len(done), time.perf_counter()
         try:
             self._run_episodes([plan for plan in plans if plan.key not in done], done, ledger)
+            results = self._results(plans, done, before, started)
+            results.write(self._folder)
+            results = self._with_pictures(results)
+            results.write(self._folder)
         except BaseException:
             with contextlib.suppress(RemoteEnvError):  # what stopped us is told; a full disk would hide it
                 self._results(plans, done, before, started).write(self._folder)
             kept = f"{len(done)} of {len(plans)} episodes are kept"
             self._teller.say(f"stopped: {kept}; the same again with -o {self._folder} goes on there")
             raise
-        results = self._results(plans, done, before, started)
-        results.write(self._folder)
-        try:
-            results = self._with_pictures(results)
-        except KeyboardInterrupt:
-            self._teller.say(f"stopped while videos were rendered; the results are in {self._folder}")
-            raise
-        results.write(self._folder)
         return results
 
     def _check_rate(self) -> None:
@@ -186,6 +186,7 @@ class _Run:
             self._model.token,
             self._folder / "captures" if self._config.video else None,
             (self._folder / "workers.log").absolute(),
+            None if self._config.use_spawn else Path(get_temp_dir()),
         )
         count = min(self._config.num_envs, len(plans))
         pool = WorkerPool(setup, count, spawn=self._config.use_spawn, tell=self._teller.warn)

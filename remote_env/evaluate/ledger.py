@@ -6,18 +6,61 @@ by a kill or a full disk is dropped when the ledger is opened again: its episode
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from remote_env.errors import CaptureError, ConfigError
 from remote_env.evaluate.episodes import EpisodeResult
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 NAME = "episodes.jsonl"
 FORMAT = 1
 ADVICE = "Give another -o, or --fresh to remove what is there and begin anew"
+
+
+@contextlib.contextmanager
+def claim_folder(folder: Path, begin: str) -> Iterator[None]:
+    """Have an evaluation's folder for itself; made when missing, but to resume.
+
+    Where the file system or the platform knows no locks, nothing keeps two from one folder.
+
+    Raises:
+        ConfigError: another evaluation writes there.
+        CaptureError: the folder cannot be made.
+    """
+    try:
+        if begin != "resume":
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY) if fcntl is not None and folder.is_dir() else None
+    except OSError as error:
+        raise CaptureError(f"{folder / NAME} cannot be written: {error.strerror}; give another -o") from error
+    if lock is None:
+        yield
+        return
+    try:
+        _lock(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"another evaluation writes into {folder} now; wait for its end, or give another -o"
+        ) from error
+    except OSError:
+        return
 
 
 class Ledger:
@@ -51,7 +94,7 @@ class Ledger:
             raise CaptureError(f"{self.path} cannot be written: {error.strerror}; give another -o") from error
 
     def _open(self, begin: str) -> IO[bytes]:
-        if begin == "fresh" or not self.path.exists() or not self.path.stat().st_size:
+        if begin == "fresh" or not self.path.exists() or self._is_bare():
             file = self.path.open("wb", buffering=0)
             self._file = file
             self._write({"format": FORMAT, "evaluation": self._identity})
@@ -61,6 +104,16 @@ class Ledger:
         file.truncate(end)  # a torn last line is run again
         file.seek(end)
         return file
+
+    def _is_bare(self) -> bool:
+        """Whether there is nothing to lose: what an evaluation left that never got going."""
+        with self.path.open("rb") as file:
+            first, rest = file.readline(), file.read(1)
+        if rest or not first.endswith(b"\n"):
+            return not first
+        with contextlib.suppress(CaptureError):
+            return _parse(self.path, 1, first).get("format") == FORMAT
+        return False
 
     def _read(self) -> int:
         """Take in what the file holds; where its last whole line ends."""
@@ -131,6 +184,10 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def differences(there: Any, wanted: Any, where: str = "") -> list[str]:
     """In what two plain values differ, in words, one for each place."""
+    if isinstance(there, dict) and wanted is None:
+        return [f"{where} is missing"]
+    if there is None and isinstance(wanted, dict):
+        return [f"{where} is new"]
     if isinstance(there, dict) and isinstance(wanted, dict):
         names = sorted({*there, *wanted})
         inside = [

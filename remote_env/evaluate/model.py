@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError
-from remote_env.evaluate.config import EvaluationConfig
+from remote_env.evaluate.config import DEFAULT_MODEL, EvaluationConfig
 from remote_env.evaluate.policy_host import PolicyHost
 from remote_env.policy.address import open_policy, parse_policy
 from remote_env.policy.policy import Policy, PolicyMetadata
@@ -55,7 +55,25 @@ class Model:
         """What tells it from another policy."""
         plain = self.metadata.to_plain()
         facts = {name: plain[name] for name in ("name", "chunk_size", "normalizer", "action_names", "observation")}
-        return {"kind": self.kind, "text": self.text, "digest": self.digest, **facts}
+        # A checkpoint is what its files hold, wherever it lies.
+        return {"kind": self.kind, "text": "" if self.digest else self.text, "digest": self.digest, **facts}
+
+
+def find_model(text: str) -> str:
+    """The model as it can be opened from here: the default also lies in the checkout that this package runs from.
+
+    Raises:
+        ConfigError: it is the default, and there is none.
+    """
+    if text != DEFAULT_MODEL or Path(text).exists():
+        return text
+    beside = Path(__file__).resolve().parents[2] / DEFAULT_MODEL
+    if beside.exists():
+        return str(beside)
+    raise ConfigError(
+        f"no -m is given, and the default {DEFAULT_MODEL}, which comes with the repository, is not in {Path.cwd()}; "
+        "run this from the root of a clone, or give -m: a checkpoint's path, or host:port of a policy server"
+    )
 
 
 def far_model(config: EvaluationConfig, *, own: bool) -> Model:

@@ -10,6 +10,8 @@ from remote_env.evaluate.results import Results, summarize, whole_file
 
 _DPI = 120
 _BLUE = "#3b6ea5"
+_ABOVE = {"textcoords": "offset points", "ha": "center"}
+MANY = 4  # environments, whose names stand aslant so that they do not run into each other
 
 
 def save_plots(results: Results, folder: Path) -> tuple[Path, ...]:
@@ -47,9 +49,11 @@ def _draw_success(axes: Any, results: Results) -> bool:
     axes.bar(list(rows), rates, width=0.5, color=_BLUE, alpha=0.75)
     axes.errorbar(list(rows), rates, yerr=[below, above], fmt="none", ecolor="black", capsize=6)
     for index, row in enumerate(rows.values()):
-        axes.text(index, 0.02, f"{row['successes']} of {row['judged']}", ha="center", color="white")
+        axes.annotate(f"{row['successes']} of {row['judged']}", (index, 1.0), (0, 6), **_ABOVE)
     axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.set(ylim=(0, 1.02), ylabel="success rate", title="success, with Wilson's 95 % interval")
+    axes.tick_params("x", rotation=0 if len(rows) < MANY else 30)
+    axes.set(ylim=(0, 1.12), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0], ylabel="success rate")
+    axes.set_title("success, with Wilson's 95 % interval")
     return True
 
 
@@ -57,8 +61,9 @@ def _draw_returns(axes: Any, results: Results) -> bool:
     """How returns are spread, by environment."""
     groups = results.by_environment()
     values = [[episode.episode_return for episode in episodes] for episodes in groups.values()]
-    axes.hist(values, bins=20, label=list(groups))
+    axes.hist(values, bins=20, label=list(groups), color=_BLUE if len(groups) == 1 else None)
     axes.set(xlabel="return", ylabel="episodes", title="returns")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return bool(groups)
 
@@ -73,5 +78,6 @@ def _draw_latency(axes: Any, results: Results) -> bool:
     for name, style in (("p50", "--"), ("p99", ":")):
         axes.axvline(numbers[name], color="black", linestyle=style, label=f"{name} {numbers[name]:.1f} ms")
     axes.set(xlabel="latency of an inference [ms]", ylabel="inferences", title="latency, as a worker waits")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return True

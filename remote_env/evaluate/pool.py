@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
+import sys
 import time
+import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,7 +47,7 @@ class WorkerPool:
 
     def __init__(self, setup: WorkerSetup, count: int, *, spawn: bool, tell: Callable[[str], None]) -> None:
         self._setup, self._count, self._tell = setup, count, tell
-        self._context = _context(spawn=spawn)
+        self._context = worker_context(spawn=spawn)
         self._members: list[_Member] = []
         self._todo: deque[EpisodePlan] = deque()
         self._attempts: dict[tuple[str, int], int] = {}
@@ -79,7 +82,8 @@ class WorkerPool:
     def _start(self) -> _Member:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, self._setup), name="evaluation worker")
-        process.start()
+        with bare_start():
+            process.start()
         theirs.close()
         return _Member(process, ours)
 
@@ -161,12 +165,39 @@ class WorkerPool:
         _end(members, ENDING_S)
 
 
-def _context(*, spawn: bool) -> Any:
-    """How processes are started: never by a plain fork, which copies locks that threads hold."""
+@contextlib.contextmanager
+def bare_start() -> Iterator[None]:
+    """Have processes that are started meanwhile be spared Ctrl-C and the program that evaluates.
+
+    Ctrl-C reaches the whole group, and an interpreter that is not up yet would print a traceback for it; `work` ends
+    the blocking. And a worker needs nothing of the main program: running that again in each takes time, and would start
+    an evaluation in each where it has no `if __name__ == "__main__"`.
+    """
+    resource_tracker.ensure_running()  # its start would end the blocking
+    main, blocked = sys.modules["__main__"], hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocked else set()
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker_context(*, spawn: bool) -> Any:
+    """How processes are started: never by a plain fork, which copies locks that threads hold.
+
+    A fork server is started at once: what it imports for all workers it imports while the policy is loaded.
+    """
     if spawn or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["remote_env.evaluate.worker"])
+    with bare_start():
+        forkserver.ensure_running()
     return context
 
 

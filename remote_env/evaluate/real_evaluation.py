@@ -13,9 +13,9 @@ from remote_env.errors import ConfigError, RemoteEnvError
 from remote_env.evaluate.config import EvaluationConfig
 from remote_env.evaluate.episodes import EpisodePlan, EpisodeResult
 from remote_env.evaluate.evaluation import default_folder, facts, plain_config, remove_results
-from remote_env.evaluate.ledger import Ledger
+from remote_env.evaluate.ledger import Ledger, claim_folder
 from remote_env.evaluate.memory import peak_memory_bytes
-from remote_env.evaluate.model import Model, open_policy_here
+from remote_env.evaluate.model import Model, find_model, open_policy_here
 from remote_env.evaluate.plots import save_plots
 from remote_env.evaluate.real import Judge, RobotRunner
 from remote_env.evaluate.results import Results
@@ -62,11 +62,13 @@ def evaluate_robot(
         CaptureError: the disk does not take results.
     """
     teller = teller or Silent()
+    config = dataclasses.replace(config, model=find_model(config.model))
     with contextlib.ExitStack() as stack:
         model, policy = open_policy_here(config, teller.warn)
         stack.enter_context(policy)
         folder = config.output_dir or default_folder(model)
         config = dataclasses.replace(config, output_dir=folder)
+        stack.enter_context(claim_folder(folder, config.begin))
         if config.begin == "fresh":
             remove_results(folder)
         robot = make_robot(robot_config, folders)

@@ -105,6 +105,10 @@ class TerminalTeller:
         return describe_rate(self._results)
 
 
+def _episodes(count: int) -> str:
+    return f"{count} episode" if count == 1 else f"{count} episodes"
+
+
 def describe_rate(episodes: list[EpisodeResult]) -> str:
     """The success rate so far: "success 7/10 (70 %)"."""
     known = [episode.success for episode in episodes if episode.success is not None]
@@ -150,7 +154,7 @@ def closing_lines(results: Results, folder: Any) -> list[str]:
     """What to read below the table."""
     came = {"local": "policy loaded in", "remote": "policy server answered in"}.get(str(results.model.get("kind")))
     return [
-        f"{f'{came} {results.load_s:.2f} s; ' if came else ''}{results.run_now} episodes in {results.wall_s:.1f} s; "
+        f"{f'{came} {results.load_s:.2f} s; ' if came else ''}{_episodes(results.run_now)} in {results.wall_s:.1f} s; "
         f"memory of a worker {results.client_peak_bytes / MIB:.0f} MiB, of this process "
         f"{results.parent_peak_bytes / MIB:.0f} MiB",
         *results.notes,

@@ -17,6 +17,7 @@ from remote_env.evaluate.runner import capture_path, wants_video
 
 MAX_VIDEOS = 12  # of one environment, so that a policy that always fails does not fill the disk
 SHOWN_HZ = 25  # rendering in software takes most of the time, and more frames show nothing more
+ALOHA_CAMERA = "angle"  # both arms and the table; the model's first stands behind a pillar
 OUTCOMES = {True: "success", False: "failure", None: "done"}
 
 
@@ -80,15 +81,16 @@ def _save_video(choice: EnvironmentChoice, capture: Path, video: Path) -> None:
     episode = read_episode(capture, images=False)
     if episode.layout is not None:
         stride = max(round(episode.info.rate_hz / SHOWN_HZ), 1)
-        shown = replay(episode.states[::stride], _local_model(choice, episode.info.task))
+        model, camera = _local_model(choice, episode.info.task)
+        shown = replay(episode.states[::stride], model, camera=camera)
         shown.save_video(video, rate_hz=episode.info.rate_hz / stride)
         return
     with contextlib.closing(_play_again(choice, episode)) as frames:
         save_video(video, frames, episode.info.rate_hz)
 
 
-def _local_model(choice: EnvironmentChoice, env_id: str) -> Any:
-    """The MuJoCo model of the environment, on this machine.
+def _local_model(choice: EnvironmentChoice, env_id: str) -> tuple[Any, str | None]:
+    """The MuJoCo model of the environment, on this machine, and the camera to see it by; None for the model's first.
 
     Raises:
         Unsupported: the environment is not here, and what it is, is not known.
@@ -97,11 +99,11 @@ def _local_model(choice: EnvironmentChoice, env_id: str) -> Any:
         from remote_env.replay import load_model
         from remote_env.tasks.aloha_model import aloha_model_path
 
-        return load_model(aloha_model_path("insertion" if "Insertion" in env_id else "transfer_cube"))
+        return load_model(aloha_model_path("insertion" if "Insertion" in env_id else "transfer_cube")), ALOHA_CAMERA
     if choice.host is not None:
         raise Unsupported("the model lies with the task server; its captures can be replayed where the model is")
     with contextlib.closing(open_environment(choice)) as env:
-        return env.unwrapped.model  # type: ignore[attr-defined]  # states came from it
+        return env.unwrapped.model, None  # type: ignore[attr-defined]  # states came from it
 
 
 def _play_again(choice: EnvironmentChoice, episode: Any) -> Generator[Any, None, None]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass, field
 from multiprocessing import connection, parent_process
@@ -24,6 +26,8 @@ from remote_env.evaluate.runner import EpisodeRunner
 from remote_env.policy.address import open_policy
 from remote_env.policy.policy import Policy
 
+PARENT_ENDING_S = 1.0  # from the end of its pipe to its own
+
 
 @dataclass(frozen=True)
 class WorkerSetup:
@@ -36,6 +40,7 @@ class WorkerSetup:
         token: for it; None looks where clients look.
         captures: folder for captures; None for none.
         log: a file for what the environment prints.
+        temporary: multiprocessing's own folder in the parent, with the fork server's socket; None without one.
         environ: the parent's environment variables now; those of a fork server are of when it was started.
     """
 
@@ -45,15 +50,18 @@ class WorkerSetup:
     token: str | None = field(repr=False)
     captures: Path | None
     log: Path
+    temporary: Path | None = None
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
 
 def work(pipe: Connection, setup: WorkerSetup) -> None:
     """Run episodes until the parent closes the pipe; answers are ("result", …) or ("error", exception)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(setup.environ)
-    _end_with_parent()
+    _end_with_parent(setup.temporary)
     _redirect_output(setup.log)
     worker = _Worker(setup)
     try:
@@ -64,17 +72,31 @@ def work(pipe: Connection, setup: WorkerSetup) -> None:
         worker.close()
 
 
-def _end_with_parent() -> None:
-    """Have this process end when its parent does, also in the middle of an episode."""
+def _end_with_parent(temporary: Path | None) -> None:
+    """Have this process end when its parent does, also in the middle of an episode, and clear up after that."""
     parent = parent_process()
     if parent is None:
         return
 
     def watch() -> None:
         connection.wait([parent.sentinel])
+        if temporary is not None and _is_killed(parent.pid):  # one that ends by itself removes it by itself
+            shutil.rmtree(temporary, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def _is_killed(pid: int | None) -> bool:
+    """Whether the process that closed its end of our pipe is gone, shortly after."""
+    until = time.monotonic() + PARENT_ENDING_S
+    while pid is not None and time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _redirect_output(log: Path) -> None:
@@ -82,7 +104,8 @@ def _redirect_output(log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+            if stream is not None:  # the program was started with it closed
+                stream.flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

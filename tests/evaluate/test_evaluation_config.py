@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remote_env.cli.eval_flags import read_token
 from remote_env.errors import CaptureError, ConfigError
-from remote_env.evaluate.config import EvaluationConfig, make_config, read_config
+from remote_env.evaluate.config import DEFAULT_MODEL, EvaluationConfig, make_config, read_config
 from remote_env.evaluate.environments import choose_environment, choose_environments
 from remote_env.evaluate.episodes import EpisodeResult
-from remote_env.evaluate.ledger import Ledger
+from remote_env.evaluate.ledger import Ledger, claim_folder
+from remote_env.evaluate.model import find_model
 from remote_env.evaluate.statistics import Z_95, describe_numbers, wilson_interval
 
 RESULT = EpisodeResult("aloha", 0, 7, True, 12.5, 30, 4.0, "terminated", "0123456789abcdef", (1.5, 2.0), 0.3)
@@ -29,7 +32,10 @@ def test_the_defaults_are_those_that_users_know():
     ("setting", "value", "message"),
     [
         ("num_rolout", 3, "did you mean 'num_rollout'"),
-        ("num_rollout", 0, "num_rollout=0: a whole number from 1 on"),
+        ("num_rollout", 0, "num_rollout=0: a whole number from 1 to 1000000"),
+        ("num_rollout", 10**9, "from 1 to 1000000"),
+        ("timeout_s", 1e300, r"at most 1e\+07"),
+        ("episode_timeout_s", float("inf"), "at most"),
         ("num_envs", True, "a whole number"),
         ("fps", "fast", "a number above 0"),
         ("fps", float("nan"), "a number above 0"),
@@ -200,12 +206,59 @@ def test_a_torn_last_line_is_dropped_and_written_over(tmp_path):
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
 
 
+def begun(folder, identity):
+    with Ledger(folder, identity) as ledger:
+        ledger.append(RESULT)
+
+
 def test_another_evaluation_is_refused_with_what_differs(tmp_path):
-    Ledger(tmp_path, {"seed": 1, "model": {"name": "a"}}).close()
+    begun(tmp_path, {"seed": 1, "model": {"name": "a"}})
     with pytest.raises(ConfigError, match=r"model\.name was 'a' and is 'b'; seed was 1 and is 2.*--fresh"):
         Ledger(tmp_path, {"seed": 2, "model": {"name": "b"}})
     Ledger(tmp_path, {"seed": 2, "model": {"name": "b"}}, "fresh").close()
-    Ledger(tmp_path, {"seed": 2, "model": {"name": "b"}}).close()
+    begun(tmp_path, {"seed": 2, "model": {"name": "b"}})
+    with pytest.raises(ConfigError, match=r"model is missing; tasks is new"):
+        Ledger(tmp_path, {"seed": 2, "tasks": {}})
+
+
+def test_an_evaluation_that_never_got_going_is_in_nobody_s_way(tmp_path):
+    Ledger(tmp_path, {"seed": 1}).close()
+    begun(tmp_path, {"seed": 2})
+    with Ledger(tmp_path, {"seed": 2}) as ledger:
+        assert list(ledger.results.values()) == [RESULT]
+
+
+def test_a_folder_is_one_evaluation_s_at_a_time(tmp_path):
+    with claim_folder(tmp_path / "out", "continue"):
+        with (
+            pytest.raises(ConfigError, match="another evaluation writes into"),
+            claim_folder(tmp_path / "out", "fresh"),
+        ):
+            pass
+        with claim_folder(tmp_path / "other", "fresh"):
+            pass
+    with claim_folder(tmp_path / "out", "resume"):
+        pass
+    with claim_folder(tmp_path / "nothing", "resume"):
+        assert not (tmp_path / "nothing").exists()
+
+
+def test_the_default_checkpoint_is_found_from_anywhere_in_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(find_model(DEFAULT_MODEL)) == Path(__file__).parents[2] / DEFAULT_MODEL
+    assert find_model("ckpt/mine") == "ckpt/mine"
+    monkeypatch.setattr("remote_env.evaluate.model.__file__", str(tmp_path / "a" / "b" / "model.py"))
+    with pytest.raises(ConfigError, match=r"no -m is given.*run this from the root of a clone"):
+        find_model(DEFAULT_MODEL)
+
+
+def test_a_token_comes_from_a_file(tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "empty").touch()
+    assert read_token(str(tmp_path / "token")) == "secret"
+    for name, message in (("empty", "is empty"), ("nowhere", "cannot be read")):
+        with pytest.raises(ConfigError, match=message):
+            read_token(str(tmp_path / name))
 
 
 def test_there_must_be_something_to_resume(tmp_path):
