@@ -107,7 +107,10 @@ def _introduce(request: Request, port: int, state: str, words: str) -> None:
         _say(f'  RemoteEnv("tcp://{LOOPBACK}:{port}")')
         record = f"~/.cache/remote-env/servers/$(uname -n)/{request.remote_port}.json"
         _say(f"    with the server's token in REMOTE_ENV_TOKEN: its record there has it, {record}")
-        _say(f"    remote-env ps {request.host} lists your servers there")
+        _say(f"    remote-env ps {request.host} lists your task servers there")
+        _say(f"  remote-env eval -m localhost:{port}")
+        token = f"$(ssh {request.host} cat '~/.cache/remote-env/policies/{request.remote_port}.token')"
+        _say(f"    if it is a policy server: its token comes by  export REMOTE_ENV_TOKEN={token}")
 
 
 def _say(text: str) -> None:

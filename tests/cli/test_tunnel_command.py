@@ -162,6 +162,8 @@ def test_curl_and_a_client_go_through_until_ctrl_c(ssh_server: SshServer, task: 
         assert "ready\n" in lines
         assert f"  curl -I http://127.0.0.1:{port}/healthz\n" in lines
         assert f'  RemoteEnv("tcp://127.0.0.1:{port}")\n' in lines
+        assert f"  remote-env eval -m localhost:{port}\n" in lines
+        assert any(f"/policies/{task.port}.token')" in line for line in lines)
         assert curl(port) == curl(port, "/") == "HTTP/1.1 200 OK"
         with RemoteEnv(f"tcp://127.0.0.1:{port}", token=task.token) as env:
             env.reset(seed=0)
