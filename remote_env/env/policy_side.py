@@ -11,6 +11,7 @@ import gymnasium
 from remote_env.env.life import Life
 from remote_env.env.progress import show_rollouts
 from remote_env.env.rollouts import ONE_STEP, Pace, Plan, Rollout, RolloutStatus
+from remote_env.errors import InputError
 from remote_env.session import Session
 
 
@@ -68,7 +69,8 @@ class PolicySide(gymnasium.Env[Any, Any]):
                 "frame", what the task renders. Rewards and the last info always come.
             chunk_size: the most actions to apply of one inference; None for all that the policy gives.
             max_episode_steps: cut each episode there.
-            on_progress: told how far it is, about once a second or more often.
+            on_progress: told how far it is, about once a second or more often. It may look (`render`, `get_state`), but
+                not act.
             progress: show a bar on standard error; None: when that is a terminal.
 
         Raises:
@@ -105,6 +107,8 @@ class PolicySide(gymnasium.Env[Any, Any]):
         progress: bool | None = None,
     ) -> Iterator[Rollout]:
         """As `rollout`, each episode as soon as it has ended; nothing runs before it is asked for."""
+        if on_progress is not None and not callable(on_progress):
+            raise InputError(f"on_progress={on_progress!r}: something to call with a RolloutStatus, or None")
         plan = Plan.of(n_steps, n_episodes, seed, options, want, chunk_size, max_episode_steps)
         timeouts_s = self._step_timeout_s, self._reset_timeout_s
         return show_rollouts(

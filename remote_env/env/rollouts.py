@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -117,19 +117,24 @@ class Plan:
     @classmethod
     def of(cls, n_steps: int | None, n_episodes: int | None, seed: Any, options: Any, want: Any, *limits: Any) -> Plan:
         """The plan with what is left out filled in."""
-        seeds = seed if seed is None else int(seed) if isinstance(seed, (int, np.integer)) else tuple(seed)
+        seeds = _seeds(seed)
         if n_episodes is None and isinstance(seeds, tuple):
             n_episodes = len(seeds)
         elif n_episodes is None and n_steps is None:
             n_episodes = 1
+        if not isinstance(want, Iterable):
+            raise InputError(f"want={want!r}: a rollout brings any of {', '.join(WANTS)}")
         want = (want,) if isinstance(want, str) else tuple(want)
-        return cls(n_steps, n_episodes, seeds, options, want, *limits)
+        steps, episodes, *others = (_plain(number) for number in (n_steps, n_episodes, *limits))
+        return cls(steps, episodes, seeds, options, want, *others)
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "n_episodes", "chunk_size", "max_episode_steps"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name}={value!r}: a whole number from 1 on, or None for no limit")
+        if self.options is not None and not isinstance(self.options, dict):
+            raise InputError(f"options={self.options!r}: a dict for each reset, or None")
         if isinstance(self.seed, tuple) and len(self.seed) != self.n_episodes:
             raise InputError(f"{len(self.seed)} seeds for {self.n_episodes} episodes: give one each, or one for all")
         unknown = [name for name in self.want if name not in WANTS]
@@ -139,8 +144,7 @@ class Plan:
     def seed_of(self, number: int) -> int | None:
         """What episode `number`, from 0, is reset with: of one seed given, that many after it."""
         if isinstance(self.seed, tuple):
-            chosen = self.seed[number]
-            return None if chosen is None else int(chosen)
+            return self.seed[number]
         return None if self.seed is None else self.seed + number
 
     def may_step(self, steps: int, episode_steps: int) -> int:
@@ -155,6 +159,26 @@ class Plan:
     def is_done(self, episodes: int, steps: int) -> bool:
         """Whether no further episode is to begin."""
         return episodes == self.n_episodes or (self.n_steps is not None and steps >= self.n_steps)
+
+
+def _seeds(seed: Any) -> int | tuple[int | None, ...] | None:
+    if isinstance(seed, Iterable) and not isinstance(seed, (str, bytes)):
+        return tuple(_seed(each) for each in seed)
+    return _seed(seed)
+
+
+def _seed(value: Any) -> int | None:
+    plain = _plain(value)
+    if plain is None:
+        return None
+    if isinstance(plain, bool) or not isinstance(plain, int) or plain < 0:
+        raise InputError(f"seed={value!r}: a whole number from 0 on, a sequence of such, or None")
+    return plain
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's whole numbers as Python's; anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 class Pace:
@@ -220,9 +244,15 @@ class Rollouts:
         """The replies of one episode, in order."""
         session, done = self._begin(seed), 0
         begin: tuple[Any, Any] | None = (seed, self._plan.options)
+        acts = session.acts
         while (left := self._plan.may_step(self._steps, done)) > 0:
+            if session.acts != acts:
+                raise InputError(
+                    "something else acted on this environment, or closed it, in the middle of its rollout "
+                    "(on_progress, or another thread): the episode is no longer the policy's alone, and nothing of it is returned"
+                )
             reply = self._ask(session, begin, left)
-            begin = None
+            begin, acts = None, session.acts
             done += reply["steps"]
             self._steps += reply["steps"]
             yield reply

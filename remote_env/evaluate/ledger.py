@@ -16,11 +16,6 @@ from typing import IO, Any
 from remote_env.errors import CaptureError, ConfigError
 from remote_env.evaluate.episodes import EpisodeResult
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 NAME = "episodes.jsonl"
 FORMAT = 1
 ADVICE = "Give another -o, or --fresh to remove what is there and begin anew"
@@ -39,7 +34,7 @@ def claim_folder(folder: Path, begin: str) -> Iterator[None]:
     try:
         if begin != "resume":
             folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY) if fcntl is not None and folder.is_dir() else None
+        lock = os.open(folder, os.O_RDONLY) if os.name == "posix" and folder.is_dir() else None
     except OSError as error:
         raise CaptureError(f"{folder / NAME} cannot be written: {error.strerror}; give another -o") from error
     if lock is None:
@@ -53,6 +48,8 @@ def claim_folder(folder: Path, begin: str) -> Iterator[None]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
+    import fcntl  # of POSIX alone
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -104,7 +104,7 @@ class Session:
         )
         self.is_lost: RemoteEnvError | None = None
         self.state: SceneState | None = None
-        self._sequence = self._acknowledged = 0
+        self._sequence = self._acknowledged = self._looks = 0
         self._unsettled: int | None = None  # the request whose reply was not read yet
         self._layouts: dict[int, SceneLayout] = {}
         try:
@@ -212,6 +212,11 @@ class Session:
             self._read_value(header, deadline)
         return None
 
+    @property
+    def acts(self) -> int:
+        """How many requests were sent that may change the episode: all but looks at it and calls of methods."""
+        return self._sequence - self._looks
+
     def rollout(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Have the policy beside the simulator act for one slice (docs/protocol.md, "Rollouts").
 
@@ -242,6 +247,7 @@ class Session:
 
     def get_state(self, timeout_s: float, *, native: bool) -> SceneState:
         """The scene now."""
+        self._looks += 1
         deadline = time.monotonic() + timeout_s
         header = self._ask(frames.GET_STATE, native, deadline)
         return self._read_state_reply(header, deadline)
@@ -254,11 +260,13 @@ class Session:
 
     def render(self, timeout_s: float) -> Any:
         """What the task's `render()` returns."""
+        self._looks += 1
         self.state = None  # drawing may move what is drawn
         return self._value(frames.RENDER, None, timeout_s)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float) -> Any:
         """The value of an attribute or method that the server opens to clients."""
+        self._looks += 1
         self.state = None
         return self._value(frames.CALL, (name, args, kwargs), timeout_s, where=f"the arguments of {name}")
 
@@ -267,7 +275,8 @@ class Session:
         if self.is_lost is None:
             try:
                 frame = bytearray(frames.HEADER_SIZE)
-                frames.finish_frame(frame, frames.CLOSE, 0, self._epoch, self._sequence + 1, self._acknowledged, 0)
+                self._sequence += 1
+                frames.finish_frame(frame, frames.CLOSE, 0, self._epoch, self._sequence, self._acknowledged, 0)
                 self._stream.send(frame, time.monotonic() + 1.0)
             except RemoteEnvError as error:
                 log.debug("the data connection was gone at close: %s", error)

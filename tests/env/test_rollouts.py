@@ -281,11 +281,43 @@ def test_arguments_that_are_none(pendulum: RemoteEnv) -> None:
         {"chunk_size": 0},
         {"max_episode_steps": 1.5},
         {"options": {"lock": object()}},
+        {"options": 3},
+        {"seed": "abc"},
+        {"seed": [1, "x"]},
+        {"seed": -1},
+        {"seed": 1.0},
+        {"seed": True},
+        {"want": None},
+        {"on_progress": 3},
     ]
     for arguments in wrong:
         with pytest.raises(InputError):
             pendulum.rollout(**arguments)
     assert pendulum._running()._sequence == sent
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(pendulum: RemoteEnv) -> None:
+    (rollout,) = pendulum.rollout(np.int64(3), seed=np.array([4]), chunk_size=np.int32(2))
+    assert_same(rollout, swing_here(4, chunk_size=2, max_steps=3))
+    assert isinstance(rollout.seed, int)
+
+
+def test_an_episode_is_the_policy_s_alone(pendulum: RemoteEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remote_env.env.rollouts.Pace.note", lambda *_: None)
+    monkeypatch.setattr(pendulum._pace, "time_s", 0.0)  # each slice is one step
+    seen: list[int] = []
+
+    def look(status: RolloutStatus) -> None:
+        seen.append(status.episode_steps)
+        _ = pendulum.get_wrapper_attr("render_mode")
+        pendulum.render()
+
+    assert pendulum.rollout(seed=1, on_progress=look)[0].steps == 7
+    assert seen == [1, 2, 3, 4, 5, 6, 0]
+    for act in (pendulum.reset, pendulum.step_policy, lambda: pendulum.rollout(1)):
+        with pytest.raises(InputError, match="something else acted on this environment"):
+            pendulum.rollout(seed=1, on_progress=lambda _, act=act: act())  # type: ignore[misc]
+    assert_same(pendulum.rollout(seed=4)[0], swing_here(4))
 
 
 def test_a_server_without_a_policy_says_how_to_get_one(cartpole: RemoteEnv) -> None:
