@@ -249,7 +249,7 @@ class Rollouts:
             if session.acts != acts:
                 raise InputError(
                     "something else acted on this environment, or closed it, in the middle of its rollout "
-                    "(on_progress, or another thread): the episode is no longer the policy's alone, and nothing of it is returned"
+                    "(on_progress, or another thread): the episode is no longer the policy's alone, and is not returned"
                 )
             reply = self._ask(session, begin, left)
             begin, acts = None, session.acts

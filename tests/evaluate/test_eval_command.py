@@ -21,6 +21,7 @@ from remote_env.replay import replay_episode
 
 ROOT = Path(__file__).parents[2]
 EXPERT = "scripted:aloha-transfer-cube"
+SHORT: dict[str, Any] = {"max_steps": 66, "num_rollout": 2, "chunk_size": 64, "video": "first"}  # two inferences
 
 
 @pytest.fixture
@@ -102,30 +103,35 @@ def test_flags_of_checkpoints_are_ignored_with_a_warning_at_a_server(host, tmp_p
     assert "warning: dataset_id='mine' is ignored" in said
 
 
-def test_the_help_teaches():
-    example = [sys.executable, str(ROOT / "examples" / "eval_sim.py"), "--help"]
-    shown = subprocess.run(example, capture_output=True, text=True, timeout=60, check=True).stdout
+def test_the_examples_teach_and_hold_the_client():
+    code = "from eval_remote import RemotePolicyClient; print(RemotePolicyClient.__name__); import runpy, sys; "
+    code += "sys.argv[1:] = ['--help']; runpy.run_path('eval_sim.py', run_name='__main__')"
+    command, folder = [sys.executable, "-c", code], ROOT / "examples"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    name, _, shown = done.stdout.partition("\n")
+    assert name == "RemotePolicyClient"
     flags = ("-m", "-e", "--num_rollout", "--num-rollout", "--num_envs", "--chunk_size", "--fps", "--use_spawn")
     for flag in (*flags, "--output_dir", "--dataset_id", "--device", "--seed", "--resume", "--asynchronous", "--video"):
         assert flag in shown
+    assert "--token_file" in shown
+    assert "--token " not in shown  # everybody who lists processes would read it
     assert "remote-env eval -m localhost:5000" in shown
 
 
-def test_users_find_the_client_beside_the_examples():
-    code = "from eval_remote import RemotePolicyClient; print(RemotePolicyClient.__name__)"
-    folder = ROOT / "examples"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "RemotePolicyClient\n", done.stderr
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Two episodes of ALOHA in workers of this machine, the first with a video."""
+    return run(tmp_path_factory.mktemp("here"), **SHORT)
 
 
-def test_the_first_episode_is_shown_from_its_scene_states(tmp_path):
-    results = run(tmp_path, max_steps=8, num_rollout=2, video="first")
-    (video,) = results.videos
+def test_the_first_episode_is_shown_from_its_scene_states(here):
+    (video,) = here.videos
     assert video.name == "aloha_0000_failure.mp4"
     assert video.stat().st_size > 1000
-    capture = tmp_path / "captures" / "aloha_0000.hdf5"
+    capture = video.parents[1] / "captures" / "aloha_0000.hdf5"
     report = replay_episode(capture, _model(), processes=1, width=64, height=48)
-    assert (report.frames, report.fidelity.max_position_error_m) == (9, 0.0)
+    assert (report.frames, report.fidelity.max_position_error_m) == (SHORT["max_steps"] + 1, 0.0)
 
 
 def _model() -> Any:
@@ -159,18 +165,14 @@ def test_asking_ahead_runs_every_episode_and_reports_what_it_cost(host, tmp_path
     assert results.latencies_ms
 
 
-def test_the_loop_beside_the_simulator_gives_the_same_to_the_bit(tmp_path):
-    settings: dict[str, Any] = {"max_steps": 70, "num_rollout": 2, "video": "none"}
-    here = run(tmp_path / "here", **settings)
-    there = run(tmp_path / "there", **settings, rollout="server")
+def test_the_loop_beside_the_simulator_gives_the_same_to_the_bit(here, tmp_path):
+    there = run(tmp_path, **{**SHORT, "video": "none"}, rollout="server")
     assert [episode.outcome for episode in here.episodes] == [episode.outcome for episode in there.episodes]
 
 
-def test_a_simulator_in_a_server_of_its_own_gives_the_same_to_the_bit(tmp_path):
+def test_a_simulator_in_a_server_of_its_own_gives_the_same_to_the_bit(here, tmp_path):
     path = tmp_path / "aloha.yaml"
     path.write_text("env: aloha\nhost: local\n")
-    settings: dict[str, Any] = {"max_steps": 20, "video": "first"}
-    served = run(tmp_path / "served", envs=str(path), **settings)
-    here = run(tmp_path / "here", **settings)
+    served = run(tmp_path / "served", envs=str(path), **SHORT)
     assert [episode.outcome[1:] for episode in served.episodes] == [episode.outcome[1:] for episode in here.episodes]
     assert len(served.videos) == 1

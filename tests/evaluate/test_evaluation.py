@@ -27,8 +27,14 @@ def outcomes(results: Results) -> list[Any]:
     return [episode.outcome for episode in results.episodes]
 
 
-def test_every_episode_is_run_with_its_own_seed(tmp_path):
-    results = run(tmp_path, num_rollout=5, num_envs=2, seed=7)
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Five episodes, of seeds from 7, by two workers."""
+    return run(tmp_path_factory.mktemp("five"), num_rollout=5, num_envs=2, seed=7)
+
+
+def test_every_episode_is_run_with_its_own_seed(five):
+    results = five
     assert results.complete
     assert [episode.index for episode in results.episodes] == [0, 1, 2, 3, 4]
     assert [episode.seed for episode in results.episodes] == [7, 8, 9, 10, 11]
@@ -71,9 +77,9 @@ def test_a_checkpoint_gives_the_same_episodes_to_the_bit_here_and_at_its_server(
     assert "Client #2" in server.output
 
 
-def test_spawned_workers_give_the_same(tmp_path):
-    spawned = run(tmp_path / "a", use_spawn=True, num_rollout=1)
-    assert outcomes(spawned) == outcomes(run(tmp_path / "b", num_rollout=1))
+def test_spawned_workers_give_the_same(five, tmp_path):
+    spawned = run(tmp_path, use_spawn=True, num_rollout=1, seed=7)
+    assert outcomes(spawned) == outcomes(five)[:1]
 
 
 def test_several_environments_one_after_another(tmp_path):
