@@ -25,10 +25,10 @@ sys.path.insert(0, str(EXAMPLE))
 from demonstrations import SMALLEST_STD, load_demonstrations  # noqa: E402
 
 
-def run(program: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+def run(program: str, *arguments: str, home: Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE / program), *arguments]
     environment = {**os.environ, "HOME": str(home)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=90, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +103,47 @@ def test_a_checkpoint_that_is_not_there_is_an_error_without_a_traceback(tmp_path
     assert done.returncode == 1
     assert "error: no policy" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+WILD = """
+import numpy as np
+from remote_env.policy import Feature, Policy, PolicyMetadata
+
+
+class Wild(Policy):
+    metadata = PolicyMetadata(
+        name="wild",
+        observation={"state": Feature("state", (41,))},
+        action_names=tuple(map(str, range(14))),
+        chunk_size=64,
+    )
+
+    def infer(self, observation, *, episode_ids):
+        return np.random.default_rng(0).choice(np.float32([-1e6, 1e6]), (1, 64, 14))
+"""
+
+
+def test_a_policy_that_wrecks_the_simulation_fails_and_the_next_episode_begins(tmp_path: Path) -> None:
+    (tmp_path / "wild.py").write_text(WILD)
+    done = run("measure.py", f"{tmp_path}/wild.py:Wild", "--episodes", "2", home=tmp_path, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 2 = 0.0%" in done.stdout
+    assert "failed: [0, 1]" in done.stdout
+
+
+@pytest.mark.parametrize("program", ["train.py", "export.py"])
+def test_without_torch_it_says_where_to_read_how_to_get_it(program: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); "
+        f"sys.path.insert(1, {str(EXAMPLE)!r}); sys.argv = [{program!r}]; "
+        f"runpy.run_path({str(EXAMPLE / program)!r}, run_name='__main__')",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr
+        == "error: No module named 'torch'; it takes an environment of its own: see examples/act/README.md\n"
+    )

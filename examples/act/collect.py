@@ -134,7 +134,7 @@ def save(episodes: Sequence[tuple[int, Floats, Floats]], path: Path) -> None:
         state_names=np.array(AlohaEnv("transfer_cube", obs_type="state").state_names),
         action_names=np.array(ACTION_NAMES),
     )
-    console.print(f"{len(seeds)} episodes are in {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    console.print(f"{len(seeds)} episodes are in {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 def gather(options: argparse.Namespace) -> int:

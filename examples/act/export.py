@@ -21,8 +21,12 @@ from typing import Any
 # A checkout that was not installed works too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+try:
+    import torch
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; it takes an environment of its own: see examples/act/README.md")
+
 import numpy as np
-import torch
 from network import ChunkingPolicy, Sizes
 from rich.console import Console
 
@@ -121,7 +125,9 @@ def export(options: argparse.Namespace) -> int:
     write_graph(network, options.output / "policy.onnx")
     apart = difference(network, options.output / "policy.onnx")
     if apart > LARGEST_DIFFERENCE:
-        console.print(f"[bold red]error:[/] the exported graph differs from torch by {apart:.1e}", highlight=False)
+        console.print(
+            f"[bold red]error:[/] the exported graph differs from torch by {apart:.1e}", highlight=False, soft_wrap=True
+        )
         return 1
     normalize = {options.dataset_id: content["normalizer"]}
     plain = metadata(content, options.output.name).to_plain()
@@ -129,7 +135,10 @@ def export(options: argparse.Namespace) -> int:
     for name, value in (("normalize.json", normalize), ("policy.json", kept)):
         (options.output / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in options.output.iterdir())
-    console.print(f"{options.output}: {size / 1e6:.1f} MB; differs from torch by {apart:.0e} at most; next: measure.py")
+    console.print(
+        f"{options.output}: {size / 1e6:.1f} MB; differs from torch by {apart:.0e} at most; next: measure.py",
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -137,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line says."""
     options = parse(arguments)
     if not options.policy.exists():
-        console.print(f"[bold red]error:[/] no {options.policy}; train.py makes it", highlight=False)
+        console.print(f"[bold red]error:[/] no {options.policy}; train.py makes it", highlight=False, soft_wrap=True)
         return 1
     return export(options)
 

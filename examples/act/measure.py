@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from remote_env.errors import RemoteEnvError
+from remote_env.errors import RemoteEnvError, TaskError
 from remote_env.evaluate.statistics import wilson_interval
 from remote_env.policy.loading import load_policy
 from remote_env.policy.policy import Policy
@@ -51,14 +51,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_episode(env: Any, policy: Policy, seed: int, horizon: int) -> int | None:
-    """The step at which the episode succeeded, from 1 on, or None."""
+    """The step at which the episode succeeded, from 1 on, or None; a simulation that is wrecked is a failure."""
     state, _ = env.reset(seed=seed)
     policy.reset(["measured"])
     step = 0
     while True:
         (chunk,) = policy.infer({"state": np.asarray(state, np.float32)[None]}, episode_ids=["measured"])
         for action in chunk[:horizon]:
-            state, _, terminated, truncated, info = env.step(action)
+            try:
+                state, _, terminated, truncated, info = env.step(action)
+            except TaskError:
+                return None
             step += 1
             if terminated or truncated:
                 return step if info["is_success"] else None
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with load_policy(options.checkpoint) as policy:
             results = [measure(policy, horizon, options) for horizon in options.horizon or [64]]
     except RemoteEnvError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     for row in results:
         low, high = row["interval_95"]

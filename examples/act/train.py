@@ -24,8 +24,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+try:
+    import torch
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; it takes an environment of its own: see examples/act/README.md")
+
 import numpy as np
-import torch
 from demonstrations import Demonstrations, Normalizer, load_demonstrations
 from network import ChunkingPolicy, Sizes, StyleEncoder
 from rich.console import Console
@@ -220,7 +224,8 @@ def train(options: argparse.Namespace) -> int:
     save(learner, normalizer, facts, options.output_dir)
     console.print(
         f"{'interrupted' if is_interrupted else 'done'} after {took_s} s; policy.pt, losses.csv and losses.png are in "
-        f"{options.output_dir}; next: export.py"
+        f"{options.output_dir}; next: export.py",
+        soft_wrap=True,
     )
     return INTERRUPTED if is_interrupted else 0
 
