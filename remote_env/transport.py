@@ -165,7 +165,10 @@ def connect_tcp(host: str, port: int, deadline: float, *, busy_poll_s: float = 0
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:  # UnicodeError: a label is empty or over 63 characters
-        raise ConnectError(f"host {host!r} is unknown ({error}); check its spelling and your DNS") from error
+        raise ConnectError(
+            f"host {host!r} is unknown ({error}); check its spelling and your DNS. A Host of ~/.ssh/config is no name "
+            f"here: a tunnel leads there, remote-env tunnel {host} {port} --background"
+        ) from error
     return _connect(socket.socket(family, kind, proto), address, f"{host}:{port}", deadline, busy_poll_s)
 
 
