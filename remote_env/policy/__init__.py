@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remote_env.policy.address import open_policy, parse_policy
+    from remote_env.policy.asynchronous import AsyncPolicy
     from remote_env.policy.client import PolicyClient, RemotePolicyClient
     from remote_env.policy.loading import load_policy
     from remote_env.policy.meta import MetaAction, MetaObs, split_observation, stack_observations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActionMapping": "observation",
+    "AsyncPolicy": "asynchronous",
     "Feature": "policy",
     "MetaAction": "meta",
     "MetaObs": "meta",
@@ -32,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "ActionMapping",
+    "AsyncPolicy",
     "Feature",
     "MetaAction",
     "MetaObs",
