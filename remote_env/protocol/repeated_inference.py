@@ -6,14 +6,15 @@ exactly what `inference` yields, and leaves to it whatever is not just like the 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remote_env.protocol import frames
 from remote_env.protocol.frames import HEADER_SIZE, Shape
 from remote_env.protocol.layout import LARGE_ARRAY_SIZE
 
@@ -21,6 +22,9 @@ ROWS = struct.Struct("<I")
 CHUNK = struct.Struct("<IId")  # rows, actions per row, seconds
 _SECONDS = struct.Struct("<d")
 _SECONDS_AT = HEADER_SIZE + 8
+_CRC = struct.Struct("<I")
+_CRC_AT = 12
+_TURN = struct.Struct("<IQQ")  # as frames.renumber_frame, whose work is done here without the call
 _ACTIONS_AT = HEADER_SIZE + CHUNK.size
 FLOAT32 = np.dtype("<f4")
 
@@ -39,6 +43,34 @@ class Leaf(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     row_bytes: int
+
+
+class _Place(NamedTuple):
+    """Where a feature lies in the frames.
+
+    Attributes:
+        name: of the feature.
+        dtype: of its items.
+        shape: with the batch.
+        start: in the frame.
+        end: likewise.
+        memory: there, in the frame to be sent.
+        is_float: whether its items may be infinite, or not numbers.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    end: int
+    memory: NDArray[Any]
+    is_float: bool
+
+    @classmethod
+    def of(cls, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], frame: bytearray, start: int) -> _Place:
+        """The place that begins at `start`."""
+        memory: NDArray[Any] = np.ndarray(shape, dtype, frame, start)
+        return cls(name, dtype, shape, start, start + memory.nbytes, memory, dtype.kind == "f")
 
 
 class RepeatedRequest:
@@ -62,45 +94,54 @@ class RepeatedRequest:
     def __init__(self, frame: bytearray, leaves: Sequence[Leaf], rows: int, episodes: Sequence[str]) -> None:
         self.frame, self.episodes = frame, tuple(episodes)
         self.shape = Shape.of(frame)
-        self._places: list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]] = []
+        self._places: list[_Place] = []
         at = HEADER_SIZE + ROWS.size
         for name, dtype, shape, row_bytes in leaves:
-            self._places.append((name, dtype, (rows, *shape), at, at + rows * row_bytes))
+            self._places.append(_Place.of(name, dtype, (rows, *shape), frame, at))
             at += rows * row_bytes
         self._first, self._tail_at = frame[HEADER_SIZE : HEADER_SIZE + ROWS.size], at
         self._tail = frame[at:]
 
     @classmethod
     def of(cls, frame: bytearray, leaves: Sequence[Leaf], rows: int, episodes: Sequence[str]) -> RepeatedRequest | None:
-        """One like `frame`; None when it has large arrays."""
+        """One like `frame`; None when it has large arrays, or not as many rows as episodes."""
         if any(leaf.row_bytes * rows >= LARGE_ARRAY_SIZE for leaf in leaves):
+            return None
+        if ROWS.unpack_from(frame, HEADER_SIZE)[0] != rows:  # it names more or fewer episodes than it has rows
             return None
         return cls(frame, leaves, rows, episodes)
 
     def fill(self, observation: Mapping[str, Any]) -> bool:
         """Put this observation into the frame; False when it is not of just these arrays."""
-        frame = self.frame
-        for name, dtype, shape, start, end in self._places:
+        for name, dtype, shape, _, _, memory, _ in self._places:
             value = observation.get(name)
             if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != shape:
                 return False
-            frame[start:end] = value.tobytes()
+            memory[...] = value
         return True
 
     def seal(self, kind: int, sequence: int, acknowledged: int) -> None:  # noqa: ARG002  it is an INFER
         """Give the frame its numbers."""
-        frames.renumber_frame(self.frame, sequence, acknowledged)
+        frame = self.frame
+        _TURN.pack_into(frame, _CRC_AT, 0, sequence, acknowledged)
+        _CRC.pack_into(frame, _CRC_AT, crc32(frame))
 
     def read(self, body: bytearray) -> dict[str, Any] | None:
-        """The observation of a frame of `shape` that starts at `body[0]`; None when rows or episodes are others."""
+        """The observation of a frame of `shape` that starts at `body[0]`.
+
+        None when rows or episodes are others, or a number may not be finite, which is for a closer look to tell.
+        """
         if (
             body[HEADER_SIZE : HEADER_SIZE + ROWS.size] != self._first
             or body[self._tail_at : self.shape.size] != self._tail
         ):
             return None
         observation = {}
-        for name, dtype, shape, start, end in self._places:
-            observation[name] = np.ndarray(shape, dtype, body[start:end])  # the slice is a copy, writable and its own
+        for name, dtype, shape, start, end, _, is_float in self._places:
+            # The slice is a copy, writable and its own.
+            observation[name] = array = np.ndarray(shape, dtype, body[start:end])
+            if is_float and not math.isfinite(np.vdot(array, array)):
+                return None
         return observation
 
 
@@ -113,10 +154,15 @@ class RepeatedResult:
 
     Attributes:
         shape: of each such frame.
+        frame: the next one to be sent.
+        reply: the same as the buffers of a reply.
+        actions: (B, K, D), the memory of its actions.
     """
 
     def __init__(self, frame: bytearray, shape: tuple[int, ...]) -> None:
-        self._frame, self._actions = frame, shape
+        self.frame, self._actions = frame, shape
+        self.reply = (frame,)
+        self.actions: NDArray[np.float32] = np.ndarray(shape, FLOAT32, frame, _ACTIONS_AT)
         self._first = frame[HEADER_SIZE:_SECONDS_AT]
         self.shape = Shape.of(frame)
 
@@ -124,11 +170,16 @@ class RepeatedResult:
         """The RESULT with these actions, valid until the next call; None when there are more or fewer."""
         if chunk.shape != self._actions:
             return None
-        frame = self._frame
+        self.actions[...] = chunk
+        self.seal(seconds, sequence)
+        return self.frame
+
+    def seal(self, seconds: float, sequence: int) -> None:
+        """Give the frame, whose actions are there, the rest."""
+        frame = self.frame
         _SECONDS.pack_into(frame, _SECONDS_AT, seconds)
-        frame[_ACTIONS_AT:] = chunk.tobytes()
-        frames.renumber_frame(frame, sequence, sequence)
-        return frame
+        _TURN.pack_into(frame, _CRC_AT, 0, sequence, sequence)
+        _CRC.pack_into(frame, _CRC_AT, crc32(frame))
 
     def read(self, body: bytearray) -> tuple[NDArray[np.float32], float] | None:
         """Actions and seconds of a frame of `shape` at `body[0]`; None when rows and actions are others."""

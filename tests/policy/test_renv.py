@@ -123,7 +123,7 @@ def test_jpeg_for_channels_first_is_refused_when_connecting() -> None:
 def test_only_the_policys_features_are_sent(echo: RenvServer) -> None:
     sent: list[int] = []
     with echo.connect() as client:
-        link = client._connection._link
+        link = client._connection.link
         assert link is not None
         send = link.stream.send
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from remote_env.errors import ConfigError, DeadlineExceeded, PolicyError, ProtocolError
-from remote_env.policy.dialects.renv_connection import PolicyConnection, Sealable, read_reply, read_value
+from remote_env.policy.dialects.renv_connection import PolicyConnection, read_reply, read_value
 from remote_env.policy.dialects.renv_features import infer_codec
 from remote_env.policy.dialects.renv_link import find_token, is_near
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy
@@ -131,27 +131,26 @@ class RenvPolicy(Policy):
         if not self._turn.acquire(blocking=False):
             self._take_turn(deadline)
         try:
-            if self._closed or self._pid != os.getpid() or not self._connection.is_open:
+            if self._closed or self._pid != os.getpid() or self._connection.link is None:
                 self._be_ready(deadline)
             repeated = self._repeated
             if repeated is not None and repeated.episodes == tuple(episode_ids) and repeated.fill(observation):
-                chunk = self._ask_for_chunk(repeated, deadline)
+                chunk = self._connection.ask(
+                    frames.INFER, repeated, deadline, self._receive_chunk, repeatable=not self._has_memory
+                )
                 return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
             request = self._codec.pack_request(self._select(observation), episode_ids)
             if self._has_memory:
                 self._check_remembered(episode_ids)
                 self._begun.update(episode_ids)
-            chunk = self._ask_for_chunk(request, deadline)
+            chunk = self._connection.ask(
+                frames.INFER, request, deadline, self._receive_chunk, repeatable=not self._has_memory
+            )
             size = request.payload_size
             self._repeated = self._codec.repeat(request.frame, request.flags, size, episode_ids)
             return chunk[:, : self._chunk_size].copy() if self._chunk_size else chunk
         finally:
             self._turn.release()
-
-    def _ask_for_chunk(self, request: Sealable, deadline: float) -> Chunk:
-        return self._connection.ask(
-            frames.INFER, request, deadline, self._receive_chunk, repeatable=not self._has_memory
-        )
 
     def _receive_chunk(self, stream: FrameStream, sequence: int, deadline: float) -> Chunk:
         like = self._like
@@ -203,7 +202,7 @@ class RenvPolicy(Policy):
             self._connection.close(politely=False)
             self._forget()
             self._connect()
-        elif not self._connection.is_open:
+        elif self._connection.link is None:
             self._connection.reopen(deadline)
 
     def _check_remembered(self, episode_ids: Sequence[str]) -> None:

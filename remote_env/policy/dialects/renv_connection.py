@@ -65,6 +65,7 @@ class PolicyConnection:
 
     Attributes:
         welcome: what the server said when this client came first.
+        link: the connection; None while there is none, as far as is known.
     """
 
     def __init__(
@@ -84,17 +85,12 @@ class PolicyConnection:
         self._sequence = self._acknowledged = 0
         self._closing = threading.Event()
         link = open_link(host, port, token, self._client, time.monotonic() + timeout_s)
-        self._link: Link | None = link
+        self.link: Link | None = link
         self.welcome: Welcome = link.welcome
 
     def reopen(self, deadline: float) -> None:
         """Have a connection again, so that what the server has forgotten is known before a request goes out."""
         self._reconnect(deadline, None)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection, as far as is known."""
-        return self._link is not None
 
     def ask(self, kind: int, request: Sealable, deadline: float, receive: Receive[T], *, repeatable: bool) -> T:
         """Send a request, if need be again over another connection, and receive its RESULT.
@@ -113,17 +109,18 @@ class PolicyConnection:
             DeadlineExceeded: no reply in time; the policy may still be at it.
             ConnectionLost: the connection broke and could not be made again, or not to a server that knows this client.
         """
-        if request.payload and (size := sum(map(len, request.payload))) > self.welcome.max_message_bytes:
+        payload = request.payload
+        if payload and (size := sum(map(len, payload))) > self.welcome.max_message_bytes:
             raise InputError(
                 f"an observation of {size} bytes; this server takes {self.welcome.max_message_bytes}: send fewer rows "
                 "at once, or smaller images"
             )
         self._sequence = number = self._sequence + 1
         request.seal(kind, number, self._acknowledged)
-        buffers: list[Buffer] = [request.frame, *request.payload]
+        buffers: Sequence[Buffer] = (request.frame, *payload)
         try:
             while True:
-                link = self._link or self._reconnect(deadline, None)
+                link = self.link or self._reconnect(deadline, None)
                 try:
                     link.transport.send_all(buffers, deadline)
                     result = receive(link.stream, number, deadline)
@@ -188,7 +185,7 @@ class PolicyConnection:
                 f"the policy server at {self.where} now serves {served.name!r}, which is not the policy {begun.name!r} "
                 "that this client began with; connect anew"
             )
-        self._link = link
+        self.link = link
         if self._closing.is_set():
             self._drop()
             raise ConnectionLost("this client was closed")
@@ -196,14 +193,14 @@ class PolicyConnection:
             self._on_forgotten()
 
     def _drop(self) -> None:
-        link, self._link = self._link, None
+        link, self.link = self.link, None
         if link is not None:
             link.transport.close()
 
     def close(self, *, politely: bool) -> None:
         """Leave for good: `politely`, with a CLOSE, when no request is under way. Never raises."""
         self._closing.set()
-        link = self._link
+        link = self.link
         if link is not None and politely:
             with contextlib.suppress(RemoteEnvError):
                 frame = frames.pack_frame(frames.CLOSE, b"", sequence=self._sequence + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from remote_env.errors import InputError, ProtocolError, RemoteEnvError
 from remote_env.policy.dialects.renv_features import infer_codec
@@ -23,20 +23,9 @@ TRANSFER_TIMEOUT_S = 60.0  # for the rest of a message that has begun, in either
 MAX_TRACEBACK_LENGTH = 100_000
 
 
-class _Received(NamedTuple):
-    """A request.
-
-    Attributes:
-        kind: of its frame.
-        number: likewise.
-        content: of an INFER the observation, the episodes, and whether arrays of it may be coded.
-        began: when it had come [monotonic s].
-    """
-
-    kind: int
-    number: int
-    content: Any
-    began: float
+# A request: its frame's type and number, what it holds, and when it had come [monotonic s]. An INFER holds the
+# observation, the episodes, and whether it is plain: known to be what the policy takes.
+_Received = tuple[int, int, Any, float]
 
 
 class Conversation:
@@ -60,18 +49,21 @@ class Conversation:
         self._welcome(resumed=resumed)
         stream, place, stopping = self._stream, self._place, self._context.stopping
         idle_timeout_s, monotonic = self._context.idle_timeout_s, time.monotonic
-        request: _Received | None
         while True:
             repeated = self._repeated
             if repeated is not None and (number := stream.recv_shaped(repeated.shape, monotonic() + idle_timeout_s)):
-                request = self._read_repeated(repeated, number, monotonic())
-            elif (request := self._receive()) is None:
+                kind, began = frames.INFER, monotonic()
+                observation = repeated.read(stream.body)
+                content = self._read_again(repeated) if observation is None else (observation, repeated.episodes, True)
+            elif (received := self._receive()) is not None:
+                kind, number, content, began = received
+            else:
                 return
-            reply = place.claim(request.number, stopping)
+            reply = place.claim(number, stopping)
             if reply is None:
                 reply = ()
                 try:
-                    reply = self._reply(request)
+                    reply = self._reply(kind, number, content, began)
                 finally:
                     place.answer(reply)
             stream.send(reply[0], monotonic() + TRANSFER_TIMEOUT_S, reply[1:])
@@ -87,14 +79,11 @@ class Conversation:
         }
         self._stream.send(pack_link(frames.WELCOME, fields), time.monotonic() + WELCOME_TIMEOUT_S)
 
-    def _read_repeated(self, repeated: RepeatedRequest, number: int, began: float) -> _Received:
-        """An INFER that is as long as the last one."""
-        observation, episodes, body = repeated.read(self._stream.body), repeated.episodes, self._stream.body
-        if observation is not None:
-            return _Received(frames.INFER, number, (observation, episodes, False), began)
-        shape = repeated.shape
-        observation, named, _ = self._codec.read_request(shape.header, body, frames.HEADER_SIZE, shape.size)
-        return _Received(frames.INFER, number, (observation, named, True), began)
+    def _read_again(self, repeated: RepeatedRequest) -> Any:
+        """What an INFER holds that is as long as the last one, and not just like it."""
+        shape, body = repeated.shape, self._stream.body
+        observation, episodes, _ = self._codec.read_request(shape.header, body, frames.HEADER_SIZE, shape.size)
+        return observation, episodes, False
 
     def _receive(self) -> _Received | None:
         """The next request; None when the client leaves."""
@@ -102,7 +91,7 @@ class Conversation:
         began = time.monotonic()
         if header.type == frames.CLOSE:
             return None
-        return _Received(header.type, header.sequence, self._read(header, began + TRANSFER_TIMEOUT_S), began)
+        return header.type, header.sequence, self._read(header, began + TRANSFER_TIMEOUT_S), began
 
     def _read(self, header: Header, deadline: float) -> Any:
         """A request's content; all of its bytes are consumed."""
@@ -125,34 +114,43 @@ class Conversation:
         elif len(observation) == self._codec.arrays:
             frame = stream.body[start - frames.HEADER_SIZE : end]
             self._repeated = self._codec.repeat(frame, header.flags, header.payload_size, episodes)
-        return observation, episodes, True
+        return observation, episodes, False
 
-    def _reply(self, request: _Received) -> Sequence[Buffer]:
+    def _reply(self, kind: int, number: int, content: Any, began: float) -> Sequence[Buffer]:
         """Run a request that was claimed; its reply."""
         try:
-            if request.kind == frames.INFER:
-                return self._infer(request)
-            return _value_reply(frames.RESULT, self._answer(request), request.number)
+            if kind == frames.INFER:
+                return self._infer(number, content, began)
+            return _value_reply(frames.RESULT, self._answer(kind, content), number)
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told
-            return _value_reply(frames.ERROR, _describe(error), request.number)
+            return _value_reply(frames.ERROR, _describe(error), number)
 
-    def _infer(self, request: _Received) -> Sequence[Buffer]:
-        observation, episodes, may_be_coded = request.content
-        if may_be_coded:
-            observation = decode_coded(observation, max_bytes=self._max_bytes)
-        chunk = self._served.infer(observation, episodes)
-        seconds, number, like = time.monotonic() - request.began, request.number, self._like
-        if like is not None and (frame := like.fill(chunk, seconds, number)) is not None:
-            return (frame,)
+    def _infer(self, number: int, content: Any, began: float) -> Sequence[Buffer]:
+        observation, episodes, is_plain = content
+        like, answer = self._like, None
+        if is_plain and like is not None and len(episodes) == 1:
+            answer = self._served.infer_at_once(observation, episodes, like.actions, began)
+            if answer is not None and answer[0] is like.actions:
+                like.seal(answer[1], number)
+                return like.reply
+        if answer is None:
+            if not is_plain:
+                observation = decode_coded(observation, max_bytes=self._max_bytes)
+            chunk = self._served.infer(observation, episodes)
+            seconds = time.monotonic() - began
+        else:
+            chunk, seconds = answer
+        if like is not None and like.fill(chunk, seconds, number) is not None:
+            return like.reply
         result = self._codec.pack_result(chunk, seconds)
         result.seal(frames.RESULT, number, number)
         # The frame is filled anew by the next request, when nobody needs this reply any more.
         self._like = self._codec.repeat_result(result.frame, result.flags, result.payload_size)
         return (result.frame, *result.payload)
 
-    def _answer(self, request: _Received) -> Any:
-        if request.kind == frames.POLICY_RESET:
-            self._served.reset(request.content)
+    def _answer(self, kind: int, content: Any) -> Any:
+        if kind == frames.POLICY_RESET:
+            self._served.reset(content)
             return None
         return {
             "requests": self._served.count,

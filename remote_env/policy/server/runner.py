@@ -7,15 +7,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
+from time import monotonic
 from typing import Any
 
 import numpy as np
+from numpy import ndarray, vdot
 
 from remote_env.errors import InputError, PolicyError
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy
 from remote_env.policy.quick_check import is_finite
 from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
 
+FLOAT32 = np.dtype(np.float32)
 MAX_TEXT, MAX_TRACEBACK = 4_000, 20_000  # characters that a model's error may have
 
 
@@ -107,6 +111,43 @@ class Runner:
         for job in turn:
             self.latencies.add(now - job.started)
 
+    def run_row(
+        self, observation: ObservationBatch, episodes: Sequence[str], actions: Chunk, started: float
+    ) -> tuple[Chunk, float]:
+        """`run` for one row alone, in as few calls as can be; raises what the job would hold as its error.
+
+        Args:
+            observation: feature name -> (1, …).
+            episodes: one name.
+            actions: (1, K, D), filled when the policy gives just as many.
+            started: when the request came [monotonic s].
+
+        Returns:
+            The actions, `actions` itself if they fit in there, and seconds since `started`.
+        """
+        batches = self.batches
+        batches.counts[0] += 1
+        batches.total += 1
+        try:
+            chunk = self.policy.infer(observation, episode_ids=episodes)
+            if (
+                type(chunk) is ndarray
+                and chunk.dtype is FLOAT32
+                and chunk.shape == actions.shape
+                and isfinite(vdot(chunk, chunk))
+            ):
+                actions[...] = chunk  # a copy, for the same reason as in `_call`
+                chunk = actions
+            else:
+                chunk = self._check(np.array(chunk, np.float32, order="C"), 1)
+        except BaseException as error:  # noqa: BLE001  as in `run`
+            _raise_interrupt(error)
+            self.latencies.add(monotonic() - started)
+            raise self._explain(error) from None
+        seconds = monotonic() - started
+        self.latencies.add(seconds)
+        return chunk, seconds
+
     def _infer(self, turn: list[Job]) -> None:
         job = turn[0]
         if len(turn) == 1:
@@ -127,9 +168,12 @@ class Runner:
             chunk = np.concatenate([self._call(*row) for row in _rows(observation, job.episodes)])
         else:
             chunk = self._call(observation, job.episodes)
+        return self._check(chunk, job.rows)
+
+    def _check(self, chunk: Chunk, rows: int) -> Chunk:
         size = self.metadata.action_size
-        if chunk.ndim != 3 or chunk.shape[0] != job.rows or chunk.shape[2] != size or not chunk.shape[1]:
-            raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({job.rows}, K, {size})")
+        if chunk.ndim != 3 or chunk.shape[0] != rows or chunk.shape[2] != size or not chunk.shape[1]:
+            raise PolicyError(f"the policy gave actions of shape {chunk.shape}, not ({rows}, K, {size})")
         if chunk.shape[1] > self.metadata.chunk_size:
             most = self.metadata.chunk_size
             raise PolicyError(f"the policy gave {chunk.shape[1]} actions at once; its metadata says chunk_size={most}")

@@ -218,11 +218,41 @@ class ServedClient:
         except Exception:
             self.count_error()
             raise
+        self._count_answer()
+        return chunk
+
+    def infer_at_once(
+        self, observation: ObservationBatch, episodes: Sequence[str], actions: Chunk, started: float
+    ) -> tuple[Chunk, float] | None:
+        """`infer` in a fraction of its time, if the policy is free and runs every request alone.
+
+        Args:
+            observation: one row, which the caller knows to be what the policy takes.
+            episodes: one name.
+            actions: (1, K, D) float32, to be filled.
+            started: when the request came [monotonic s].
+
+        Returns:
+            The actions, `actions` itself unless the policy gave more or fewer, and seconds since `started`; None when
+            nothing ran, and `infer` is to be called.
+
+        Raises:
+            InputError, PolicyError: as `infer`.
+        """
+        try:
+            answer = self.worker.infer_at_once(observation, self._names(episodes), actions, started)
+        except Exception:
+            self.count_error()
+            raise
+        if answer is not None:
+            self._count_answer()
+        return answer
+
+    def _count_answer(self) -> None:
         with self._mutex:
             count = self.count = self.count + 1
-        if count % LINES_EVERY == 0:
+        if not count % LINES_EVERY:
             self.service.log(f"Client #{self.number}: {count} requests processed")
-        return chunk
 
     def count_error(self) -> None:
         """A request was answered with an error; `infer` counts its own, a dialect those that it could not read."""

@@ -87,6 +87,21 @@ class Worker:
             raise PolicyError("the policy was interrupted; ask again")
         return job.chunk
 
+    def infer_at_once(
+        self, observation: ObservationBatch, episodes: Sequence[str], actions: Chunk, started: float
+    ) -> tuple[Chunk, float] | None:
+        """`infer` for one row if nobody is in its way; None when somebody is, or may run with it: nothing ran.
+
+        See `Runner.run_row`.
+        """
+        if self._max_batch > 1 or not self._turn.acquire(False):
+            return None
+        try:
+            # Whoever closes the policy takes the turn first, after he has said so.
+            return None if self.closed else self._runner.run_row(observation, episodes, actions, started)
+        finally:
+            self._pass_on()
+
     def reset(self, owner: int, episodes: Sequence[str]) -> None:
         """Have the policy forget these episodes; waits for its turn."""
         self._do(Job(owner, None, episodes))
