@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="remote-env",
-        description="Look after task servers on other machines.",
+        description="Look after task servers on other machines, and evaluate policies.",
         epilog=EPILOG.strip("\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

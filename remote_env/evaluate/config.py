@@ -115,7 +115,7 @@ def check_names(given: Iterable[str], allowed: Iterable[str], where: str) -> Non
         if name not in allowed:
             close = difflib.get_close_matches(str(name), allowed, 1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{where} has no setting {name!r}{meant} There are: {', '.join(sorted(allowed))}")
+            raise ConfigError(f"{where} has no setting {name!r}{meant or '.'} There are: {', '.join(sorted(allowed))}")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from remote_env.policy.observation import ActionMapping, ObservationMapping
 from remote_env.policy.policy import Policy
 
 STEP_BOUND = 10_000  # of an episode that nothing else ends
+WHERE_MAPPINGS_GO = "(in a YAML file for --mapping, whose sections are 'observation:' and 'action:')"
 SUCCESS_KEYS = ("is_success", "success")
 
 
@@ -45,15 +46,7 @@ class EpisodeRunner:
         self._choice, self._config, self._captures = choice, config, captures
         self._env = open_environment(choice, scenes=captures is not None)
         try:
-            given: Mapping[str, Any] = {**config.mapping, **choice.mapping}
-            self._observations = ObservationMapping.between(
-                self._env.observation_space,
-                policy.metadata,
-                given=given.get("observation"),
-                state_names=state_names(self._env),
-                instruction=choice.task or config.task,
-            )
-            self._actions = ActionMapping.between(self._env.action_space, policy.metadata, given.get("action"))
+            self._observations, self._actions = self._map(policy)
             self._actor: Actor = make_actor(policy, self._observations, config)
         except BaseException:
             self._env.close()
@@ -61,6 +54,21 @@ class EpisodeRunner:
         self._max_steps = self._bound_steps()
         self._read_scene: ReadScene | None = None
         self._knows_scene = captures is None
+
+    def _map(self, policy: Policy) -> tuple[ObservationMapping, ActionMapping]:
+        """Which observation is which feature, and which number of an action which joint."""
+        given: Mapping[str, Any] = {**self._config.mapping, **self._choice.mapping}
+        try:
+            observations = ObservationMapping.between(
+                self._env.observation_space,
+                policy.metadata,
+                given=given.get("observation"),
+                state_names=state_names(self._env),
+                instruction=self._choice.task or self._config.task,
+            )
+            return observations, ActionMapping.between(self._env.action_space, policy.metadata, given.get("action"))
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n{WHERE_MAPPINGS_GO}") from error
 
     def _bound_steps(self) -> int:
         bounds = (self._config.max_steps, self._choice.max_steps, step_limit(self._env))
