@@ -26,7 +26,8 @@ from remote_env.evaluate.runner import EpisodeRunner
 from remote_env.policy.address import open_policy
 from remote_env.policy.policy import Policy
 
-PARENT_ENDING_S = 1.0  # from the end of its pipe to its own
+PARENT_ENDING_S = 1.0  # from the end of its pipes to its own
+NO_MORE_WORK_S = 0.05  # a parent that lives on so long after it closed the pipe has just no more work
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def work(pipe: Connection, setup: WorkerSetup) -> None:
     try:
         worker.serve(pipe)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone, or has no more work
+        _clear_up(setup.temporary, NO_MORE_WORK_S)
     finally:
         worker.close()
 
@@ -80,23 +81,40 @@ def _end_with_parent(temporary: Path | None) -> None:
 
     def watch() -> None:
         connection.wait([parent.sentinel])
-        if temporary is not None and _is_killed(parent.pid):  # one that ends by itself removes it by itself
-            shutil.rmtree(temporary, ignore_errors=True)
+        _clear_up(temporary, 0.0)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def _clear_up(temporary: Path | None, patience_s: float) -> None:
+    """Remove what a parent that was killed has left; one that ends by itself does so by itself."""
+    parent = parent_process()
+    if temporary is None or parent is None or not connection.wait([parent.sentinel], patience_s):
+        return
+    if _is_killed(parent.pid):
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_killed(pid: int | None) -> bool:
     """Whether the process that closed its end of our pipe is gone, shortly after."""
     until = time.monotonic() + PARENT_ENDING_S
     while pid is not None and time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except OSError:
+        if not _is_alive(pid):
             return True
         time.sleep(0.02)
     return False
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs; one that nobody has reaped yet does not, where the system tells that."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:  # not Linux
+        return True
+    except OSError:
+        return False
 
 
 def _redirect_output(log: Path) -> None:

@@ -16,7 +16,7 @@ __all__ = ["fork_server", "isolated_home", "no_leaks"]
 util.get_temp_dir()  # multiprocessing's own, which is removed when the interpreter ends
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def fork_server(isolated_home: Path) -> Iterator[None]:
     """What lives as long as the interpreter: multiprocessing's fork server, one for each home, and fonts."""
     patch = pytest.MonkeyPatch()

@@ -19,6 +19,7 @@ from remote_env.evaluate.config import make_config
 from remote_env.evaluate.policy_host import PolicyHost
 from remote_env.replay import replay_episode
 
+pytestmark = pytest.mark.usefixtures("fork_server")
 ROOT = Path(__file__).parents[2]
 EXPERT = "scripted:aloha-transfer-cube"
 SHORT: dict[str, Any] = {"max_steps": 66, "num_rollout": 2, "chunk_size": 64, "video": "first"}  # two inferences
@@ -120,7 +121,7 @@ def test_the_examples_teach_and_hold_the_client():
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def here(fork_server, tmp_path_factory):
     """Two episodes of ALOHA in workers of this machine, the first with a video."""
     return run(tmp_path_factory.mktemp("here"), **SHORT)
 

@@ -15,6 +15,7 @@ from remote_env.evaluate import Results, evaluate
 from remote_env.evaluate.config import make_config
 
 EXPERT = "scripted:aloha-transfer-cube"
+pytestmark = pytest.mark.usefixtures("fork_server")
 CHECKPOINT = Path(__file__).parents[2] / "ckpt" / "act_sim_transfer_cube_scripted_zscore_example"
 
 
@@ -28,7 +29,7 @@ def outcomes(results: Results) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def five(tmp_path_factory):
+def five(fork_server, tmp_path_factory):
     """Five episodes, of seeds from 7, by two workers."""
     return run(tmp_path_factory.mktemp("five"), num_rollout=5, num_envs=2, seed=7)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from remote_env.evaluate import Results, evaluate
 from remote_env.evaluate.config import make_config
 from remote_env.evaluate.episodes import EpisodeResult
 from remote_env.evaluate.policy_host import PolicyHost
+from remote_env.evaluate.pool import bare_start
 from remote_env.evaluate.telling import Silent
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("fork_server")]
 
 ROOT = Path(__file__).parents[2]
 
@@ -205,12 +207,22 @@ def test_what_a_stopped_command_has_done_is_kept_and_no_process_is_left(host, tm
         assert "the same again with -o out goes on there" in said
         assert "Traceback" not in said
     wait_until(lambda: not group_lives(process.pid), "the group's end", 20.0)
+    assert list(Path(tempfile.gettempdir()).glob("pymp-*")) == []  # multiprocessing's, with a socket
     if number == signal.SIGINT:
         return
     done = len(ledger_keys(tmp_path / "out"))
     results = run(host, str(tmp_path / "small.yaml"), tmp_path / "out", listener, num_rollout=done + 1, begin="resume")
     assert (results.complete, results.run_now) == (True, 1)
     assert f"{done} of {done + 1} episodes are in {tmp_path}/out/episodes.jsonl already" in listener.said
+
+
+def test_a_worker_that_starts_is_spared_ctrl_c_and_the_program():
+    main = sys.modules["__main__"]
+    with bare_start():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert not hasattr(sys.modules["__main__"], "__file__")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert sys.modules["__main__"] is main
 
 
 def group_lives(group: int) -> bool:
