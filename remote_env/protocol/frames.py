@@ -20,6 +20,7 @@ _SIZES_AT = 32
 _CRC_AT = 12  # it covers header and body, with zeros in its own place
 _DAMAGED = "a frame arrived damaged: its CRC32 does not match"
 _NO_CRC = bytes(_CRC.size)
+_SHAPED = struct.Struct("<12sIQQ8s")  # a header as a `Shape` sees it
 _TURN = struct.Struct("<IQQ")  # crc32, sequence, acknowledged: all that differs between two steps' headers
 
 # Link messages: JSON bodies, read and written by the supervisor, which has the standard library alone.
@@ -254,14 +255,14 @@ class FrameStream:
         body = self.body
         self._start = self._end = body[0] = 0  # see `recover`
         self._end = end = self._stream.recv_some_into(self._view, deadline)
-        if end != shape.size or body[:_CRC_AT] != shape.head or body[_SIZES_AT:HEADER_SIZE] != shape.sizes:
+        head, crc, sequence, _, sizes = _SHAPED.unpack_from(body)
+        if end != shape.size or head != shape.head or sizes != shape.sizes:
             return 0
-        crc, sequence, _ = _TURN.unpack_from(body, _CRC_AT)
         body[_CRC_AT : _CRC_AT + 4] = _NO_CRC
         if crc32(self._view[:end]) != crc:
             raise ProtocolError(_DAMAGED)
         self._start = end
-        return int(sequence)
+        return sequence  # type: ignore[no-any-return]
 
     @property
     def has_part(self) -> bool:

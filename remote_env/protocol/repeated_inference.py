@@ -6,9 +6,9 @@ exactly what `inference` yields, and leaves to it whatever is not just like the 
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -24,6 +24,8 @@ _SECONDS = struct.Struct("<d")
 _SECONDS_AT = HEADER_SIZE + 8
 _CRC = struct.Struct("<I")
 _CRC_AT = 12
+_SIZES_AT = 32
+_RESULT = struct.Struct("<IQQ16sd")  # CRC32, sequence, acknowledged, sizes and rows and actions, seconds
 _TURN = struct.Struct("<IQQ")  # as frames.renumber_frame, whose work is done here without the call
 _ACTIONS_AT = HEADER_SIZE + CHUNK.size
 FLOAT32 = np.dtype("<f4")
@@ -63,14 +65,14 @@ class _Place(NamedTuple):
     shape: tuple[int, ...]
     start: int
     end: int
-    memory: NDArray[Any]
+    memory: memoryview
     is_float: bool
 
     @classmethod
     def of(cls, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], frame: bytearray, start: int) -> _Place:
         """The place that begins at `start`."""
-        memory: NDArray[Any] = np.ndarray(shape, dtype, frame, start)
-        return cls(name, dtype, shape, start, start + memory.nbytes, memory, dtype.kind == "f")
+        end = start + np.ndarray(shape, dtype, frame, start).nbytes
+        return cls(name, dtype, shape, start, end, memoryview(frame)[start:end], dtype.kind == "f")
 
 
 class RepeatedRequest:
@@ -117,7 +119,7 @@ class RepeatedRequest:
             value = observation.get(name)
             if type(value) is not np.ndarray or value.dtype is not dtype or value.shape != shape:
                 return False
-            memory[...] = value
+            memory[:] = value.tobytes()
         return True
 
     def seal(self, kind: int, sequence: int, acknowledged: int) -> None:  # noqa: ARG002  it is an INFER
@@ -140,7 +142,7 @@ class RepeatedRequest:
         for name, dtype, shape, start, end, _, is_float in self._places:
             # The slice is a copy, writable and its own.
             observation[name] = array = np.ndarray(shape, dtype, body[start:end])
-            if is_float and not math.isfinite(np.vdot(array, array)):
+            if is_float and not isfinite(np.vdot(array, array)):  # as quick_check.is_finite
                 return None
         return observation
 
@@ -164,6 +166,7 @@ class RepeatedResult:
         self.reply = (frame,)
         self.actions: NDArray[np.float32] = np.ndarray(shape, FLOAT32, frame, _ACTIONS_AT)
         self._first = frame[HEADER_SIZE:_SECONDS_AT]
+        self._middle = bytes(frame[_SIZES_AT:_SECONDS_AT])
         self.shape = Shape.of(frame)
 
     def fill(self, chunk: NDArray[np.float32], seconds: float, sequence: int) -> bytearray | None:
@@ -177,8 +180,7 @@ class RepeatedResult:
     def seal(self, seconds: float, sequence: int) -> None:
         """Give the frame, whose actions are there, the rest."""
         frame = self.frame
-        _SECONDS.pack_into(frame, _SECONDS_AT, seconds)
-        _TURN.pack_into(frame, _CRC_AT, 0, sequence, sequence)
+        _RESULT.pack_into(frame, _CRC_AT, 0, sequence, sequence, self._middle, seconds)
         _CRC.pack_into(frame, _CRC_AT, crc32(frame))
 
     def read(self, body: bytearray) -> tuple[NDArray[np.float32], float] | None:

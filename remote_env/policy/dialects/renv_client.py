@@ -20,6 +20,18 @@ from remote_env.protocol.frames import FrameStream, Header
 from remote_env.protocol.inference import Request
 from remote_env.protocol.repeated_inference import RepeatedRequest, RepeatedResult
 
+# Whose process this is. Asking the system costs more than all else that is looked at before a request goes out.
+_pid = os.getpid()
+
+
+def _note_process() -> None:
+    global _pid
+    _pid = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_process)
+
 
 def connect(
     host: str,
@@ -85,7 +97,7 @@ class RenvPolicy(Policy):
         self.metadata = self._connection.welcome.metadata
 
     def _connect(self) -> None:
-        self._pid = os.getpid()
+        self._pid = _pid
         self._connection = PolicyConnection(
             *self._address,
             timeout_s=self._timeout_s,
@@ -128,10 +140,10 @@ class RenvPolicy(Policy):
             ConnectionLost: the connection broke and could not be made again; whether the policy ran is unknown.
         """
         deadline = time.monotonic() + self._timeout_s
-        if not self._turn.acquire(blocking=False):
+        if not self._turn.acquire(False):
             self._take_turn(deadline)
         try:
-            if self._closed or self._pid != os.getpid() or self._connection.link is None:
+            if self._closed or self._pid != _pid or self._connection.link is None:
                 self._be_ready(deadline)
             repeated = self._repeated
             if repeated is not None and repeated.episodes == tuple(episode_ids) and repeated.fill(observation):
@@ -184,7 +196,7 @@ class RenvPolicy(Policy):
         self._closed = True
         is_idle = self._turn.acquire(blocking=False)
         try:
-            self._connection.close(politely=is_idle and self._pid == os.getpid())
+            self._connection.close(politely=is_idle and self._pid == _pid)
         finally:
             if is_idle:
                 self._turn.release()
@@ -198,7 +210,7 @@ class RenvPolicy(Policy):
         """Have a connection of this process's own; called by the one thread that is at it."""
         if self._closed:
             raise ConfigError("this policy was closed; connect anew")
-        if self._pid != os.getpid():  # after a fork the connection is the parent's
+        if self._pid != _pid:  # after a fork the connection is the parent's
             self._connection.close(politely=False)
             self._forget()
             self._connect()

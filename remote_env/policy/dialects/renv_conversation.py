@@ -10,6 +10,8 @@ from typing import Any
 from remote_env.errors import InputError, ProtocolError, RemoteEnvError
 from remote_env.policy.dialects.renv_features import infer_codec
 from remote_env.policy.dialects.renv_places import Place, Places
+from remote_env.policy.policy import Chunk
+from remote_env.policy.server.runner import Room
 from remote_env.policy.server.service import ServeContext
 from remote_env.protocol import codec, frames
 from remote_env.protocol.coding import available_coders
@@ -39,6 +41,7 @@ class Conversation:
         self._codec = infer_codec(self._served.metadata, self._max_bytes)
         self._repeated: RepeatedRequest | None = None  # the last INFER, when it was small
         self._like: RepeatedResult | None = None  # likewise the last reply to one
+        self._room: Room | None = None  # in that reply
 
     def run(self, *, resumed: bool) -> None:
         """Say WELCOME, then answer until the client says CLOSE.
@@ -120,19 +123,22 @@ class Conversation:
         """Run a request that was claimed; its reply."""
         try:
             if kind == frames.INFER:
-                return self._infer(number, content, began)
+                observation, episodes, is_plain = content
+                like, room, answer = self._like, self._room, None
+                if is_plain and like is not None and room is not None and len(episodes) == 1:
+                    answer = self._served.infer_at_once(observation, episodes, room, began)
+                    if answer is not None and answer[0] is room.actions:
+                        like.seal(answer[1], number)
+                        return like.reply
+                return self._infer(number, content, began, answer)
             return _value_reply(frames.RESULT, self._answer(kind, content), number)
         except Exception as error:  # noqa: BLE001  whatever it is, the client is told
             return _value_reply(frames.ERROR, _describe(error), number)
 
-    def _infer(self, number: int, content: Any, began: float) -> Sequence[Buffer]:
+    def _infer(self, number: int, content: Any, began: float, answer: tuple[Chunk, float] | None) -> Sequence[Buffer]:
+        """The reply to an INFER whose actions and seconds may be there already."""
         observation, episodes, is_plain = content
-        like, answer = self._like, None
-        if is_plain and like is not None and len(episodes) == 1:
-            answer = self._served.infer_at_once(observation, episodes, like.actions, began)
-            if answer is not None and answer[0] is like.actions:
-                like.seal(answer[1], number)
-                return like.reply
+        like = self._like
         if answer is None:
             if not is_plain:
                 observation = decode_coded(observation, max_bytes=self._max_bytes)
@@ -145,7 +151,8 @@ class Conversation:
         result = self._codec.pack_result(chunk, seconds)
         result.seal(frames.RESULT, number, number)
         # The frame is filled anew by the next request, when nobody needs this reply any more.
-        self._like = self._codec.repeat_result(result.frame, result.flags, result.payload_size)
+        self._like = like = self._codec.repeat_result(result.frame, result.flags, result.payload_size)
+        self._room = Room.of(like.actions) if like is not None else None
         return (result.frame, *result.payload)
 
     def _answer(self, kind: int, content: Any) -> Any:

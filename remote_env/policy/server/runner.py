@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray, vdot
@@ -46,6 +46,27 @@ class Job:
         self.gate: threading.Lock | None = None
         self.leads = False
         self.started = time.perf_counter()
+
+
+class Room(NamedTuple):
+    """Where actions are to go.
+
+    Attributes:
+        actions: (1, K, D) float32.
+        shape: of these.
+        numbers: the same memory, one after the other.
+        memory: likewise, its bytes.
+    """
+
+    actions: Chunk
+    shape: tuple[int, ...]
+    numbers: Chunk
+    memory: memoryview
+
+    @classmethod
+    def of(cls, actions: Chunk) -> Room:
+        """The room that these take, which lie there row by row."""
+        return cls(actions, actions.shape, actions.reshape(-1), memoryview(actions.reshape(-1)).cast("B"))
 
 
 class Runner:
@@ -112,32 +133,29 @@ class Runner:
             self.latencies.add(now - job.started)
 
     def run_row(
-        self, observation: ObservationBatch, episodes: Sequence[str], actions: Chunk, started: float
+        self, observation: ObservationBatch, episodes: Sequence[str], room: Room, started: float
     ) -> tuple[Chunk, float]:
         """`run` for one row alone, in as few calls as can be; raises what the job would hold as its error.
 
         Args:
             observation: feature name -> (1, …).
             episodes: one name.
-            actions: (1, K, D), filled when the policy gives just as many.
+            room: filled when the policy gives just as many actions.
             started: when the request came [monotonic s].
 
         Returns:
-            The actions, `actions` itself if they fit in there, and seconds since `started`.
+            The actions, `room.actions` itself if they fit in there, and seconds since `started`.
         """
         batches = self.batches
         batches.counts[0] += 1
         batches.total += 1
         try:
             chunk = self.policy.infer(observation, episode_ids=episodes)
-            if (
-                type(chunk) is ndarray
-                and chunk.dtype is FLOAT32
-                and chunk.shape == actions.shape
-                and isfinite(vdot(chunk, chunk))
-            ):
-                actions[...] = chunk  # a copy, for the same reason as in `_call`
-                chunk = actions
+            if type(chunk) is ndarray and chunk.dtype is FLOAT32 and chunk.shape == room.shape:
+                room.memory[:] = chunk.tobytes()  # a copy, for the same reason as in `_call`
+                chunk, numbers = room.actions, room.numbers
+                if not isfinite(vdot(numbers, numbers)):  # as `is_finite`
+                    self._check(chunk, 1)
             else:
                 chunk = self._check(np.array(chunk, np.float32, order="C"), 1)
         except BaseException as error:  # noqa: BLE001  as in `run`

@@ -16,6 +16,7 @@ from remote_env.errors import ConfigError, InputError, RemoteEnvError
 from remote_env.policy.policy import Chunk, Feature, ObservationBatch, Policy, PolicyMetadata
 from remote_env.policy.quick_check import QuickCheck
 from remote_env.policy.server.histogram import BATCH_BOUNDS, LATENCY_BOUNDS_S, Histogram
+from remote_env.policy.server.runner import Room
 from remote_env.policy.server.worker import Worker
 
 QUEUE_POLICIES = ("latest", "refuse")
@@ -186,6 +187,7 @@ class ServedClient:
         self.count = self.errors = 0
         self._mutex = threading.Lock()
         self._metadata = worker.metadata
+        self._has_memory = worker.metadata.has_memory
         self._check = QuickCheck(worker.metadata)
         self._remembered: set[str] = set()  # names within the policy
         self._named: tuple[Sequence[str], list[str]] = ((), [])  # the last translation
@@ -218,41 +220,47 @@ class ServedClient:
         except Exception:
             self.count_error()
             raise
-        self._count_answer()
+        with self._mutex:
+            count = self.count = self.count + 1
+        if count % LINES_EVERY == 0:
+            self._log_count(count)
         return chunk
 
     def infer_at_once(
-        self, observation: ObservationBatch, episodes: Sequence[str], actions: Chunk, started: float
+        self, observation: ObservationBatch, episodes: Sequence[str], room: Room, started: float
     ) -> tuple[Chunk, float] | None:
         """`infer` in a fraction of its time, if the policy is free and runs every request alone.
 
         Args:
             observation: one row, which the caller knows to be what the policy takes.
             episodes: one name.
-            actions: (1, K, D) float32, to be filled.
+            room: for the actions, to be filled.
             started: when the request came [monotonic s].
 
         Returns:
-            The actions, `actions` itself unless the policy gave more or fewer, and seconds since `started`; None when
-            nothing ran, and `infer` is to be called.
+            The actions, `room.actions` itself unless the policy gave more or fewer, and seconds since `started`; None
+            when nothing ran, and `infer` is to be called.
 
         Raises:
             InputError, PolicyError: as `infer`.
         """
         try:
-            answer = self.worker.infer_at_once(observation, self._names(episodes), actions, started)
+            known, names = self._named
+            if known is not episodes or self._has_memory:
+                names = self._names(episodes)
+            answer = self.worker.infer_at_once(observation, names, room, started)
         except Exception:
             self.count_error()
             raise
         if answer is not None:
-            self._count_answer()
+            with self._mutex:
+                count = self.count = self.count + 1
+            if count % LINES_EVERY == 0:
+                self._log_count(count)
         return answer
 
-    def _count_answer(self) -> None:
-        with self._mutex:
-            count = self.count = self.count + 1
-        if not count % LINES_EVERY:
-            self.service.log(f"Client #{self.number}: {count} requests processed")
+    def _log_count(self, count: int) -> None:
+        self.service.log(f"Client #{self.number}: {count} requests processed")
 
     def count_error(self) -> None:
         """A request was answered with an error; `infer` counts its own, a dialect those that it could not read."""
@@ -268,7 +276,7 @@ class ServedClient:
         with self._mutex:
             names = list(self._remembered) if episodes is None else [self._name(episode) for episode in episodes]
             self._remembered.difference_update(names)
-        if names and self._metadata.has_memory:
+        if names and self._has_memory:
             self.worker.reset(self.number, names)
 
     def close(self) -> None:
@@ -296,7 +304,7 @@ class ServedClient:
         if known != tuple(episodes):
             names = [self._name(episode) for episode in episodes]
             self._named = (tuple(episodes), names)
-        if self._metadata.has_memory and not self._remembered.issuperset(names):
+        if self._has_memory and not self._remembered.issuperset(names):
             self._remember(names)
         return names
 

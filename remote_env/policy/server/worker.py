@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from remote_env.errors import PolicyError
 from remote_env.policy.policy import Chunk, ObservationBatch, Policy
 from remote_env.policy.server.histogram import Histogram
-from remote_env.policy.server.runner import Job, Runner
+from remote_env.policy.server.runner import Job, Room, Runner
 
 
 class Worker:
@@ -88,7 +88,7 @@ class Worker:
         return job.chunk
 
     def infer_at_once(
-        self, observation: ObservationBatch, episodes: Sequence[str], actions: Chunk, started: float
+        self, observation: ObservationBatch, episodes: Sequence[str], room: Room, started: float
     ) -> tuple[Chunk, float] | None:
         """`infer` for one row if nobody is in its way; None when somebody is, or may run with it: nothing ran.
 
@@ -98,7 +98,7 @@ class Worker:
             return None
         try:
             # Whoever closes the policy takes the turn first, after he has said so.
-            return None if self.closed else self._runner.run_row(observation, episodes, actions, started)
+            return None if self.closed else self._runner.run_row(observation, episodes, room, started)
         finally:
             self._pass_on()
 
