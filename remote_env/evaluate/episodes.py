@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# How an episode ended: by the environment (terminated, truncated), at our --max_steps, or a robot's at its time.
-ENDS = ("terminated", "truncated", "max_steps")
+# How an episode ended: by the environment (terminated, truncated), at our --max_steps, a robot's at its time, or given
+# up by the task (details["error"] says why).
+ENDS = ("terminated", "truncated", "max_steps", "error")
 
 
 @dataclass(frozen=True)

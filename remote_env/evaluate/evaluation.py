@@ -161,8 +161,9 @@ class _Run:
         except BaseException:
             with contextlib.suppress(RemoteEnvError):  # what stopped us is told; a full disk would hide it
                 self._results(plans, done, before, started).write(self._folder)
-            kept = f"{len(done)} of {len(plans)} episodes are kept"
-            self._teller.say(f"stopped: {kept}; the same again with -o {self._folder} goes on there")
+            if done:
+                kept = f"{len(done)} of {len(plans)} episodes are kept"
+                self._teller.say(f"stopped: {kept}; the same again with -o {self._folder} goes on there")
             raise
         return results
 
@@ -178,6 +179,9 @@ class _Run:
             ledger.append(result)
             done[result.key] = result
             self._teller.advance(result)
+            if result.end == "error":
+                where = f"{result.env}, episode {result.index} (seed {result.seed})"
+                self._teller.warn(f"{where}: failed after {result.length} steps: {result.details['error']}")
 
         setup = WorkerSetup(
             self._config,

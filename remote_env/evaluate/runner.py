@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from remote_env.errors import ConfigError
+from remote_env.errors import ConfigError, TaskError
 from remote_env.evaluate.acting import Actor
 from remote_env.evaluate.actors import make_actor
 from remote_env.evaluate.config import EvaluationConfig
@@ -79,18 +79,21 @@ class EpisodeRunner:
 
         Raises:
             PolicyError, ConnectionLost, DeadlineExceeded: the policy failed or is gone.
-            TaskError, SessionLost: the environment failed or is gone.
+            TaskError, SessionLost: the environment failed or is gone. A TaskError that the task itself raises in the
+                middle of an episode, such as for physics that has become unstable, fails that episode only.
         """
         started = time.perf_counter()
         trace = Trace()
         self._play(plan, trace)
         latencies, details = self._actor.report()
         end = _end(trace)
+        if trace.error:
+            details = {**details, "error": trace.error}
         result = EpisodeResult(
             env=plan.env,
             index=plan.index,
             seed=plan.seed,
-            success=find_success(trace.infos),
+            success=False if trace.error else find_success(trace.infos),
             episode_return=float(sum(trace.rewards)),
             length=len(trace.rewards),
             max_reward=max(trace.rewards),
@@ -120,7 +123,13 @@ class EpisodeRunner:
     def _act(self, observation: Any, trace: Trace) -> None:
         for _ in range(self._max_steps):
             action = self._actions.action(self._actor.act(observation))
-            observation, reward, terminated, truncated, info = self._env.step(action)
+            try:
+                observation, reward, terminated, truncated, info = self._env.step(action)
+            except TaskError as error:
+                if not trace.rewards or getattr(error, "remote_type", "") not in ("", "TaskError"):
+                    raise  # it fails always, or is a fault of the environment's code
+                trace.error = str(error)
+                return
             trace.actions.append(action)
             trace.rewards.append(float(reward))
             trace.terminated.append(bool(terminated))
@@ -192,6 +201,8 @@ def find_success(infos: list[dict[str, Any]]) -> bool | None:
 
 
 def _end(trace: Trace) -> str:
+    if trace.error:
+        return "error"
     if trace.terminated[-1]:
         return "terminated"
     return "truncated" if trace.truncated[-1] else "max_steps"

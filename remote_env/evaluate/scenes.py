@@ -43,7 +43,11 @@ def _has_scene(env: Any) -> bool:
 
 @dataclass
 class Trace:
-    """What an episode was like, step by step, kept in memory until it is known whether anybody wants it."""
+    """What an episode was like, step by step, kept in memory until it is known whether anybody wants it.
+
+    Attributes:
+        error: why the task gave the episode up in the middle; "" when it did not.
+    """
 
     infos: list[dict[str, Any]] = field(default_factory=list)
     states: list[SceneState] = field(default_factory=list)
@@ -51,6 +55,7 @@ class Trace:
     rewards: list[float] = field(default_factory=list)
     terminated: list[bool] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
+    error: str = ""
 
     def save(self, path: Path, *, rate_hz: float, task: str, env_kwargs: dict[str, Any], seed: int) -> None:
         """Write a capture, as `remote_env.record` reads it.

@@ -184,7 +184,8 @@ class Supervisor:
         return self._label() + (f" with {Path(policy['source']).name}" if policy else "")
 
     def _say(self, text: str) -> None:
-        shown = f"{time.strftime('%H:%M:%S')} {text}".encode("ascii", "backslashreplace").decode()
+        encoding = sys.stdout.encoding or "ascii"
+        shown = f"{time.strftime('%H:%M:%S')} {text}".encode(encoding, "backslashreplace").decode(encoding)
         with contextlib.suppress(OSError):  # a full disk or a closed terminal must not end the server
             print(shown, flush=True)
 

@@ -320,7 +320,7 @@ def test_no_token_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setattr(renv_link, "connect_tcp", lambda host, *_: connect_tcp("127.0.0.1", *_))
             with pytest.raises(ConfigError) as raised:
                 renv.connect(host, port)
-            line = f"export REMOTE_ENV_TOKEN=$(ssh {login} cat ~/.cache/remote-env/policies/{port}.token)"
+            line = f"export REMOTE_ENV_TOKEN=$(ssh {login} cat '~/.cache/remote-env/policies/{port}.token')"
             assert line in str(raised.value)
             assert str(token_path(port)) in str(raised.value)
     with pytest.raises(ConfigError, match="has 5 characters; one has at least 32"):

@@ -93,8 +93,8 @@ def find_token(host: str, port: int, token: str | None) -> str:
         raise ConfigError(
             f"no token for the policy server at {host}:{port}: token= is not given, REMOTE_ENV_TOKEN is not set, and "
             f"{token_path(port)} is not there, which a server of this account on this machine would have written. For "
-            f"a server elsewhere: export REMOTE_ENV_TOKEN=$(ssh {'HOST' if is_near(host) else host} cat {there}), with "
-            "the port that the server itself listens on"
+            f"a server elsewhere: export REMOTE_ENV_TOKEN=$(ssh {'HOST' if is_near(host) else host} cat '{there}'), "
+            "with the port that the server itself listens on"
         )
     if len(given) < MIN_TOKEN_LENGTH:
         raise ConfigError(f"the token for {host}:{port} has {len(given)} characters; one has at least 32")
