@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from remote_env.errors import TaskError
 from remote_env.policy.policy import Feature, Policy, PolicyMetadata
 
 HERE = Path(__file__)
@@ -23,7 +24,8 @@ class SmallEnv(gymnasium.Env[Any, Any]):
     """Five steps; a return that depends on the seed and the actions; success for even seeds.
 
     Args:
-        fault: what happens in the second step of the episode with `at_seed`: "kill", "raise", "hang" or nothing.
+        fault: what happens in the second step of the episode with `at_seed`: "kill", "raise", "give up", "hang"
+            or nothing.
         at_seed: of the episode.
         once: a file that is made when the fault happens; while it is there, it does not happen again.
     """
@@ -59,6 +61,8 @@ class SmallEnv(gymnasium.Env[Any, Any]):
             os.kill(os.getpid(), signal.SIGKILL)
         elif self._fault == "raise":
             raise RuntimeError("the gripper fell off")
+        elif self._fault == "give up":
+            raise TaskError("the simulation became unstable")
         elif self._fault == "hang":
             threading.Event().wait(60)
 

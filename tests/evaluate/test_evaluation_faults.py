@@ -105,6 +105,16 @@ def test_an_environment_that_raises_ends_the_evaluation_and_a_second_run_goes_on
     assert [each.outcome for each in results.episodes] == [each.outcome for each in straight.episodes]
 
 
+def test_an_episode_that_the_task_gives_up_has_failed_and_the_others_are_run(host, tmp_path, listener):
+    task = task_file(tmp_path, fault="give up", at_seed=2)
+    results = run(host, task, tmp_path / "out", listener, num_envs=1, num_rollout=4)
+    assert results.complete
+    given_up = results.episodes[2]
+    assert (given_up.success, given_up.length, given_up.end) == (False, 1, "error")
+    assert [episode.end for episode in results.episodes[:2]] == ["truncated"] * 2
+    assert listener.warnings == ["small, episode 2 (seed 2): failed after 1 steps: the simulation became unstable"]
+
+
 def test_an_episode_that_hangs_is_ended_and_tried_once_more(host, tmp_path, listener):
     task = task_file(tmp_path, fault="hang", at_seed=1, once=tmp_path / "once")
     results = run(host, task, tmp_path / "out", listener, episode_timeout_s=2.0, num_rollout=2)
