@@ -46,6 +46,8 @@ INTERPRETERS = {
 REQUESTS = {"small": 400, "images": 20}
 CHECKPOINT = "ckpt/act_sim_transfer_cube_scripted_zscore_example"
 TASK = "remote_env/AlohaTransferCube-v0"
+# Simulated steps take 0.6 ms, not a robot's 20: half a chunk is over before an answer can come.
+AHEAD = ("--asynchronous", "--chunk_size_threshold", "0.8")
 # Episodes that go on for 400 steps whatever happens.
 TASK_KWARGS = {"obs_type": "state", "end_on_success": False, "max_episode_steps": 400}
 
@@ -247,7 +249,7 @@ def bench_evaluation(episodes: int, turns: int, delay_s: float) -> dict[str, dic
         ways = {
             "local": ["-m", CHECKPOINT, "-e", str(here)],
             "remote policy": [*remote, "-e", str(here)],
-            "remote policy, --asynchronous": [*remote, "-e", str(here), "--asynchronous"],
+            "remote policy, --asynchronous": [*remote, "-e", str(here), *AHEAD],
             "remote simulator and policy, --rollout server": [*remote, "-e", str(there), "--rollout", "server"],
         }
         rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
@@ -276,16 +278,20 @@ def _task_server(host: str, enter: tuple[str, ...]) -> Iterator[int]:
 
 
 def _evaluate(flags: list[str], episodes: int, folder: Path) -> dict[str, float]:
-    """Mean wall seconds of an episode, success rate and inference latency of one evaluation."""
+    """Mean wall seconds of an episode, and what else one evaluation tells."""
     common = ["--num_rollout", str(episodes), "--num_envs", "1", "--video", "none", "--no_plots", "-o", str(folder)]
     subprocess.run(
         [sys.executable, "-m", "remote_env", "eval", *flags, *common], check=True, capture_output=True, cwd=ROOT
     )
-    results = json.loads((folder / "results.json").read_text())["total"]
+    results = json.loads((folder / "results.json").read_text())
+    total = results["total"]
     return {
-        "episode_s": results["episode_wall_s"]["mean"],
-        "success_rate": results["success_rate"],
-        "latency_ms": results["latency_ms"].get("p50", float("nan")),
+        "episode_s": total["episode_wall_s"]["mean"],
+        "success_rate": total["success_rate"],
+        "latency_ms": total["latency_ms"].get("p50", float("nan")),
+        "load_s": results["load_s"],
+        "worker_MB": results["client_peak_bytes"] / 1e6,
+        "parent_MB": results["parent_peak_bytes"] / 1e6,
     }
 
 
@@ -296,12 +302,20 @@ def _median(rows: list[dict[str, float]]) -> dict[str, float]:
 def show_evaluation(title: str, results: dict[str, dict[str, float]]) -> None:
     """Print one table, each row relative to "local"."""
     table = Table(title=title)
-    for column in ("", "episode s", "× local", "success", "inference p50 ms"):
+    for column in ("", "episode s", "× local", "success", "inference p50 ms", "load s", "worker MB", "parent MB"):
         table.add_column(column, justify="left" if not column else "right")
     base = results["local"]["episode_s"]
     for name, row in results.items():
         success, latency = f"{row['success_rate']:.0%}", f"{row['latency_ms']:.1f}"
-        table.add_row(name, f"{row['episode_s']:.3f}", f"{row['episode_s'] / base:.2f}", success, latency)
+        memory = [f"{row[key]:.0f}" for key in ("worker_MB", "parent_MB")]
+        figures = [
+            f"{row['episode_s']:.3f}",
+            f"{row['episode_s'] / base:.2f}",
+            success,
+            latency,
+            f"{row['load_s']:.2f}",
+        ]
+        table.add_row(name, *figures, *memory)
     Console().print(table)
 
 
