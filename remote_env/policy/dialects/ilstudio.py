@@ -28,12 +28,12 @@ from remote_env.policy.dialects.ilstudio_messages import (
     MAX_REPLY_BYTES,
     MODULE,
     Request,
-    read_reply,
     read_request,
     to_meta,
     write_reply,
     write_request,
 )
+from remote_env.policy.dialects.ilstudio_repeated import ReplyReader
 from remote_env.policy.dialects.peer import peer_address
 from remote_env.policy.meta import MetaObs
 from remote_env.policy.observation import from_meta
@@ -209,6 +209,7 @@ class IlstudioPolicy(ForeignPolicy[SocketTransport]):
         )
         self._host, self._port, self._module, self._batched = host, port, module, batched
         self._is_given = metadata is not None
+        self._reader = ReplyReader()
         self._steps: dict[str, int] = {}  # episode -> actions given since its reset
 
     def _open(self, deadline: float) -> SocketTransport:
@@ -236,7 +237,7 @@ class IlstudioPolicy(ForeignPolicy[SocketTransport]):
     def send_meta_obs(self, observation: MetaObs) -> Chunk:
         """The (B, K, D) actions for a MetaObs, sent as it is; raises as `infer`."""
         rows = observation.batch_size or 1
-        reply = read_reply(self._call(write_request(observation, self._module)), rows)
+        reply = self._reader.read(self._call(write_request(observation, self._module)), rows)
         chunk = self._finish(reply.actions, rows)
         if not self._is_given:
             self.metadata = replace(self.metadata, extra={**self.metadata.extra, **reply.kind})
