@@ -83,6 +83,7 @@ class Rival:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": place}
         self._server = subprocess.Popen(server_command(name, port, kind), env=environment, **pipes)
         _wait_for(self._server, "waiting" if name == "renv" else "ready")
+        threading.Thread(target=self._server.stdout.read, daemon=True).start()  # type: ignore[union-attr]  its log
         command = [str(INTERPRETERS[name]), str(RIVALS), "drive", name, str(port), kind]
         self._client = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **pipes)
         _wait_for(self._client, "ready")
