@@ -63,7 +63,7 @@ class AsyncActor:
 
     def act(self, observation: Any) -> Row:
         """See `Actor.act`."""
-        action = self._ahead.select_action(self._mapping.batch([observation]), step=self._step)
+        action = self._ahead.select_action(lambda: self._mapping.batch([observation]), step=self._step)
         self._step += 1
         return action
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from remote_env.policy.chunk_queue import (
 )
 from remote_env.policy.inference_thread import Answer, InferenceThread
 from remote_env.policy.policy import ObservationBatch, Policy
+
+Observed = ObservationBatch | Callable[[], ObservationBatch]
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_CLOSE_TIMEOUT_S = 5.0
@@ -97,11 +99,12 @@ class AsyncPolicy:
         self._thread.forget(tuple(both))
         self._episode_id = episode_id
 
-    def select_action(self, observation: ObservationBatch, *, step: int) -> Action:
+    def select_action(self, observation: Observed, *, step: int) -> Action:
         """The action to apply now.
 
         Args:
-            observation: what the policy takes, with B = 1; read while steps go on, so it must not be written to.
+            observation: what the policy takes, with B = 1; read while steps go on, so it must not be written to. Or a
+                function that makes it, called only at the steps whose observation the policy is asked about.
             step: of the episode, from 0; grows from call to call. Actions of steps that are left out are dropped.
 
         Returns:
@@ -178,9 +181,9 @@ class AsyncPolicy:
         if self._is_closed:
             raise InputError("this AsyncPolicy is closed; make another one")
 
-    def _ask(self, observation: ObservationBatch, step: int) -> None:
+    def _ask(self, observation: Observed, step: int) -> None:
         self._asked_at = step
-        self._thread.ask(observation, step, self._episode_id)
+        self._thread.ask(observation() if callable(observation) else observation, step, self._episode_id)
 
     def _put(self, answer: Answer) -> None:
         if answer.error is not None:
@@ -189,7 +192,7 @@ class AsyncPolicy:
         self._measured.latencies_s.append(answer.latency_s)
         self._queue.put(answer.chunk, answer.step)
 
-    def _starve(self, observation: ObservationBatch, step: int) -> QueuedAction:
+    def _starve(self, observation: Observed, step: int) -> QueuedAction:
         """Wait for an action for `step`; a chunk that is all stale on arrival is followed by a question from here."""
         began_at = time.monotonic()
         deadline = began_at + self._timeout_s

@@ -19,7 +19,9 @@ from small import SmallPolicy, task_file
 
 from remote_env.cli import main
 from remote_env.evaluate import evaluate
-from remote_env.evaluate.config import make_config
+from remote_env.evaluate.config import DEFAULT_MODEL, make_config
+from remote_env.evaluate.ledger import claim_folder
+from remote_env.evaluate.model import find_model
 from remote_env.evaluate.policy_host import PolicyHost
 
 util.get_temp_dir()  # multiprocessing's own, which is removed when the interpreter ends
@@ -65,6 +67,24 @@ def evaluated(host: PolicyHost, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @produces("ConfigError: -e …: no such environment; did you mean …? Bundled are: …")
 def test_an_environment_that_there_is_not() -> None:
     evaluate(make_config({"envs": "alhoa"}))
+
+
+@produces("ConfigError: another evaluation writes into … now; wait for its end, or give another -o")
+def test_two_evaluations_at_once_in_one_folder(tmp_path: Path) -> None:
+    with claim_folder(tmp_path, "continue"), claim_folder(tmp_path, "continue"):
+        pass
+
+
+@produces("ConfigError: no -m is given, and the default …, which comes with the repository, is not in …; …")
+def test_the_default_checkpoint_outside_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remote_env.evaluate.model.__file__", str(tmp_path / "a" / "b" / "model.py"))
+    monkeypatch.chdir(tmp_path)
+    find_model(DEFAULT_MODEL)
+
+
+@produces("warning: …, episode … (seed …): failed after … steps: …")
+def test_an_episode_that_the_task_gives_up(evaluated: Evaluate, tmp_path: Path) -> str:
+    return evaluated(task_file(tmp_path, fault="give up", at_seed=0), "failed after")
 
 
 @produces(
