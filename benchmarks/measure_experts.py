@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from remote_env.evaluate.statistics import wilson_interval
 from remote_env.tasks.aloha import AlohaEnv
 from remote_env.tasks.aloha_expert import ScriptedExpert, make_expert
 from remote_env.tasks.aloha_model import XML_NAMES
@@ -49,14 +49,6 @@ def run_episode(env: AlohaEnv, expert: ScriptedExpert, seed: int) -> dict[str, A
         "max_reward": max(rewards),
         "plan_s": plan_s,
     }
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a success rate (Wilson 1927), which stays honest at 0 and at 1."""
-    rate, spread = successes / trials, z * z / trials
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def measure(task: str, seeds: int) -> dict[str, Any]:

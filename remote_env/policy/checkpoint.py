@@ -12,8 +12,8 @@ import numpy as np
 
 from remote_env.errors import ConfigError, InputError, PolicyError
 from remote_env.policy.normalize import Normalizer, load_normalizer, read_json
-from remote_env.policy.observation import check_batch
 from remote_env.policy.policy import KINDS, Array, Chunk, ObservationBatch, Policy, PolicyMetadata
+from remote_env.policy.quick_check import QuickCheck
 
 FILE_NAME = "policy.json"
 KEYS = (
@@ -114,12 +114,13 @@ class CheckpointPolicy(Policy):
         )
         self._network: Network | None = network
         self._normalizer, self._close = normalizer, close
+        self._check = QuickCheck(self.metadata)  # a server has checked already; here it is to cost little
         features = self.metadata.observation.items()
         self._states = [name for name, feature in features if feature.kind == "state"]
 
     def infer(self, observation: ObservationBatch, *, episode_ids: Sequence[str]) -> Chunk:
         """One chunk for each row, as `Policy.infer`."""
-        count = check_batch(observation, self.metadata)
+        count = self._check(observation)
         if len(episode_ids) != count:
             raise InputError(f"{count} observations came with {len(episode_ids)} episode ids")
         batch = dict(observation)

@@ -16,7 +16,6 @@ from remote_env.policy.normalize import Normalizer, read_json
 from remote_env.policy.policy import Array, Feature, Policy, PolicyMetadata
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 TASK = "task"
 _READ_TEXT = {"smolvla", "pi0", "pi05", "pi0_fast", "groot", "xvla", "wall_x"}  # policy types that take an instruction
 _NO_LEROBOT = (
