@@ -20,6 +20,7 @@ from leak_check import wait_until
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, new_token, pack_link, parse_link
 from remote_env.protocol.task import TaskSpec
+from remote_env.server.folder import record_path
 from remote_env.server.process import LAUNCHER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +152,7 @@ class HandServer:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
+        self._is_recorded = program == "task_server.py"
         self.process = subprocess.Popen(
             [sys.executable, f"servers/{program}", "--port", str(self.port), *arguments],
             cwd=ROOT,
@@ -169,12 +171,13 @@ class HandServer:
         self.output = self.process.communicate(timeout=15)[0]
 
     def wait_listening(self) -> HandServer:
-        """Return once somebody listens at its port."""
+        """Return once somebody listens at its port; a task server's clients find its token then, too."""
 
         def answers() -> bool:
             assert self.process.poll() is None, self.process.communicate()[0]
             with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+                is_there = sock.connect_ex(("127.0.0.1", self.port)) == 0
+            return is_there and (not self._is_recorded or record_path(self.port).exists())
 
         wait_until(answers, "the program listens", 20)
         return self

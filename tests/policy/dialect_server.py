@@ -27,6 +27,7 @@ class DialectServer:
         self.service = PolicyService([policy], log=self.lines.append)
         self.context = ServeContext(log=self.lines.append, **context)
         self._serve, self._socks, self._threads = serve, [], []
+        self._changed = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="acceptor")
@@ -39,9 +40,11 @@ class DialectServer:
             except OSError:
                 return
             thread = threading.Thread(target=self._serve, args=(sock, self.service, self.context), name="connection")
-            self._socks.append(sock)
-            self._threads.append(thread)
             thread.start()
+            with self._changed:
+                self._socks.append(sock)
+                self._threads.append(thread)
+                self._changed.notify_all()
 
     def cut(self) -> None:
         """Break every connection there is."""
@@ -49,8 +52,10 @@ class DialectServer:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def join(self) -> None:
-        """Wait until every connection so far has ended."""
+    def join(self, connections: int = 0) -> None:
+        """Wait until at least so many connections have come, and every one so far has ended."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._threads) >= connections, PATIENCE_S)
         for thread in self._threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()

@@ -242,11 +242,11 @@ def test_a_client_that_vanishes_leaves_nothing():
     with serving(openpi.serve, EchoPolicy()) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n")
-        server.join()
+        server.join(1)
         with dial(server.port) as sock2:
             sock2.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock2.socket.close()
-        server.join()
+        server.join(2)
         assert server.service.living == []
 
 
