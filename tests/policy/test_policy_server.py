@@ -92,7 +92,8 @@ def test_memory_is_per_client_and_a_killed_client_leaves_none() -> None:
         assert [count("mine"), count("other")] == [3, 1]
         policy.reset(["mine"])
         assert [count("mine"), count("other")] == [1, 2]
-        server.wait_for("Client #2 closed: 2 requests in total")
+        server.stop()
+        assert "Client #2 closed: 2 requests in total" in server.read_log()
 
 
 def test_the_model_s_exception_has_its_traceback_at_the_client() -> None:
