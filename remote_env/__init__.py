@@ -14,7 +14,7 @@ from remote_env.registration import register_remote_envs
 if TYPE_CHECKING:
     from remote_env.env import LocalFolder, RemoteEnv, Rollout
     from remote_env.server.backend import Backend
-    from remote_env.state import EntityLayout, EntityState, SceneLayout, SceneState
+    from remote_env.state import EntityLayout, EntityState, SceneDescription, SceneLayout, SceneState, Shape
 
 __version__ = "0.1.0"
 
@@ -23,8 +23,10 @@ _HOMES = {
     "LocalFolder": "remote_env.env",
     "Rollout": "remote_env.env",
     "Backend": "remote_env.server.backend",
+    "SceneDescription": "remote_env.state",
     "SceneState": "remote_env.state",
     "SceneLayout": "remote_env.state",
+    "Shape": "remote_env.state",
     "EntityState": "remote_env.state",
     "EntityLayout": "remote_env.state",
 }
@@ -36,8 +38,10 @@ __all__ = [
     "LocalFolder",
     "RemoteEnv",
     "Rollout",
+    "SceneDescription",
     "SceneLayout",
     "SceneState",
+    "Shape",
     "__version__",
 ]
 

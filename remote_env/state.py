@@ -210,3 +210,74 @@ def _entity_view(layout: EntityLayout, values: Floats, start: int) -> EntityStat
         joint_velocities=values[ends[2] : ends[3]],
         link_poses=values[ends[3] : ends[4]].reshape(links, POSE_SIZE),
     )
+
+
+SHAPE_SIZES = {"box": 3, "sphere": 1, "capsule": 2, "cylinder": 2}  # how many numbers each kind's size has
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One primitive of an entity, in the frame of its link, for drawing what a local model lacks.
+
+    Attributes:
+        entity: whose part it is.
+        link: the body that carries it; the entity's root has the entity's own name in some simulators, and is always
+            the first of `EntityLayout.link_names`.
+        kind: "box", "sphere", "capsule" or "cylinder"; the axis of the latter two is z.
+        size: half extents x y z [m]; or the radius; or the radius and half the length without caps, as MuJoCo has it.
+        pose: (7,) position [m] and quaternion wxyz in the link's frame.
+        rgba: (4,) in 0 to 1.
+        is_solid: whether it collides.
+    """
+
+    entity: str
+    link: str
+    kind: str
+    size: tuple[float, ...]
+    pose: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+    rgba: tuple[float, ...] = (0.5, 0.5, 0.5, 1.0)
+    is_solid: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("size", "pose", "rgba"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        numbers = (*self.size, *self.pose, *self.rgba)
+        if self.kind not in SHAPE_SIZES or len(self.size) != SHAPE_SIZES[self.kind] or min(self.size) <= 0:
+            raise InputError(
+                f"the shape of {self.entity}/{self.link} is {self.kind!r} of size {self.size}; allowed are "
+                f"{SHAPE_SIZES}, each number above 0"
+            )
+        if len(self.pose) != POSE_SIZE or len(self.rgba) != 4 or not np.isfinite(numbers).all():
+            raise InputError(f"the shape of {self.entity}/{self.link} needs a finite pose of 7 and rgba of 4 numbers")
+
+
+@dataclass(frozen=True)
+class SceneDescription:
+    """What a scene looks like, as far as its simulator tells: enough to replay a capture without a model of one's own.
+
+    Attributes:
+        shapes: primitives of its entities; may be empty.
+        mjcf: a MuJoCo model that the simulator itself made of the scene (Newton's MuJoCo solver does), or "".
+        notes: what could not be told, in words, such as the meshes that were left out.
+    """
+
+    shapes: tuple[Shape, ...] = ()
+    mjcf: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """This description as plain dicts, lists and strings."""
+        shapes = [
+            {**vars(shape), "size": list(shape.size), "pose": list(shape.pose), "rgba": list(shape.rgba)}
+            for shape in self.shapes
+        ]
+        return {"shapes": shapes, "mjcf": self.mjcf, "notes": list(self.notes)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> SceneDescription:
+        """The exact opposite of `to_plain`; InputError when `plain` is not one."""
+        try:
+            shapes = tuple(Shape(**shape) for shape in plain["shapes"])
+            return cls(shapes, str(plain["mjcf"]), _names(plain["notes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a scene description ({error!r}): {str(plain)[:200]}") from error

@@ -21,7 +21,7 @@ from remote_env.env.task import LocalFolder, PolicyChoice, TaskChoice
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.session import Session
-from remote_env.state import SceneState
+from remote_env.state import SceneDescription, SceneState
 
 _SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
 
@@ -341,6 +341,14 @@ class RemoteEnv(PolicySide):
             TaskError: the state does not fit the task's scene.
         """
         self._running().set_state(state, self._step_timeout_s)
+
+    def get_scene_description(self) -> SceneDescription:
+        """What the scene looks like: shapes, and a MuJoCo model if the simulator has one; for replays without a model.
+
+        Raises:
+            Unsupported: the task does not tell.
+        """
+        return SceneDescription.from_plain(self.call("scene_description"))
 
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none.

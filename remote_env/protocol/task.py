@@ -87,11 +87,12 @@ class TaskSpec:
     Attributes:
         env: an id, "module:id", "module:function" or "file.py:function"; for a pickled callable its name, to show.
         kwargs: keyword arguments for the task; anything that an info may hold.
-        simulator: "gymnasium", or "module:Class" of a Backend.
+        simulator: "gymnasium", "isaaclab", "metasim", or "module:Class" of a Backend.
         pickled: a callable by cloudpickle, or None. Only ever read from a settings file that its sender wrote.
         pickled_by: the Python version, "3.11", that pickled it.
         allow_calls: names that clients may read or call besides those that the task allows.
         policy: to open beside the task, or None.
+        num_envs: None for one environment; a number for a batch of so many, stepped together.
     """
 
     env: str
@@ -101,6 +102,12 @@ class TaskSpec:
     pickled_by: str = ""
     allow_calls: tuple[str, ...] = ()
     policy: PolicySpec | None = None
+    num_envs: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.num_envs
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ConfigError(f"num_envs={count!r}: a number of environments from 1 on")
 
     def to_plain(self) -> dict[str, Any]:
         """This task as a JSON object.
@@ -118,6 +125,7 @@ class TaskSpec:
             "pickled_by": self.pickled_by,
             "allow_calls": list(self.allow_calls),
             **({} if self.policy is None else {"policy": self.policy.to_plain()}),
+            **({} if self.num_envs is None else {"num_envs": self.num_envs}),
         }
 
     @classmethod
@@ -137,19 +145,26 @@ class TaskSpec:
                 pickled_by=str(plain["pickled_by"]),
                 allow_calls=tuple(str(name) for name in plain["allow_calls"]),
                 policy=None if policy is None else PolicySpec.from_plain(policy),
+                num_envs=plain.get("num_envs"),
             )
         except (KeyError, TypeError, ValueError, ProtocolError) as error:
             raise ConfigError(f"not a task specification: {error!r}") from error
 
     @property
     def digest(self) -> str:
-        """Names this task, its arguments, its simulator and its policy; 16 hex digits."""
+        """Names this task, its arguments, its simulator, its policy and its batch; 16 hex digits."""
         return digest_of(self.to_plain())
 
 
 def digest_of(plain: Mapping[str, Any]) -> str:
     """The digest of a task that is already plain."""
-    names = ("env", "simulator", "kwargs", "pickled", *(("policy",) if plain.get("policy") is not None else ()))
+    names = [
+        "env",
+        "simulator",
+        "kwargs",
+        "pickled",
+        *(key for key in ("policy", "num_envs") if plain.get(key) is not None),
+    ]
     text = json.dumps({key: plain[key] for key in names}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remote_env.errors import ConfigError, Unsupported
-from remote_env.state import SceneState
+from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 
-BUNDLED = {"gymnasium": "remote_env.server.gymnasium_backend:GymnasiumBackend"}
+BUNDLED = {
+    "gymnasium": "remote_env.server.gymnasium_backend:GymnasiumBackend",
+    "isaaclab": "remote_env.server.isaac.backend:IsaacLabBackend",
+    "metasim": "remote_env.server.metasim_backend:MetaSimBackend",
+}
 
 
 class Backend(abc.ABC):
@@ -28,6 +32,12 @@ class Backend(abc.ABC):
         callable_names: the attributes and methods that clients may read and call by name.
         state_names: the meaning of each number of an observation that is one vector, for a policy beside the task; ()
             when unknown.
+        num_envs: set before `make`. None: one environment, with everything as `gymnasium.Env` has it. A number: a batch
+            of so many, with everything as `gymnasium.vector.VectorEnv` has it: the spaces are the batched ones, rewards
+            and flags are arrays of shape (num_envs,).
+        single_observation_space: of a batch: of one of its environments.
+        single_action_space: likewise.
+        autoreset_mode: of a batch: "NEXT_STEP", "SAME_STEP" or "DISABLED", as `gymnasium.vector.AutoresetMode`.
     """
 
     observation_space: Any
@@ -37,6 +47,10 @@ class Backend(abc.ABC):
     spec: Mapping[str, Any]
     callable_names: frozenset[str] = frozenset()
     state_names: Sequence[str] = ()
+    num_envs: int | None = None
+    single_observation_space: Any = None
+    single_action_space: Any = None
+    autoreset_mode: str | None = None
 
     @abc.abstractmethod
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
@@ -62,6 +76,30 @@ class Backend(abc.ABC):
     def restore(self, state: SceneState) -> None:
         """Put the scene into `state`."""
         raise Unsupported(f"{type(self).__name__} cannot restore a scene state")
+
+    def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
+        """Of a batch: the scenes of these environments now.
+
+        Returns:
+            The layout they share, and (len(env_ids), layout.size) float64.
+        """
+        raise Unsupported(f"{type(self).__name__} has no scene states of a batch")
+
+    def final_states(self) -> tuple[Sequence[int], Floats] | None:
+        """Of a batch that resets in the same step: the scenes in which environments ended in the last step.
+
+        Returns:
+            Their K indices and (K, size) values; None when none ended, or the simulator cannot tell.
+        """
+        return None
+
+    def restore_states(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
+        """Of a batch: put these environments into these scenes, row by row; the others stay as they are."""
+        raise Unsupported(f"{type(self).__name__} cannot restore scene states of a batch")
+
+    def describe_scene(self) -> SceneDescription:
+        """What the scene looks like: shapes, and a MuJoCo model if the simulator has one."""
+        raise Unsupported(f"{type(self).__name__} does not tell what its scene looks like")
 
     def render(self) -> Any:
         """What `gymnasium.Env.render` returns in the task's render mode."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 NEVER = float("inf")
 SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply for so long is gone
 MAX_ERROR_TEXT = 64 << 10
+SCENE_DESCRIPTION = "scene_description"  # what every client may call: `Backend.describe_scene`
 _NAMED = (InputError, Unsupported, ConfigError, PolicyError)
 _STEP = CALL_NUMBERS["step"]
 _STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
@@ -65,7 +66,7 @@ class SimulatorLoop:
         self._rollouts = rollouts
         self._board = board
         self._facts = facts
-        self._allowed = backend.callable_names | allow_calls
+        self._allowed = backend.callable_names | allow_calls | {SCENE_DESCRIPTION}
         self._description = self._describe()  # now, so that spaces that cannot cross fail the start
         acted_on = rollouts or backend  # a policy has to know what else is done to its task
         self._backend_step, self._backend_reset, self._backend_restore = acted_on.step, acted_on.reset, acted_on.restore
@@ -260,7 +261,9 @@ class SimulatorLoop:
                 f"{name!r} is not open to clients; open: {sorted(self._allowed)}. A task opens more by listing them in "
                 "its remote_calls attribute, and whoever starts the server by allow_calls="
             )
-        self._send_value(frames.RESULT, self._sequence, self.backend.call(name, args, kwargs), where=name)
+        described = name == SCENE_DESCRIPTION
+        value = self.backend.describe_scene().to_plain() if described else self.backend.call(name, args, kwargs)
+        self._send_value(frames.RESULT, self._sequence, value, where=name)
 
     def _rollout(self, _flags: int, request: Any) -> None:
         began, rollouts = time.monotonic(), self._rollouts

@@ -110,6 +110,7 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     task = TaskSpec.from_plain(settings["task"])
     env = task.env if task.pickled is None else _unpickle(task)
     backend = load_backend(task.simulator)
+    backend.num_envs = task.num_envs
     channel.say(event="phase", phase="building")
     board.begin(CALL_NUMBERS["make"])
     backend.make(env, task.kwargs)
