@@ -40,7 +40,7 @@ def test_all_of_it_over_the_wire(isolated_home: Path, capture_state: bool) -> No
         other = SceneLayout((EntityLayout("cube"),))
         with pytest.raises(Unsupported, match="another scene"):
             env.set_state(SceneState(other, np.zeros(other.size)))
-        with pytest.raises(InputError, match=r"open: \['double'\]"):
+        with pytest.raises(InputError, match=r"open: \['double', 'scene_description'\]"):
             env.call("reset")
         assert env.step(9)[2] is False
         assert env.step(9)[2] is True
