@@ -1,6 +1,6 @@
 # Every target gets what it needs by itself (scripts/prepare.sh) and may be run first. PYTHON= names the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interpreters test-faults check bench bench-setup docs test-ecosystem test-dialects clean
+.PHONY: help demo test test-interpreters test-faults check bench bench-setup docs test-ecosystem test-dialects test-isaac clean
 
 export PYTHON
 PREPARE := scripts/prepare.sh
@@ -55,6 +55,10 @@ test-ecosystem:  ## what needs torch, in an environment of its own: stable-basel
 test-dialects:  ## LeRobot's own unmodified client, server and policies, in an environment of its own (2 GB)
 	@$(PREPARE) dialects
 	.venv-lerobot/bin/python -m pytest tests/dialects/lerobot
+
+test-isaac:  ## Isaac Lab 3 on the CPU without Isaac Sim, in an environment of its own (8 GB), served over sshd
+	@$(PREPARE) isaac
+	REMOTE_ENV_ISAAC_PYTHON=$(CURDIR)/.venv-isaac/bin/python $(BIN)/python -m pytest tests/isaac
 
 clean:  ## remove environments, caches and everything built
 	rm -rf .venv .venv-* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site outputs

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Get this checkout ready for one job, and do nothing when it is ready already.
 #
-#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters
+#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters|isaac
 #
 # Creates .venv (test: .venv-far and .venv-openpi too; docs: .venv-docs; ecosystem: .venv-ecosystem; dialects: .venv-lerobot;
-# interpreters: .venv-far-3.10 and so on) and installs what the job needs.
+# interpreters: .venv-far-3.10 and so on; isaac: .venv-isaac) and installs what the job needs.
 # Missing Debian packages are installed when we are root; otherwise the command to install them is printed, and that is all.
 # PYTHON=<interpreter> chooses the Python (3.10 or later) that the environments are made with.
 set -euo pipefail
@@ -155,5 +155,10 @@ case "$job" in
             fi
         done
         ;;
-    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters" ;;
+    isaac) # Isaac Lab 3 without Isaac Sim: its Newton physics runs on the CPU (8 GB with torch)
+        "${BASH_SOURCE[0]}" test
+        isaac="$(find_version 3.12)" || fail "Isaac Lab 3 needs Python 3.12, and there is none here"
+        make_environment .venv-isaac "$isaac" 'isaaclab==3.0.0' pytest pytest-timeout
+        ;;
+    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters|isaac" ;;
 esac
