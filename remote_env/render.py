@@ -73,12 +73,13 @@ class FrameRenderer:
         self._cameras: dict[str | int, Any] = {}
         _close_before_exit(self)
 
-    def render(self, data: Any, camera: str | int = -1) -> NDArray[np.uint8]:
+    def render(self, data: Any, camera: str | int | mujoco.MjvCamera = -1) -> NDArray[np.uint8]:
         """The image that `camera` sees in `data`.
 
         Args:
             data: mujoco.MjData of this renderer's model, its poses up to date (after `mj_forward` or a step).
-            camera: a camera's name or index in the model, or -1 for MuJoCo's free camera.
+            camera: a camera's name or index in the model, -1 for MuJoCo's free camera, or a camera that the caller
+                placed.
 
         Returns:
             (height, width, 3) uint8 RGB, row 0 at the top; a new array.
@@ -90,7 +91,7 @@ class FrameRenderer:
             raise ConfigError("this FrameRenderer is closed; make a new one to render again")
         self._gl.make_current()
         categories = mujoco.mjtCatBit.mjCAT_ALL.value
-        view = self._camera(camera)
+        view = camera if isinstance(camera, mujoco.MjvCamera) else self._camera(camera)
         mujoco.mjv_updateScene(self.model, data, self._option, None, view, categories, self._scene)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remote_env.errors import ReplayError
-from remote_env.render import FrameRenderer, Quality, camera_index, check_image_settings
+from remote_env.render import FrameRenderer, Quality, check_image_settings
+from remote_env.replay.cameras import Aim, aim
 from remote_env.replay.fidelity import Fidelity, FidelityMeter
 from remote_env.state import SceneLayout, SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
@@ -63,8 +64,8 @@ class Replayer:
         model: as `load_model` takes it.
         width: of the images [pixels].
         height: of the images [pixels].
-        camera: a camera of the model by name; None takes its first one, or MuJoCo's free camera where it has
-            none.
+        camera: as `cameras.aim` takes it: a camera of the model by name, "free", "track:BODY", or None for the
+            model's first.
         quality: "fast" (no multisampling, no shadows; some ten times faster in software) or "full".
 
     Raises:
@@ -84,7 +85,7 @@ class Replayer:
     ) -> None:
         self.model = load_model(model)
         check_image_settings(width, height, quality)
-        self._camera = _camera(self.model, camera)
+        self._aim = aim(self.model, camera)
         self._size, self._quality = (width, height), quality
         self.scene = MujocoScene(self.model)
         self.data = mujoco.MjData(self.model)
@@ -136,8 +137,11 @@ class Replayer:
         """The largest differences over the states set so far, numbered from 0."""
         return self._meter.fidelity if self._meter is not None else Fidelity()
 
-    def render(self) -> Frame:
+    def render(self, aim: Aim | None = None) -> Frame:
         """The model as it stands: (height, width, 3) uint8 RGB, a new array.
+
+        Args:
+            aim: another way to look at it than this replayer's own camera.
 
         Raises:
             ConfigError: no OpenGL can be used here; the message names the Debian package to install.
@@ -146,7 +150,7 @@ class Replayer:
             width, height = self._size
             self._renderer = FrameRenderer(self.model, width=width, height=height, quality=self._quality)
             mujoco.mj_forward(self.model, self.data)
-        return self._renderer.render(self.data, self._camera)
+        return self._renderer.render(self.data, (aim or self._aim)(self.data))
 
     def close(self) -> None:
         """Free what rendering holds; calling it again does nothing."""
@@ -161,9 +165,3 @@ class Replayer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _camera(model: mujoco.MjModel, camera: str | None) -> int:
-    if camera is None:
-        return 0 if model.ncam else -1
-    return camera_index(model, camera)
