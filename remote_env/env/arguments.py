@@ -37,7 +37,7 @@ _OTHER_NAMES = {
     "environment": "server_env",
     "env_vars": "server_env",
     "workdir": "cwd",
-    "num_envs": "max_sessions",
+    "num_envs": "RemoteVectorEnv(num_envs=…)",
     "key_filename": "identity_file",
     "identity": "identity_file",
     "ssh_key": "identity_file",

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from remote_env.env.arguments import Arguments
@@ -27,6 +28,7 @@ class Life:
     Args:
         arguments: of the environment.
         task: what is to run.
+        open_session: makes a session, as `Session` does.
 
     Attributes:
         task: what runs.
@@ -38,8 +40,8 @@ class Life:
         is_closed: for good.
     """
 
-    def __init__(self, arguments: Arguments, task: TaskChoice) -> None:
-        self.arguments, self.task = arguments, task
+    def __init__(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., Session] = Session) -> None:
+        self.arguments, self.task, self._open_session_with = arguments, task, open_session
         self.place: Place | None = None
         self.server: Server | None = None
         self.session: Session | None = None
@@ -184,7 +186,7 @@ class Life:
         self.check_usable()
         is_named = not server.started and self.task.env is not None  # else what it serves is what we want
         digest = self.task.specify(self.prepare_way(), progress.deadline).digest if is_named else None
-        session = Session(
+        session = self._open_session_with(
             server.dial,
             server.token,
             progress.deadline,

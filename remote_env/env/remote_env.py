@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from remote_env.env.arguments import Arguments, unknown_arguments
-from remote_env.env.life import Life
-from remote_env.env.places import Place
+from remote_env.env.client import Client
 from remote_env.env.policy_side import PolicySide
-from remote_env.env.processes import Processes
 from remote_env.env.rollouts import Pace
-from remote_env.env.task import LocalFolder, PolicyChoice, TaskChoice
-from remote_env.env.watching import RemoteLog, Watch
-from remote_env.errors import ConfigError, InputError, Unsupported
+from remote_env.env.starting import choose_task
+from remote_env.env.task import LocalFolder
+from remote_env.errors import Unsupported
 from remote_env.session import Session
-from remote_env.state import SceneDescription, SceneState
-
-_SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
+from remote_env.state import SceneState
 
 
-class _Metadata:
-    """The class's own metadata, which `gymnasium.make` reads; on an instance the task's, from the server."""
-
-    of_class: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "rgb_array_list", "ansi"]}
-
-    def __get__(self, instance: RemoteEnv | None, owner: type) -> dict[str, Any]:
-        return self.of_class if instance is None else instance._task_metadata()
-
-
-class RemoteEnv(PolicySide):
+class RemoteEnv(Client, PolicySide):  # type: ignore[misc]  # a spec that is a property
     """An ordinary Gymnasium environment whose simulator lives on another machine.
 
     The server starts at first use (or on `with`); `close()` ends what this client started and only detaches from what
@@ -107,8 +92,6 @@ class RemoteEnv(PolicySide):
         on_progress: told in words what a start is doing.
     """
 
-    metadata = _Metadata()
-
     def __init__(
         self,
         host: str | None = None,
@@ -159,42 +142,26 @@ class RemoteEnv(PolicySide):
         given = locals()
         if unknown:
             raise unknown_arguments(unknown)
-        self._arguments = Arguments(**{name: given[name] for name in Arguments.names()})
-        self._step_timeout_s, self._reset_timeout_s = step_timeout_s, reset_timeout_s
-        self._capture_state = capture_state
+        arguments = Arguments(**{name: given[name] for name in Arguments.names()})
         self._pace = Pace()
-        self._spec: EnvSpec | None = None
-        self.render_mode = render_mode
-        self._life = Life(self._arguments, self._choose_task())
-        self._watch = Watch(self._life)
+        self._set_up(arguments, choose_task(arguments))
 
-    def _choose_task(self) -> TaskChoice:
-        arguments = self._arguments
-        kwargs = dict(arguments.env_kwargs or {})
-        if arguments.render_mode is not None:
-            kwargs["render_mode"] = arguments.render_mode
-        policy = PolicyChoice.of(arguments.policy, arguments.policy_kwargs)
-        chosen = TaskChoice(None, kwargs, arguments.simulator, policy=policy)
-        if arguments.server_script is None:
-            return chosen.replaced(arguments.env or os.environ.get("REMOTE_ENV_TASK"), None)  # type: ignore[arg-type]
-        if arguments.env is not None:
-            raise ConfigError("server_script= makes the environment with its make_env, so leave env= out")
-        return chosen.served_by(arguments.server_script, arguments.upload)
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {**(RemoteEnv.__init__.__kwdefaults__ or {}), "host": None, "port": None}
+
+    @classmethod
+    def _make_spec(cls, kwargs: dict[str, Any]) -> EnvSpec:
+        # As registration.py does: the far end checks the order of calls.
+        return EnvSpec(
+            "Remote-v0",
+            "remote_env.env:RemoteEnv",
+            disable_env_checker=True,
+            order_enforce=False,
+            kwargs=kwargs,
+        )
 
     # Starting
-
-    def start(self) -> RemoteEnv:
-        """Start or attach, and connect, unless that is done already; returns self.
-
-        Raises:
-            ConfigError: the task or an argument cannot be had as asked.
-            ConnectError: the host cannot be reached (HostKeyError, AuthError), or the server does not start
-                (StartError, with its phase, exit status or signal, and the log's tail).
-            TaskError: the task raised while it was made.
-            DeadlineExceeded: not ready within `start_timeout_s`; the message says in which phase it was.
-        """
-        self._running()
-        return self
 
     def start_remote_server(
         self,
@@ -218,30 +185,14 @@ class RemoteEnv(PolicySide):
             return self
         life.check_usable()
         if num_envs != 1:
-            raise Unsupported(f"num_envs={num_envs}: a RemoteEnv holds one environment")
+            raise Unsupported(
+                f"num_envs={num_envs}: a RemoteEnv holds one environment; for a batch of them on one server make a "
+                f"RemoteVectorEnv(…, num_envs={num_envs})"
+            )
         if server_script is not None:
             life.task = life.task.served_by(server_script, self._arguments.upload)
         life.task = life.task.replaced(task_name, simulator)
         life.start_server(cleanup_old=cleanup_old)
-        return self
-
-    def setup_tunnel(self) -> Place:
-        """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
-        return self._life.prepare_way()
-
-    def connect(self) -> RemoteEnv:
-        """Open a session with the server, and wait for its simulator; nothing when that is done already."""
-        if self._life.session is None:
-            self._running()
-        return self
-
-    def restart(self) -> RemoteEnv:
-        """Kill the simulator, however it hangs, and begin a session with a fresh one; returns self.
-
-        Its episode is gone: the next call must be `reset()`. The server stays, unless it is gone too; then a new one
-        is started. Raises as `start`.
-        """
-        self._life.restart()
         return self
 
     # The Gymnasium interface
@@ -284,28 +235,12 @@ class RemoteEnv(PolicySide):
 
     def _begin(self, seed: int | None) -> Session:
         """A session in which an episode can begin."""
-        super().reset(seed=seed)
-        life = self._life
-        if life.session is not None and life.session.is_lost is not None:
-            life.check_usable()
-            life.renew()
-        return self._running()
+        gymnasium.Env.reset(self, seed=seed)
+        return self._renewed()
 
     def render(self) -> Any:
         """What the task renders in its render mode; one round trip."""
         return self._running().render(self._step_timeout_s)
-
-    def close(self, keep: bool | None = None) -> None:
-        """End what this client started, or detach from what it attached to; may be called again.
-
-        Args:
-            keep: leave the server that we started running, warm, for a later client: `reuse=True`, `session=` or the
-                same `port` takes it. Default: `keep=`.
-
-        Raises:
-            ConfigError: it was to be kept, and cannot go on without us; nothing was ended.
-        """
-        self._life.close(keep)
 
     @property
     def observation_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
@@ -342,14 +277,6 @@ class RemoteEnv(PolicySide):
         """
         self._running().set_state(state, self._step_timeout_s)
 
-    def get_scene_description(self) -> SceneDescription:
-        """What the scene looks like: shapes, and a MuJoCo model if the simulator has one; for replays without a model.
-
-        Raises:
-            Unsupported: the task does not tell.
-        """
-        return SceneDescription.from_plain(self.call("scene_description"))
-
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none.
 
@@ -357,148 +284,3 @@ class RemoteEnv(PolicySide):
         """
         session = self._life.session
         return None if session is None else session.resume(self._step_timeout_s)
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Read an attribute of the task, or call a method, by a name that the server opens to clients.
-
-        Raises:
-            InputError: the name is not open; the message lists those that are.
-        """
-        return self._running().call(name, args, kwargs, self._step_timeout_s)
-
-    def get_wrapper_attr(self, name: str) -> Any:
-        """An attribute of this object, or of the task by `call`."""
-        if name in self.__dict__ or hasattr(type(self), name):
-            return getattr(self, name)
-        try:
-            return self.call(name)
-        except InputError as error:
-            raise AttributeError(str(error)) from error
-
-    def has_wrapper_attr(self, name: str) -> bool:
-        """Whether `get_wrapper_attr` finds it."""
-        if name in self.__dict__ or hasattr(type(self), name):
-            return True
-        session = self._life.session
-        return session is not None and name in session.ready["callable_names"]
-
-    # Watching
-
-    def status(self) -> dict[str, Any]:
-        """What the simulator does now, answered by its supervisor even while the simulator holds its interpreter.
-
-        Never raises, and starts nothing. Any thread may ask.
-
-        Returns:
-            `state`: "not started", "starting" (with `phase`), "ready", "busy" (with `call` and `steps`), "failed",
-            "dead" (with `why`), "unreachable" (with `why`) or "closed"; and `since_s`, for how long [s]. From a server
-            that answers also `pid`, `uptime_s`, `resets`, `last_line` of the log, `problems` (how many it has had),
-            `sessions` and `holders`.
-        """
-        return self._watch.status()
-
-    @overload
-    def logs(self, lines: int = 100, *, follow: Literal[False] = False) -> str: ...
-    @overload
-    def logs(self, lines: int = 100, *, follow: Literal[True]) -> Iterator[str]: ...
-    def logs(self, lines: int = 100, *, follow: bool = False) -> str | Iterator[str]:
-        """The last `lines` lines of the server's log; also after the simulator's death.
-
-        Args:
-            lines: how many.
-            follow: an iterator over these lines and then over each that is written, until the server ends. It has a
-                connection of its own, which closing the iterator frees.
-        """
-        return self._watch.follow(lines) if follow else self._watch.log_tail(lines)
-
-    def check_remote_log(self, path: str | None = None, lines: int = 100) -> RemoteLog:
-        """The last lines of a log on the host: a string, whose `problems` are what in it a user should see.
-
-        Args:
-            path: a file there; "~/" is your home. None: the server's own log.
-            lines: how many, of at most 1 MB.
-
-        Raises:
-            ConfigError, StartError: there is no such file, or you may not read it.
-            ConnectError: the host cannot be reached.
-        """
-        return self._watch.read_log(path, lines)
-
-    def check_remote_process(self, name: str) -> Processes:
-        """Your processes on the host whose command line contains `name`; none is ended.
-
-        Returns:
-            Of each its `pid`, `elapsed_s` since it began [s] and `command`.
-
-        Raises:
-            ConnectError: the host cannot be reached.
-        """
-        return self._watch.list_processes(name)
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """Versions and kind of the far interpreter."""
-        return dict(self._running().ready["facts"])
-
-    @property
-    def remote_spec(self) -> dict[str, Any]:
-        """Facts of the task's own spec on the far end: id, max_episode_steps, reward_threshold, nondeterministic."""
-        return dict(self._running().ready["spec"])
-
-    @property
-    def spec(self) -> EnvSpec:
-        """What `gymnasium.make` needs to make this *remote* environment again; the far one's is `remote_spec`."""
-        if self._spec is None:
-            kwargs = self._given_arguments()
-            entry_point = "remote_env.env:RemoteEnv"
-            # As registration.py does: the far end checks the order of calls.
-            return EnvSpec("Remote-v0", entry_point, disable_env_checker=True, order_enforce=False, kwargs=kwargs)
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec) -> None:
-        self._spec = spec
-        given = self._given_arguments()  # which know how to be copied, and shown
-        spec.kwargs.update({name: given[name] for name in _SHOWN_WITH_CARE if name in given})
-
-    # Life
-
-    def _task_metadata(self) -> dict[str, Any]:
-        return dict(self._running().ready["metadata"])
-
-    def _running(self) -> Session:
-        life = self._life
-        if life.session is None:
-            life.start()
-            assert life.session is not None  # noqa: S101  start set it
-            self.render_mode = life.session.ready["render_mode"]
-        return life.session
-
-    def _given_arguments(self) -> dict[str, Any]:
-        defaults = {**(RemoteEnv.__init__.__kwdefaults__ or {}), "host": None, "port": None}
-        return {name: value for name, value in self._arguments.to_plain().items() if value is not defaults[name]}
-
-    def __enter__(self) -> RemoteEnv:
-        return self.start()
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self._life.session is not None or self._life.server is not None:
-            raise ConfigError(
-                "a RemoteEnv that runs cannot be pickled; pickle it before its first use, or make another"
-            )
-        return self._given_arguments()
-
-    def __setstate__(self, arguments: dict[str, Any]) -> None:
-        self.__init__(**arguments)  # type: ignore[misc]
-
-    def __del__(self) -> None:
-        life = getattr(self, "_life", None)
-        if life is not None and life.server is not None and life.is_ours:
-            warnings.warn("a RemoteEnv was not closed; use `with`, or call close()", ResourceWarning, stacklevel=2)
-            with contextlib.suppress(Exception):
-                self.close()
-
-    def __str__(self) -> str:
-        return f"<RemoteEnv {self._life.task.label} on {self._arguments.host or 'local'}>"
-
-    __repr__ = __str__

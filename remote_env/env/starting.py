@@ -25,13 +25,31 @@ from remote_env.env.choosing import attach_by_id, end_old, find_warm
 from remote_env.env.places import Place
 from remote_env.env.progress import StartProgress
 from remote_env.env.server import Server
-from remote_env.env.task import LocalFolder, TaskChoice
+from remote_env.env.task import LocalFolder, PolicyChoice, TaskChoice
 from remote_env.errors import ConfigError, StartError
 from remote_env.protocol.handshake import new_token
 
 log = logging.getLogger("remote_env")
 
 NEVER_S = 1e9  # for servers that end with their starter, whoever comes and goes meanwhile
+
+
+def choose_task(arguments: Arguments, num_envs: int | None = None) -> TaskChoice:
+    """What these arguments ask to run; with `num_envs` a batch of so many.
+
+    Raises:
+        ConfigError: they contradict each other.
+    """
+    kwargs = dict(arguments.env_kwargs or {})
+    if arguments.render_mode is not None:
+        kwargs["render_mode"] = arguments.render_mode
+    policy = PolicyChoice.of(arguments.policy, arguments.policy_kwargs)
+    chosen = TaskChoice(None, kwargs, arguments.simulator, policy=policy, num_envs=num_envs)
+    if arguments.server_script is None:
+        return chosen.replaced(arguments.env or os.environ.get("REMOTE_ENV_TASK"), None)  # type: ignore[arg-type]
+    if arguments.env is not None:
+        raise ConfigError("server_script= makes the environment with its make_env, so leave env= out")
+    return chosen.served_by(arguments.server_script, arguments.upload)
 
 
 class Search:

@@ -93,6 +93,7 @@ class TaskChoice:
         simulator: which backend.
         beside: what is sent into the same folder as `env`, when that is a script that serves; None otherwise.
         policy: to open beside it, or None.
+        num_envs: None for one environment; a number for a batch of so many.
     """
 
     env: str | Callable[..., Any] | LocalFolder | None
@@ -100,6 +101,7 @@ class TaskChoice:
     simulator: str
     beside: tuple[LocalFolder, ...] | None = None
     policy: PolicyChoice | None = None
+    num_envs: int | None = None
 
     @property
     def label(self) -> str:
@@ -133,7 +135,7 @@ class TaskChoice:
         env, pickled = self._name(place, deadline)
         version = f"{sys.version_info[0]}.{sys.version_info[1]}" if pickled is not None else ""
         policy = None if self.policy is None else self.policy.specify(place, deadline)
-        return TaskSpec(env, kwargs, self.simulator, pickled, version, tuple(allow_calls), policy)
+        return TaskSpec(env, kwargs, self.simulator, pickled, version, tuple(allow_calls), policy, self.num_envs)
 
     def _name(self, place: Place, deadline: float) -> tuple[str, bytes | None]:
         if isinstance(self.env, LocalFolder) and self.beside is not None:

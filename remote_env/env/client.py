@@ -1,0 +1,279 @@
+"""What `RemoteEnv` and `RemoteVectorEnv` share: a server and a session, and what they tell of both."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+
+from gymnasium.envs.registration import EnvSpec
+
+from remote_env.env.arguments import Arguments
+from remote_env.env.life import Life
+from remote_env.env.places import Place
+from remote_env.env.processes import Processes
+from remote_env.env.task import TaskChoice
+from remote_env.env.watching import RemoteLog, Watch
+from remote_env.errors import ConfigError, InputError
+from remote_env.session import Session
+from remote_env.state import SceneDescription
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
+
+
+class _Metadata:
+    """The class's own metadata, which `gymnasium.make` reads; on an instance the task's, from the server."""
+
+    of_class: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "rgb_array_list", "ansi"]}
+
+    def __get__(self, instance: Client | None, owner: type) -> dict[str, Any]:
+        return self.of_class if instance is None else instance._task_metadata()
+
+
+class Client:
+    """A hold on a task server, with the arguments of `RemoteEnv`.
+
+    Args:
+        arguments: as the caller gave them.
+        task: what is to run.
+        open_session: makes a session with the server.
+    """
+
+    metadata = _Metadata()
+    render_mode: str | None
+    _step_timeout_s: float
+    _reset_timeout_s: float
+
+    def _set_up(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., Session] = Session) -> None:
+        """Note what was asked for; nothing is started."""
+        self._arguments = arguments
+        self._step_timeout_s, self._reset_timeout_s = arguments.step_timeout_s, arguments.reset_timeout_s
+        self._capture_state = arguments.capture_state
+        self._spec: EnvSpec | None = None
+        self.render_mode = arguments.render_mode
+        self._life = Life(arguments, task, open_session)
+        self._watch = Watch(self._life)
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Of every argument that has one."""
+        raise NotImplementedError
+
+    @classmethod
+    def _make_spec(cls, kwargs: dict[str, Any]) -> EnvSpec:
+        """By which Gymnasium makes another one with these arguments."""
+        raise NotImplementedError
+
+    # Starting
+
+    def start(self) -> Self:
+        """Start or attach, and connect, unless that is done already; returns self.
+
+        Raises:
+            ConfigError: the task or an argument cannot be had as asked.
+            ConnectError: the host cannot be reached (HostKeyError, AuthError), or the server does not start
+                (StartError, with its phase, exit status or signal, and the log's tail).
+            TaskError: the task raised while it was made.
+            DeadlineExceeded: not ready within `start_timeout_s`; the message says in which phase it was.
+        """
+        self._running()
+        return self
+
+    def setup_tunnel(self) -> Place:
+        """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
+        return self._life.prepare_way()
+
+    def connect(self) -> Self:
+        """Open a session with the server, and wait for its simulator; nothing when that is done already."""
+        if self._life.session is None:
+            self._running()
+        return self
+
+    def restart(self) -> Self:
+        """Kill the simulator, however it hangs, and begin a session with a fresh one; returns self.
+
+        Its episode is gone: the next call must be `reset()`. The server stays, unless it is gone too; then a new one
+        is started. Raises as `start`.
+        """
+        self._life.restart()
+        return self
+
+    def close(self, keep: bool | None = None) -> None:
+        """End what this client started, or detach from what it attached to; may be called again.
+
+        Args:
+            keep: leave the server that we started running, warm, for a later client: `reuse=True`, `session=` or the
+                same `port` takes it. Default: `keep=`.
+
+        Raises:
+            ConfigError: it was to be kept, and cannot go on without us; nothing was ended.
+        """
+        self._life.close(keep)
+
+    # More than Gymnasium asks for
+
+    def get_scene_description(self) -> SceneDescription:
+        """What the scene looks like: shapes, and a MuJoCo model if the simulator has one; for replays without a model.
+
+        Raises:
+            Unsupported: the task does not tell.
+        """
+        return SceneDescription.from_plain(self.call("scene_description"))
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Read an attribute of the task, or call a method, by a name that the server opens to clients.
+
+        Raises:
+            InputError: the name is not open; the message lists those that are.
+        """
+        return self._running().call(name, args, kwargs, self._step_timeout_s)
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """An attribute of this object, or of the task by `call`."""
+        if name in self.__dict__ or hasattr(type(self), name):
+            return getattr(self, name)
+        try:
+            return self.call(name)
+        except InputError as error:
+            raise AttributeError(str(error)) from error
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether `get_wrapper_attr` finds it."""
+        if name in self.__dict__ or hasattr(type(self), name):
+            return True
+        session = self._life.session
+        return session is not None and name in session.ready["callable_names"]
+
+    # Watching
+
+    def status(self) -> dict[str, Any]:
+        """What the simulator does now, answered by its supervisor even while the simulator holds its interpreter.
+
+        Never raises, and starts nothing. Any thread may ask.
+
+        Returns:
+            `state`: "not started", "starting" (with `phase`), "ready", "busy" (with `call` and `steps`), "failed",
+            "dead" (with `why`), "unreachable" (with `why`) or "closed"; and `since_s`, for how long [s]. From a server
+            that answers also `pid`, `uptime_s`, `resets`, `last_line` of the log, `problems` (how many it has had),
+            `sessions` and `holders`.
+        """
+        return self._watch.status()
+
+    @overload
+    def logs(self, lines: int = 100, *, follow: Literal[False] = False) -> str: ...
+    @overload
+    def logs(self, lines: int = 100, *, follow: Literal[True]) -> Iterator[str]: ...
+    def logs(self, lines: int = 100, *, follow: bool = False) -> str | Iterator[str]:
+        """The last `lines` lines of the server's log; also after the simulator's death.
+
+        Args:
+            lines: how many.
+            follow: an iterator over these lines and then over each that is written, until the server ends. It has a
+                connection of its own, which closing the iterator frees.
+        """
+        return self._watch.follow(lines) if follow else self._watch.log_tail(lines)
+
+    def check_remote_log(self, path: str | None = None, lines: int = 100) -> RemoteLog:
+        """The last lines of a log on the host: a string, whose `problems` are what in it a user should see.
+
+        Args:
+            path: a file there; "~/" is your home. None: the server's own log.
+            lines: how many, of at most 1 MB.
+
+        Raises:
+            ConfigError, StartError: there is no such file, or you may not read it.
+            ConnectError: the host cannot be reached.
+        """
+        return self._watch.read_log(path, lines)
+
+    def check_remote_process(self, name: str) -> Processes:
+        """Your processes on the host whose command line contains `name`; none is ended.
+
+        Returns:
+            Of each its `pid`, `elapsed_s` since it began [s] and `command`.
+
+        Raises:
+            ConnectError: the host cannot be reached.
+        """
+        return self._watch.list_processes(name)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Versions and kind of the far interpreter."""
+        return dict(self._running().ready["facts"])
+
+    @property
+    def remote_spec(self) -> dict[str, Any]:
+        """Facts of the task's own spec on the far end: id, max_episode_steps, reward_threshold, nondeterministic."""
+        return dict(self._running().ready["spec"])
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What Gymnasium needs to make this *remote* environment again; the far one's is `remote_spec`."""
+        return self._spec or self._make_spec(self._given_arguments())
+
+    @spec.setter
+    def spec(self, spec: EnvSpec) -> None:
+        self._spec = spec
+        given = self._given_arguments()  # which know how to be copied, and shown
+        spec.kwargs.update({name: given[name] for name in _SHOWN_WITH_CARE if name in given})
+
+    # Life
+
+    def _task_metadata(self) -> dict[str, Any]:
+        return dict(self._running().ready["metadata"])
+
+    def _running(self) -> Session:
+        """The session, opened if there is none yet."""
+        life = self._life
+        if life.session is None:
+            life.start()
+            assert life.session is not None  # noqa: S101  start set it
+            self.render_mode = life.session.ready["render_mode"]
+        return life.session
+
+    def _renewed(self) -> Session:
+        """A session in which an episode can begin: another one where the last was lost."""
+        life = self._life
+        if life.session is not None and life.session.is_lost is not None:
+            life.check_usable()
+            life.renew()
+        return self._running()
+
+    def _all_arguments(self) -> dict[str, Any]:
+        """By name, as `__init__` takes them."""
+        return self._arguments.to_plain()
+
+    def _given_arguments(self) -> dict[str, Any]:
+        defaults = self._defaults()
+        return {name: value for name, value in self._all_arguments().items() if value is not defaults[name]}
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._life.session is not None or self._life.server is not None:
+            raise ConfigError(
+                f"a {type(self).__name__} that runs cannot be pickled; pickle it before its first use, or make another"
+            )
+        return self._given_arguments()
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        life = getattr(self, "_life", None)
+        if life is not None and life.server is not None and life.is_ours:
+            what = f"a {type(self).__name__} was not closed; use `with`, or call close()"
+            warnings.warn(what, ResourceWarning, stacklevel=2)
+            with contextlib.suppress(Exception):
+                self.close()
+
+    def __str__(self) -> str:
+        return f"<{type(self).__name__} {self._life.task.label} on {self._arguments.host or 'local'}>"
+
+    __repr__ = __str__
