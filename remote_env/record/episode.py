@@ -1,17 +1,15 @@
-"""One recorded episode in memory, and what makes it whole."""
+"""One recorded episode in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remote_env.errors import CaptureError, InputError
-from remote_env.state import POSE_SIZE, VELOCITY_SIZE, Floats, SceneLayout, SceneState
+from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 
 Array = NDArray[Any]
 Frames = Any  # (T, …) array, or a sequence of T arrays
@@ -60,6 +58,7 @@ class Episode:
         scene_values: (T + 1, layout.size) float64, row 0 after reset, or None.
         natives: T + 1 opaque states of the backend, or empty.
         dropped_bytes: what recovering a `.part` had to leave behind: a torn last record.
+        description: what the scene looks like, as far as its simulator told, or None.
     """
 
     info: EpisodeInfo
@@ -74,6 +73,7 @@ class Episode:
     scene_values: Floats | None = None
     natives: Sequence[bytes] = ()
     dropped_bytes: int = 0
+    description: SceneDescription | None = None
 
     def __len__(self) -> int:
         """How many steps, T."""
@@ -94,53 +94,3 @@ class Episode:
             SceneState(self.layout, values, native or None)
             for values, native in zip(self.scene_values, natives, strict=True)
         ]
-
-
-def check_episode(episode: Episode, path: Path) -> None:
-    """Raise CaptureError where the episode's parts do not belong together or a state is not one."""
-    steps = len(episode.rewards)
-    lengths = {"action": len(episode.actions), "terminated": len(episode.terminated)}
-    lengths |= {"truncated": len(episode.truncated), "infos": len(episode.infos) - 1}
-    lengths |= {f"observations/{key}": len(values) for key, values in episode.observations.items()}
-    if episode.scene_values is not None:
-        lengths["scene/values"] = len(episode.scene_values) - 1
-    if episode.natives:
-        lengths["scene/native"] = len(episode.natives) - 1
-    wrong = {name: length for name, length in lengths.items() if length != steps}
-    if wrong:
-        raise CaptureError(f"{path} is damaged: /rewards has {steps} steps, but {wrong}")
-    if not (np.isfinite(episode.info.rate_hz) and episode.info.rate_hz > 0):
-        raise CaptureError(f"{path} is damaged: rate_hz is {episode.info.rate_hz}")
-    _check_states(episode, path)
-
-
-def _check_states(episode: Episode, path: Path) -> None:
-    """As `SceneState.check` on every row, all rows at once."""
-    layout, values = episode.layout, episode.scene_values
-    if layout is None or values is None:
-        return
-    if values.ndim != 2 or values.shape[1] != layout.size or values.dtype != np.float64:
-        raise CaptureError(
-            f"{path} is damaged: /scene/values is {values.dtype} {values.shape}; its layout needs float64 "
-            f"rows of {layout.size}"
-        )
-    norms = np.linalg.norm(values[:, quaternion_indices(layout)], axis=2)
-    bad = ~np.isfinite(values).all(axis=1) | ~(np.abs(norms - 1.0) <= 1e-3).all(axis=1)
-    if not bad.any():
-        return
-    step = int(np.argmax(bad))
-    try:
-        SceneState(layout, values[step]).check()
-    except InputError as error:
-        raise CaptureError(f"{path}: the scene state in row {step} is not one: {error}") from error
-    raise CaptureError(f"{path}: the scene state in row {step} has the time {values[step, 0]}")
-
-
-def quaternion_indices(layout: SceneLayout) -> NDArray[np.intp]:
-    """(Q, 4) places of every quaternion in a state's vector."""
-    starts = []
-    for entity in layout.entities:
-        start = layout.offsets[entity.name]
-        links = start + POSE_SIZE + VELOCITY_SIZE + 2 * len(entity.joint_names)
-        starts += [start, *range(links, links + POSE_SIZE * len(entity.link_names), POSE_SIZE)]
-    return np.array(starts, np.intp)[:, None] + np.arange(3, 7)

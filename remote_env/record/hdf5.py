@@ -1,11 +1,12 @@
-"""The HDF5 file of one episode: write it whole or not at all, read it checked.
+"""The HDF5 file of one episode: write it whole or not at all.
 
 The file is what ACT and ALOHA tools read, T steps long: attribute `sim`, `/action` (T, …),
 `/observations/qpos`, `/observations/qvel` and `/observations/images/<camera>` as seen *before* each action.
 Beside it: `/rewards`, `/terminated`, `/truncated` (T,), `/infos` (T + 1 lines of JSON, the first is
 reset's), `/final_observation/…` (what was seen after the last action) and `/scene/values` (T + 1, size) with
-the attribute `layout`: row 0 is the state after reset and row t + 1 the state after action t. Every number
-carries a checksum (Fletcher-32) that reading verifies.
+the attribute `layout`: row 0 is the state after reset and row t + 1 the state after action t. What the scene
+looks like, where its simulator told, is in `/scene`'s `shapes`, `mjcf` and `notes`. Every number carries a
+checksum (Fletcher-32) that reading verifies. `remote_env.record.reading` is the other half.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import h5py
 import numpy as np
 
 from remote_env.errors import CaptureError, InputError
-from remote_env.record.episode import Array, Episode, EpisodeInfo, check_episode
-from remote_env.state import Floats, SceneLayout
+from remote_env.record.episode import Array, Episode
+from remote_env.state import Floats, SceneDescription
 
 SCHEMA = "remote-env/episode"
 SCHEMA_VERSION = 1
+MAX_ATTRIBUTE_BYTES = 60_000  # HDF5 itself takes less than 64 KiB; longer texts become datasets of the same name
 
 
 def write_episode(episode: Episode, path: Path) -> None:
@@ -141,7 +143,9 @@ def _fill_file(file: h5py.File, episode: Episode) -> None:
     file.create_dataset("infos", data=lines, dtype=h5py.string_dtype())
     if episode.layout is not None:
         _write_array(file, "scene/values", cast(Floats, episode.scene_values))
-        file["scene"].attrs["layout"] = json.dumps(episode.layout.to_plain())
+        write_text(file["scene"], "layout", json.dumps(episode.layout.to_plain()))
+    if episode.description is not None:
+        _write_description(file.require_group("scene"), episode.description)
     if episode.natives:
         rows = [np.frombuffer(native, np.uint8) for native in episode.natives]
         natives = file.create_dataset("scene/native", (len(rows),), h5py.vlen_dtype(np.uint8))
@@ -161,9 +165,31 @@ def _write_attributes(file: h5py.File, episode: Episode) -> None:
     file.attrs["created_s"] = info.created_s
     file.attrs["complete"] = episode.complete
     for name in ("env_kwargs", "versions", "extra"):
-        file.attrs[name] = json.dumps(getattr(info, name))
+        write_text(file, name, json.dumps(getattr(info, name)))
     if info.seed is not None:
         file.attrs["seed"] = json.dumps(info.seed)  # as text: a seed may be wider than 64 bits
+
+
+def _write_description(scene: h5py.Group, description: SceneDescription) -> None:
+    plain = description.to_plain()
+    write_text(scene, "shapes", json.dumps(plain["shapes"]))
+    write_text(scene, "notes", json.dumps(plain["notes"]))
+    if description.mjcf:
+        _write_string(scene, "mjcf", description.mjcf)
+
+
+def write_text(group: h5py.Group, name: str, text: str) -> None:
+    """Put `text` into the attribute `name` of `group`; one that is too long for that into a dataset."""
+    if len(text.encode()) <= MAX_ATTRIBUTE_BYTES:
+        group.attrs[name] = text
+    else:
+        _write_string(group, name, text)
+
+
+def _write_string(group: h5py.Group, name: str, text: str) -> None:
+    data = text.encode()
+    kind = h5py.string_dtype("utf-8", len(data))
+    group.create_dataset(name, data=np.array([data], kind), chunks=True, compression="gzip", fletcher32=True)
 
 
 def _write_array(file: h5py.File, name: str, array: Array) -> None:
@@ -197,66 +223,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def read_hdf5(path: Path, *, images: bool) -> Episode:
-    """The episode in `path`, checked.
-
-    Raises:
-        CaptureError: the file is missing, damaged or no capture; the message says which part of it.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            episode = _read_file(file, images=images)
-    except FileNotFoundError as error:
-        raise CaptureError(f"there is no capture {path}") from error
-    # h5py reports damage as any of these; which one depends on where the damage lies.
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise CaptureError(f"{path} is damaged or is not a capture: {error}") from error
-    check_episode(episode, path)
-    return episode
-
-
-def _read_file(file: h5py.File, *, images: bool) -> Episode:
-    schema, version = file.attrs.get("schema"), file.attrs.get("schema_version")
-    if schema != SCHEMA or version != SCHEMA_VERSION:
-        raise ValueError(f"its schema is {schema!r} version {version}; this reads {SCHEMA!r} version {SCHEMA_VERSION}")
-    layout = None
-    if "scene" in file:
-        layout = SceneLayout.from_plain(json.loads(file["scene"].attrs["layout"]))
-    natives = file["scene/native"][:] if "scene/native" in file else []
-    return Episode(
-        _read_info(file),
-        actions=file["action"][:],
-        rewards=file["rewards"][:],
-        terminated=file["terminated"][:],
-        truncated=file["truncated"][:],
-        infos=[json.loads(line) for line in file["infos"].asstr()[:]],
-        observations=_read_observations(file["observations"], images=images),
-        final_observation=_read_observations(file["final_observation"], images=images)
-        if "final_observation" in file
-        else {},
-        layout=layout,
-        scene_values=file["scene/values"][:] if layout is not None else None,
-        natives=[row.tobytes() for row in natives],
-    )
-
-
-def _read_info(file: h5py.File) -> EpisodeInfo:
-    attrs = file.attrs
-    plain = {name: json.loads(attrs[name]) for name in ("env_kwargs", "versions", "extra")}
-    return EpisodeInfo(
-        rate_hz=float(attrs["rate_hz"]),
-        task=str(attrs["task"]),
-        seed=json.loads(attrs["seed"]) if "seed" in attrs else None,
-        host=str(attrs["host"]),
-        created_s=float(attrs["created_s"]),
-        **plain,
-    )
-
-
-def _read_observations(group: h5py.Group, *, images: bool) -> dict[str, Array]:
-    found = {key: np.asarray(group[key][()]) for key in group if key != "images"}
-    if images and "images" in group:
-        found |= {f"images/{camera}": np.asarray(values[()]) for camera, values in group["images"].items()}
-    return found

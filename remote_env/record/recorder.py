@@ -21,7 +21,7 @@ from remote_env.record.episode import EpisodeInfo
 from remote_env.record.hdf5 import write_episode
 from remote_env.record.part import PartWriter
 from remote_env.record.recovery import assemble
-from remote_env.state import SceneLayout, SceneState
+from remote_env.state import SceneDescription, SceneLayout, SceneState
 
 Array = NDArray[Any]
 _PACKAGES = ("remote-env", "numpy", "gymnasium", "mujoco", "h5py")
@@ -157,8 +157,17 @@ class Recorder:
         *,
         state: SceneState | None = None,
         seed: int | None = None,
+        description: SceneDescription | None = None,
     ) -> Path:
         """Begin an episode with what `reset` returned; gives the path that `finish` will write.
+
+        Args:
+            observation: what was seen first.
+            info: of the reset.
+            state: the scene after it; each step then brings one too.
+            seed: what the reset was given.
+            description: what the scene looks like (`RemoteEnv.get_scene_description()`), so that the capture can be
+                replayed without a model of its own.
 
         Raises:
             InputError: an episode is open already.
@@ -173,6 +182,7 @@ class Recorder:
         fields = {
             "info": dataclasses.asdict(about),
             "layout": self._layout.to_plain() if self._layout is not None else None,
+            "description": description.to_plain() if description is not None else None,
             "step_info": to_plain(info or {}),
         }
         part = self._open_part()

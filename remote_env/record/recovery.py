@@ -10,27 +10,33 @@ from pathlib import Path
 import numpy as np
 
 from remote_env.errors import CaptureError
-from remote_env.record.episode import Episode, EpisodeInfo, check_episode
-from remote_env.record.hdf5 import read_hdf5, write_episode
+from remote_env.record.checks import check_episode
+from remote_env.record.episode import Episode, EpisodeInfo
+from remote_env.record.hdf5 import write_episode
 from remote_env.record.part import Record, read_part
-from remote_env.state import SceneLayout
+from remote_env.record.reading import read_hdf5
+from remote_env.state import SceneDescription, SceneLayout
 
 
-def read_episode(path: str | os.PathLike[str], *, images: bool = True) -> Episode:
+def read_episode(path: str | os.PathLike[str], *, images: bool = True, check: bool = True) -> Episode:
     """The episode in a `.hdf5` capture, checked; a `.part` is recovered as `recover_part` does.
 
     Args:
         path: the file.
         images: also load the camera images.
+        check: refuse what contradicts itself: wrong lengths, states that are none, time that runs backwards. Without,
+            only what cannot be read is refused: for looking at what is wrong.
 
     Raises:
         CaptureError: the file is missing, damaged or no capture; the message says which part of it.
     """
     path = Path(path)
-    return recover_part(path) if path.suffix == ".part" else read_hdf5(path, images=images)
+    if path.suffix == ".part":
+        return recover_part(path, check=check)
+    return read_hdf5(path, images=images, check=check)
 
 
-def recover_part(path: str | os.PathLike[str]) -> Episode:
+def recover_part(path: str | os.PathLike[str], *, check: bool = True) -> Episode:
     """The whole steps of a recording that did not end, up to the first damaged record.
 
     Raises:
@@ -40,7 +46,8 @@ def recover_part(path: str | os.PathLike[str]) -> Episode:
     episode = assemble(path)
     stacked = {key: np.stack(values) for key, values in episode.observations.items() if len(values)}
     episode = dataclasses.replace(episode, observations=stacked)
-    check_episode(episode, path)
+    if check:
+        check_episode(episode, path)
     return episode
 
 
@@ -85,6 +92,7 @@ def assemble(path: Path) -> Episode:
         scene_values=np.stack([record.arrays["scene"] for record in records]) if layout else None,
         natives=_natives(records),
         dropped_bytes=dropped,
+        description=SceneDescription.from_plain(fields["description"]) if fields.get("description") else None,
     )
 
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def state_at(step: int, *, native: bytes | None = None) -> SceneState:
     values = np.random.default_rng(step).normal(size=LAYOUT.size)
+    values[0] = step / 50.0
     for start in (4, 4 + 17, 4 + 24, LAYOUT.offsets["box"] + 3):
         values[start : start + 4] /= np.linalg.norm(values[start : start + 4])
     return SceneState(LAYOUT, values, native)
