@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 from gymnasium.envs.registration import EnvSpec
 
 from remote_env.env.arguments import Arguments
-from remote_env.env.life import Life
+from remote_env.env.life import Life, S
 from remote_env.env.places import Place
 from remote_env.env.processes import Processes
 from remote_env.env.task import TaskChoice
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError
-from remote_env.session import Session
 from remote_env.state import SceneDescription
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ class _Metadata:
 
     of_class: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "rgb_array_list", "ansi"]}
 
-    def __get__(self, instance: Client | None, owner: type) -> dict[str, Any]:
+    def __get__(self, instance: Client[Any] | None, owner: type) -> dict[str, Any]:
         return self.of_class if instance is None else instance._task_metadata()
 
 
-class Client:
+class Client(Generic[S]):
     """A hold on a task server, with the arguments of `RemoteEnv`.
 
     Args:
@@ -48,7 +47,7 @@ class Client:
     _step_timeout_s: float
     _reset_timeout_s: float
 
-    def _set_up(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., Session] = Session) -> None:
+    def _set_up(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., S]) -> None:
         """Note what was asked for; nothing is started."""
         self._arguments = arguments
         self._step_timeout_s, self._reset_timeout_s = arguments.step_timeout_s, arguments.reset_timeout_s
@@ -227,7 +226,7 @@ class Client:
     def _task_metadata(self) -> dict[str, Any]:
         return dict(self._running().ready["metadata"])
 
-    def _running(self) -> Session:
+    def _running(self) -> S:
         """The session, opened if there is none yet."""
         life = self._life
         if life.session is None:
@@ -236,7 +235,7 @@ class Client:
             self.render_mode = life.session.ready["render_mode"]
         return life.session
 
-    def _renewed(self) -> Session:
+    def _renewed(self) -> S:
         """A session in which an episode can begin: another one where the last was lost."""
         life = self._life
         if life.session is not None and life.session.is_lost is not None:

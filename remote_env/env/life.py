@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from remote_env.env.arguments import Arguments
 from remote_env.env.ending import end_at_exit, end_by_signals, has_ended
@@ -17,18 +17,20 @@ from remote_env.env.server import STOP_TIMEOUT_S, Server
 from remote_env.env.starting import Search, describe_client, log_differences
 from remote_env.env.task import TaskChoice
 from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, RemoteEnvError, StartError
-from remote_env.session import ControlLink, Monitor, Session, remote_logger
+from remote_env.session import ControlLink, Monitor, TaskSession, remote_logger
 
 log = logging.getLogger("remote_env")
 
+S = TypeVar("S", bound=TaskSession)
 
-class Life:
+
+class Life(Generic[S]):
     """What a RemoteEnv holds, from its first use to its end.
 
     Args:
         arguments: of the environment.
         task: what is to run.
-        open_session: makes a session, as `Session` does.
+        open_session: makes a session, with the arguments of `TaskSession`.
 
     Attributes:
         task: what runs.
@@ -40,18 +42,18 @@ class Life:
         is_closed: for good.
     """
 
-    def __init__(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., Session] = Session) -> None:
+    def __init__(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., S]) -> None:
         self.arguments, self.task, self._open_session_with = arguments, task, open_session
         self.place: Place | None = None
         self.server: Server | None = None
-        self.session: Session | None = None
+        self.session: S | None = None
         self.monitor: Monitor | None = None
         self.progress: StartProgress | None = None
         self.is_closed = False
         self._pid = os.getpid()
         self._bookmark: tuple[int, int] | None = None  # up to where the server's log has been passed on
         self._is_kept = False
-        self._of_parent: Session | None = None
+        self._of_parent: S | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -254,7 +256,7 @@ class Life:
         self.renew()
         log.warning("%s was restarted as asked: its episode is gone; call reset() to begin another", self.task.label)
 
-    def _kill_simulator(self, session: Session) -> None:
+    def _kill_simulator(self, session: S) -> None:
         try:
             session.control.kill(time.monotonic() + STOP_TIMEOUT_S)
         except RemoteEnvError as lost:

@@ -18,7 +18,7 @@ from remote_env.session import Session
 class PolicySide(gymnasium.Env[Any, Any]):
     """The part of `RemoteEnv` that has the far end's policy act."""
 
-    _life: Life
+    _life: Life[Session]
     _step_timeout_s: float
     _reset_timeout_s: float
     _capture_state: bool

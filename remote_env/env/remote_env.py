@@ -20,7 +20,7 @@ from remote_env.session import Session
 from remote_env.state import SceneState
 
 
-class RemoteEnv(Client, PolicySide):  # type: ignore[misc]  # a spec that is a property
+class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec that is a property
     """An ordinary Gymnasium environment whose simulator lives on another machine.
 
     The server starts at first use (or on `with`); `close()` ends what this client started and only detaches from what
@@ -144,7 +144,7 @@ class RemoteEnv(Client, PolicySide):  # type: ignore[misc]  # a spec that is a p
             raise unknown_arguments(unknown)
         arguments = Arguments(**{name: given[name] for name in Arguments.names()})
         self._pace = Pace()
-        self._set_up(arguments, choose_task(arguments))
+        self._set_up(arguments, choose_task(arguments), Session)
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:

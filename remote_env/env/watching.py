@@ -11,7 +11,7 @@ from remote_env.env.life import Life
 from remote_env.env.processes import Processes
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.protocol.log_text import Problem, find_problems
-from remote_env.session import ControlLink, follow_log
+from remote_env.session import ControlLink, TaskSession, follow_log
 
 ASK_TIMEOUT_S = 2.0  # a supervisor answers at once
 READ_TIMEOUT_S = 30.0
@@ -42,7 +42,7 @@ class RemoteLog(str):
 class Watch:
     """Asks about the server of a `Life`, and remembers since when it has not answered."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Life[Any]) -> None:
         self._life = life
         self._silent_since: float | None = None
 
@@ -51,7 +51,8 @@ class Watch:
         life = self._life
         if life.is_closed:
             return {"state": "closed"}
-        progress, session = life.progress, life.session
+        progress = life.progress
+        session: TaskSession | None = life.session
         if progress is not None:
             return {
                 "state": "starting",
@@ -93,7 +94,8 @@ class Watch:
 
     def log_tail(self, lines: int) -> str:
         """The last lines of the server's log; also when its links are gone."""
-        session, server = self._life.session, self._life.server  # which another thread may end meanwhile
+        session: TaskSession | None = self._life.session  # which another thread may end meanwhile
+        server = self._life.server
         if session is not None:
             with contextlib.suppress(RemoteEnvError):
                 return session.control.logs(lines)

@@ -5,5 +5,16 @@ from remote_env.session.explain import describe
 from remote_env.session.follow import follow_log
 from remote_env.session.monitor import Monitor, remote_logger
 from remote_env.session.session import Session
+from remote_env.session.task_session import TaskSession
 
-__all__ = ["ControlLink", "Dial", "LogPart", "Monitor", "Session", "describe", "follow_log", "remote_logger"]
+__all__ = [
+    "ControlLink",
+    "Dial",
+    "LogPart",
+    "Monitor",
+    "Session",
+    "TaskSession",
+    "describe",
+    "follow_log",
+    "remote_logger",
+]
