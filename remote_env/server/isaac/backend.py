@@ -1,0 +1,340 @@
+"""IsaacLabBackend: one Isaac Lab environment, or a batch of them, served from the process's main thread."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector.utils import batch_space
+
+from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
+from remote_env.server.backend import Backend
+from remote_env.server.isaac.extras import plain_extras, success_of
+from remote_env.server.isaac.lab import Lab
+from remote_env.server.isaac.observations import check_action, choose_groups, nan_parts, observed_space, row
+from remote_env.server.isaac.options import Options, apply_overrides
+from remote_env.server.isaac.scene import IsaacScene
+from remote_env.server.isaac.tasks import Task, find_task
+from remote_env.server.isaac.transfer import to_host
+from remote_env.state import Floats, SceneLayout, SceneState
+
+FINAL_OBSERVATION = "final_obs"  # as Isaac Lab 3 and Gymnasium's vector environments call it
+
+
+class IsaacLabBackend(Backend):
+    """Serves a `DirectRLEnv` or `ManagerBasedRLEnv` of Isaac Lab 3.x or 2.x.
+
+    Tensors stay on the device until a step's answer crosses in one copy. Isaac Lab resets an environment in the step
+    that ends its episode; what an episode ended with is kept from before that. With one environment, a plain `reset`
+    after the end returns the observation of the reset that has happened already; one with a seed resets again.
+
+    `metadata["final_observation"]` says whether a step that ends an episode observes its end; where it is False (2.x)
+    that step observes the next episode's beginning, because the simulator computes nothing else. `state` is the end's
+    either way.
+
+    States hold what `IsaacScene` says; there is no `native` state, because the solver's own memory has no interface.
+    """
+
+    def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
+        """Build `env`: a registered id, "module:Id", "module:Class", "file.py:Class", or a callable; see `Options`."""
+        self._options = options = Options.parse(kwargs)
+        sys.argv[1:] = []  # ours; Isaac's launchers and Hydra read what is there
+        self._lab = make_lab()
+        try:
+            self._lab.begin(options)
+            task = find_task(env, options.cfg_class)
+            self._make_env(task, options)
+        except BaseException:
+            self._lab.close()
+            raise
+        self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))
+        self._reset_hook()
+        self._take_spaces(task)
+
+    def _make_env(self, task: Task, options: Options) -> None:
+        cfg, self.mjcf = None, ""
+        if task.task_id is not None:
+            cfg = self._lab.registered_cfg(task.task_id, options)
+        elif task.cfg_class is not None:
+            cfg = task.cfg_class()
+        with tempfile.TemporaryDirectory(prefix="remote-env-mjcf-") as folder:
+            if cfg is not None:
+                self._lab.ask_for_final_observation(cfg)
+                self._configure(cfg, options)
+                self._lab.ask_for_mjcf(cfg, f"{folder}/scene.xml")
+            self._lab.launch(cfg, options)
+            self._env = self._construct(task, cfg, options)
+            written = Path(folder, "scene.xml")
+            self.mjcf = written.read_text() if written.exists() else ""
+        self._task: Any = self._env.unwrapped
+        self._has_final_observation = bool(getattr(self._task.cfg, "compute_final_obs", False))
+        count = self._task.num_envs
+        if count != (self.num_envs or 1):
+            self._env.close()
+            raise ConfigError(f"{task.name} made {count} environments where {self.num_envs or 1} were asked for")
+
+    def _configure(self, cfg: Any, options: Options) -> None:
+        if not hasattr(cfg, "sim") or not hasattr(cfg, "scene"):
+            raise ConfigError(f"{type(cfg).__name__} is no configuration of an Isaac Lab environment: no sim and scene")
+        apply_overrides(cfg, options.cfg)
+        cfg.sim.device = options.device
+        cfg.scene.num_envs = self.num_envs or 1
+        if options.seed is not None:
+            cfg.seed = options.seed
+
+    def _construct(self, task: Task, cfg: Any, options: Options) -> Any:
+        import gymnasium
+
+        given = dict(options.task_kwargs)
+        if options.render_mode is not None:
+            given["render_mode"] = options.render_mode
+        if task.task_id is not None:
+            return gymnasium.make(task.task_id, cfg=cfg, disable_env_checker=True, **given)
+        if cfg is not None:
+            return task.factory(cfg=cfg, **given)
+        return task.factory(num_envs=self.num_envs or 1, device=options.device, **given)
+
+    def _take_spaces(self, task: Task) -> None:
+        """Look at a first observation: spaces are advertised that it obeys."""
+        env, single = self._task, self.num_envs is None
+        observation = to_host(choose_groups(self._env.reset()[0], self._options.observation))
+        declared = choose_groups(getattr(env.single_observation_space, "spaces", {}), self._options.observation)
+        if isinstance(declared, dict):
+            from gymnasium import spaces
+
+            declared = spaces.Dict(declared)
+        self.single_observation_space = observed_space(declared, observation)
+        self.single_action_space = env.single_action_space
+        self.observation_space = self.single_observation_space
+        self.action_space = self.single_action_space
+        if not single:
+            self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+            self.action_space = batch_space(self.single_action_space, env.num_envs)
+            self.autoreset_mode = "SAME_STEP"
+        self.render_mode = self._options.render_mode
+        self.spec = {"id": task.name, "max_episode_steps": int(env.max_episode_length)}
+        self.metadata = {
+            "render_modes": ["rgb_array"],
+            "render_fps": 1.0 / env.step_dt,
+            "final_observation": self._has_final_observation,
+            "isaaclab": self._scene.layout.source,
+        }
+        self._pending: tuple[Any, dict[str, Any]] | None = None
+        self._ended_scene: Floats | None = None
+        self._left_out: set[str] = set()
+
+    def _reset_hook(self) -> None:
+        """Keep the scenes of environments that are about to be reset: afterwards they are the next episode's."""
+        original = self._task._reset_idx
+        self._endings: list[tuple[Any, Any]] = []  # which environments are reset, and all scenes right before
+        self._is_stepping = self._wants_states = False
+
+        def keep_and_reset(env_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._is_stepping:
+                self._endings.append((env_ids, self._scene.raw()))
+            return original(env_ids, *args, **kwargs)
+
+        self._task._reset_idx = keep_and_reset
+
+    # Episodes
+
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        """See `Backend.reset`; `seed` is that of all environments together."""
+        if seed is not None and not isinstance(seed, (int, np.integer)):
+            raise InputError(f"seed={seed!r}: Isaac Lab draws for all environments from one generator; give one number")
+        if options and "reset_mask" in options:
+            raise InputError("reset_mask: Isaac Lab resets environments itself, in the step that ends them")
+        pending, self._pending, self._ended_scene = self._pending, None, None
+        self._endings, self._ready_raw = [], None
+        if pending is not None and seed is None and not options:
+            return pending
+        self._forget_final_observation()
+        observation, extras = self._env.reset(seed=None if seed is None else int(seed), options=options)
+        host = to_host([choose_groups(observation, self._options.observation), _own(extras)])
+        info = self._info(host[1])
+        return (row(host[0], 0) if self.num_envs is None else host[0]), info
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """See `Backend.step`."""
+        import torch
+
+        given = check_action(action, self.single_action_space, self.num_envs)
+        self._pending = self._ended_scene = None
+        self._endings = []
+        self._forget_final_observation()
+        self._is_stepping = True
+        try:
+            observation, reward, terminated, truncated, extras = self._env.step(
+                torch.as_tensor(given, device=self._task.device)
+            )
+        finally:
+            self._is_stepping = False
+        host = self._bring(observation, reward, terminated, truncated, extras)
+        if self.num_envs is None:
+            return self._step_of_one(*host)
+        return self._step_of_batch(*host)
+
+    def _bring(self, observation: Any, reward: Any, terminated: Any, truncated: Any, extras: Any) -> Any:
+        """What a step gave, on the host, by one copy; with the scene, if the last step's was asked for."""
+        wanted = self._options.observation
+        final = extras.get(FINAL_OBSERVATION)  # of this step: an older one was taken away before it
+        is_wanted, self._wants_states = self._wants_states, False
+        device = [
+            choose_groups(observation, wanted),
+            reward,
+            terminated,
+            truncated,
+            _own(extras),
+            None if final is None else choose_groups(final, wanted),
+            self._scene.raw() if is_wanted else None,
+        ]
+        *host, self._ready_raw = to_host(device)
+        return host
+
+    def _step_of_one(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, extras: Any, final: Any
+    ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        info = self._info(extras)
+        self._tell_nan(observation if final is None else final, reward)
+        now = row(observation, 0)
+        if terminated[0] or truncated[0]:
+            self._pending = now, info
+            now = now if final is None else row(final, 0)
+            info = {**info, "final_observation": final is not None}
+        return now, float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def _step_of_batch(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, extras: Any, final: Any
+    ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        info = self._info(extras)
+        ended = terminated | truncated
+        if final is not None and ended.any():
+            info[FINAL_OBSERVATION], info[f"_{FINAL_OBSERVATION}"] = final, ended
+        if found := nan_parts(observation, reward):
+            print(f"NaN from the simulator in {sorted(found)}", file=sys.stderr, flush=True)
+            info["is_nan"] = np.logical_or.reduce(list(found.values()))
+        return observation, reward, terminated, truncated, info
+
+    def _tell_nan(self, observation: Any, reward: Any) -> None:
+        if found := nan_parts(observation, reward):
+            raise TaskError(
+                f"the simulator gave NaN in {sorted(found)}; its physics has diverged, as with too large a time step "
+                "or action: reset() starts anew"
+            )
+
+    def _info(self, extras: Any) -> dict[str, Any]:
+        before = len(self._left_out)
+        info: dict[str, Any] = plain_extras(
+            extras, self._task.num_envs, single=self.num_envs is None, left_out=self._left_out
+        )
+        if len(self._left_out) > before:
+            print(f"extras that cannot cross are left out: {sorted(self._left_out)}", flush=True)
+        success = success_of(info)
+        if success is None:
+            success = self._success_term()
+        if success is not None:
+            info["is_success"] = success
+        return info
+
+    def _success_term(self) -> Any:
+        """What a termination term called success says; None when there is none."""
+        manager = getattr(self._task, "termination_manager", None)
+        if manager is None or "success" not in manager.active_terms:
+            return None
+        value = to_host(manager.get_term("success")).astype(bool)
+        return bool(value[0]) if self.num_envs is None else value
+
+    def _forget_final_observation(self) -> None:
+        """Isaac Lab leaves the last one in `extras` for ever, so that an old one would look like this step's."""
+        self._task.extras.pop(FINAL_OBSERVATION, None)
+
+    # States
+
+    def state(self, *, native: bool) -> SceneState:
+        """See `Backend.state`; after an episode's end, the scene in which it ended until the next reset."""
+        if native:
+            raise Unsupported("Isaac Lab has no native state: what a solver keeps between steps cannot be read or set")
+        if self._endings and self._ended_scene is None:
+            self._ended_scene = self._ending_values()[1][0]
+        if self._ended_scene is not None:
+            self._wants_states = True
+            return SceneState(self._scene.layout, self._ended_scene.copy())
+        return SceneState(self._scene.layout, self._values()[0])
+
+    def restore(self, state: SceneState) -> None:
+        """See `Backend.restore`."""
+        self.restore_states(state.layout, state.values[None], [0])
+
+    def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
+        """See `Backend.states`."""
+        return self._scene.layout, self._values()[np.asarray(env_ids, np.intp)]
+
+    def _values(self) -> Floats:
+        raw = self._ready_raw
+        if raw is None:
+            raw = to_host(self._scene.raw())
+        self._wants_states = True  # likely of the next step too: then it comes along
+        return self._scene.values(raw)
+
+    def final_states(self) -> tuple[Sequence[int], Floats] | None:
+        """See `Backend.final_states`."""
+        return self._ending_values() if self._endings else None
+
+    def _ending_values(self) -> tuple[list[int], Floats]:
+        ids, rows = [], []
+        for env_ids, raw in to_host(self._endings):
+            chosen = np.arange(self._task.num_envs)[env_ids]
+            ids += chosen.tolist()
+            rows.append(self._scene.values(raw[chosen]))
+        return ids, np.concatenate(rows)
+
+    def restore_states(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
+        """See `Backend.restore_states`."""
+        self._scene.write(layout, values, env_ids)
+        self._pending = self._ended_scene = self._ready_raw = None
+        self._endings = []
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        try:
+            self._env.close()
+        finally:
+            self._lab.close()
+
+
+def make_lab() -> Lab:
+    """What the installed version of Isaac Lab does its own way; nothing of Isaac is imported for it.
+
+    Raises:
+        ConfigError: Isaac Lab is not installed here.
+    """
+    spec = importlib.util.find_spec("isaaclab")
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"simulator='isaaclab': {sys.executable} has no isaaclab; pass python= with the interpreter that has it, "
+            "such as '~/IsaacLab/isaaclab.sh -p'"
+        )
+    if Path(spec.origin).with_name("app").joinpath("sim_launcher.py").exists():
+        from remote_env.server.isaac.lab3 import Lab3
+
+        return Lab3()
+    from remote_env.server.isaac.lab2 import Lab2
+
+    return Lab2()
+
+
+def _source(cfg: Any) -> str:
+    """The simulator and its version, for a state's layout."""
+    physics = getattr(getattr(cfg, "sim", None), "physics", None)
+    engine = f" {type(physics).__name__.removesuffix('Cfg')}" if physics is not None else ""
+    return f"isaaclab {importlib.metadata.version('isaaclab')}{engine}"
+
+
+def _own(extras: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in extras.items() if key != FINAL_OBSERVATION}

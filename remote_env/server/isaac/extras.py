@@ -1,0 +1,53 @@
+"""What an Isaac Lab environment says besides observations and rewards, as infos that can cross. No Isaac here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SUCCESS_NAMES = ("is_success", "success", "successes")
+
+
+def plain_extras(extras: Mapping[str, Any], num_envs: int, *, single: bool, left_out: set[str], path: str = "") -> Any:
+    """An info from `extras` that are on the host: arrays per environment, floats for single numbers.
+
+    Args:
+        extras: nested; arrays where tensors were.
+        num_envs: how many environments there are.
+        single: whether to give the one environment's own values instead of arrays with one row.
+        left_out: gets the key paths of what cannot cross, such as objects of the simulator's.
+        path: of `extras` itself.
+    """
+    info: dict[str, Any] = {}
+    for key, value in extras.items():
+        name = f"{path}{key}"
+        if isinstance(value, Mapping):
+            info[str(key)] = plain_extras(value, num_envs, single=single, left_out=left_out, path=f"{name}/")
+        elif isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub":
+            info[str(key)] = _plain_array(np.asarray(value), num_envs, single=single)
+        elif value is None or isinstance(value, (str, bool, int, float)):
+            info[str(key)] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(item, (str, bool, int, float)) for item in value):
+            info[str(key)] = list(value)
+        else:
+            left_out.add(name)
+    return info
+
+
+def _plain_array(array: Any, num_envs: int, *, single: bool) -> Any:
+    if array.ndim == 0:
+        return bool(array) if array.dtype.kind == "b" else float(array)
+    if single and len(array) == num_envs == 1:
+        return array[0].item() if array.ndim == 1 else array[0]
+    return array
+
+
+def success_of(info: Mapping[str, Any]) -> Any:
+    """What the task says about success, by one of the names in use; None when it says nothing."""
+    for name in SUCCESS_NAMES:
+        if name in info:
+            value = info[name]
+            return value.astype(bool) if isinstance(value, np.ndarray) else bool(value)
+    return None
