@@ -8,15 +8,20 @@ replay(states, "model.xml").save_video("episode.mp4")
 report = replay_episode("episode_000.hdf5", "model.xml", video="episode_000.mp4", images_dir="images")
 """
 
-from remote_env.replay.episode import Replay, ReplayReport, replay, replay_episode
+from remote_env.replay.episode import ReplayReport, replay_episode
 from remote_env.replay.fidelity import Fidelity
 from remote_env.replay.frames import View
+from remote_env.replay.images import save_contact_sheet, save_still
+from remote_env.replay.mirror import Mirror
 from remote_env.replay.replayer import Frame, Model, Replayer, load_model
-from remote_env.replay.video import save_contact_sheet, save_still, save_video
+from remote_env.replay.show import Replay, replay
+from remote_env.replay.video import save_video
+from remote_env.replay.viewer import view
 
 __all__ = [
     "Fidelity",
     "Frame",
+    "Mirror",
     "Model",
     "Replay",
     "ReplayReport",
@@ -28,4 +33,5 @@ __all__ = [
     "save_contact_sheet",
     "save_still",
     "save_video",
+    "view",
 ]
