@@ -1,115 +1,37 @@
-"""Whole replays: states in; video, stills, contact sheet and fidelity out."""
+"""Whole replays: a capture in; video, frames, stills, contact sheet and fidelity out."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from remote_env.errors import InputError, ReplayError
-from remote_env.record import Episode, read_episode
+from remote_env.errors import InputError
 from remote_env.render import Quality
+from remote_env.replay.cameras import Cameras
+from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF
 from remote_env.replay.fidelity import Fidelity
-from remote_env.replay.frames import View, default_processes, render_here, render_in_processes
-from remote_env.replay.replayer import Frame, Model, Replayer, load_model
-from remote_env.replay.video import save_contact_sheet, save_still, save_video
-from remote_env.state import SceneState
+from remote_env.replay.frames import View
+from remote_env.replay.outputs import Outputs, Still
+from remote_env.replay.pictures import (
+    Capture,
+    Look,
+    Shown,
+    names_images,
+    picture_alone,
+    picture_beside_images,
+    picture_of_two,
+    show_capture,
+)
+from remote_env.replay.replayer import Model
+from remote_env.replay.timeline import default_rate, frame_times
 
 DEFAULT_STILLS = 9  # a contact sheet of 3 × 3
-
-
-class Replay:
-    """Captured states shown in a local model: iterate for the frames, or save a video.
-
-    Every pass renders anew. `fidelity` is there once a pass has come to its end.
-
-    Args:
-        states: as captured, all of one layout.
-        model: as `load_model` takes it.
-        view: size, camera and quality of the frames.
-        processes: how many render; None decides by the number of frames.
-
-    Raises:
-        ReplayError: there are no states, they have different layouts, or they do not fit the model.
-        ConfigError: the camera, the size or the quality is unknown.
-    """
-
-    def __init__(self, states: Iterable[SceneState], model: Model, view: View, *, processes: int | None = None) -> None:
-        self._states = list(states)
-        if not self._states:
-            raise ReplayError("there are no scene states to replay; was the episode captured with state?")
-        if any(state.layout != self._states[0].layout for state in self._states):
-            raise ReplayError("the states have different layouts; replay the episodes one by one")
-        self._model, self._view = load_model(model), view
-        with Replayer(self._model, width=view.width, height=view.height, camera=view.camera) as replayer:
-            replayer.check_names(self._states[0].layout)
-        self.processes = processes or default_processes(len(self._states), view.quality)
-        self._fidelity: Fidelity | None = None
-
-    def __len__(self) -> int:
-        """How many frames a pass gives."""
-        return len(self._states)
-
-    def __iter__(self) -> Iterator[Frame]:
-        """(H, W, 3) uint8 RGB for each state, in order."""
-        if self.processes > 1:
-            self._fidelity = yield from render_in_processes(
-                self._states, self._model, self._view, min(self.processes, len(self._states))
-            )
-        else:
-            self._fidelity = yield from render_here(self._states, self._model, self._view)
-
-    @property
-    def fidelity(self) -> Fidelity:
-        """How far the frames are from the capture.
-
-        Raises:
-            InputError: no pass has come to its end yet.
-        """
-        if self._fidelity is None:
-            raise InputError("the fidelity is known after a whole pass: iterate, or save a video, first")
-        return self._fidelity
-
-    @property
-    def rate_hz(self) -> float:
-        """States per simulated second, from their times.
-
-        Raises:
-            InputError: their times do not advance.
-        """
-        steps = np.diff([state.time_s for state in self._states])
-        if not len(steps) or not np.median(steps) > 0:
-            raise InputError("the states' times do not advance, so their rate is unknown; pass rate_hz=")
-        return round(1.0 / float(np.median(steps)), 6)
-
-    def save_video(self, path: str | os.PathLike[str], *, rate_hz: float | None = None, progress: bool = False) -> Path:
-        """Render into an H.264 video at the states' own rate (or `rate_hz`); see `replay.save_video`."""
-        frames = _shown(self, len(self), Path(path).name, shown=progress)
-        save_video(path, frames, rate_hz or self.rate_hz)
-        return Path(path)
-
-
-def replay(
-    states: Iterable[SceneState],
-    model: Model,
-    *,
-    width: int = 640,
-    height: int = 480,
-    camera: str | None = None,
-    quality: Quality = "fast",
-    processes: int | None = None,
-) -> Replay:
-    """Show captured states in a local model: iterate over the result, or `.save_video(path)`.
-
-    Args and errors are those of `Replayer` and `Replay`.
-    """
-    return Replay(states, model, View(width, height, camera, quality), processes=processes)
 
 
 @dataclass(frozen=True)
@@ -117,13 +39,17 @@ class ReplayReport:
     """What `replay_episode` did.
 
     Attributes:
-        frames: how many were rendered: one more than the episode has steps.
+        frames: how many different frames were rendered; states that no file shows are not.
         seconds: how long rendering and encoding took [s].
-        frames_per_s: frames / seconds.
+        frames_per_s: frames / seconds; 0 where nothing had to be rendered.
         processes: how many rendered.
-        fidelity: how far the replay is from the capture.
+        fidelity: how far the replay is from the capture, over every state.
         video: the video file, or None.
         images: the stills, then the contact sheet.
+        frames_dir: the folder of numbered frames, or None.
+        video_frames: how many frames the video, or the folder, has.
+        rate_hz: frames per second of them.
+        reused: what was left as it was, since it had been made from the same.
     """
 
     frames: int
@@ -133,72 +59,133 @@ class ReplayReport:
     fidelity: Fidelity
     video: Path | None
     images: tuple[Path, ...]
+    frames_dir: Path | None = None
+    video_frames: int = 0
+    rate_hz: float = 0.0
+    reused: tuple[Path, ...] = ()
 
 
 def replay_episode(
-    capture: Episode | str | os.PathLike[str],
+    capture: Capture,
     model: Model,
     *,
+    mapping: Any = None,
     video: str | os.PathLike[str] | None = None,
+    frames_dir: str | os.PathLike[str] | None = None,
     images_dir: str | os.PathLike[str] | None = None,
     stills: Mapping[int, str] | None = None,
     name: str | None = None,
     rate_hz: float | None = None,
+    speed: float = 1.0,
     width: int = 640,
     height: int = 480,
-    camera: str | None = None,
+    camera: Cameras = None,
+    overlay: bool = False,
+    codec: str = DEFAULT_CODEC,
+    crf: int = DEFAULT_CRF,
     quality: Quality = "fast",
     processes: int | None = None,
+    beside: Capture | None = None,
+    beside_model: Model | None = None,
+    beside_mapping: Any = None,
+    labels: tuple[str, str] | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> ReplayReport:
     """Replay one capture in a local model; each file asked for appears only once it is whole.
 
+    The video lasts as long as the episode in simulated time, within one frame: each frame shows the state that is
+    nearest in time, whatever the rates of capture and video, also where the captured times are uneven. On Ctrl-C
+    what is finished of the video stays as `<video>.partial.mp4`.
+
     Args:
         capture: an episode, or the path of its `.hdf5` or `.part`.
         model: as `load_model` takes it.
+        mapping: how captured names become the model's, as `Replayer` takes it; None for the same names.
         video: where to write the video.
+        frames_dir: where to write the frames of the video as `frame_000000.png` and so on.
         images_dir: where to write `<name>_<step>_<label>.png` for each still, and `<name>_sheet.png`.
         stills: step -> label; step 0 is after reset, step t after the t-th action. None takes some evenly
             spread.
         name: of the images; by default that of the capture.
-        rate_hz: frames per second of the video; None takes the capture's.
-        width: of the frames [pixels].
-        height: of the frames [pixels].
-        camera: by name; None takes the model's first.
+        rate_hz: frames per second of the video; None takes the states' own rate, or an n-th of it below 60.
+        speed: simulated seconds per second of video; 0.5 is slow motion.
+        width: of the frames, or of each tile [pixels].
+        height: likewise.
+        camera: by name, "free", "track:BODY", or a sequence of them, which are tiled; see `cameras.aim`. None takes
+            the model's first.
+        overlay: write step, time, reward and success into the frames.
+        codec: "h264", "h265", "vp9" or "ffv1"; see `video.save_video`.
+        crf: of the codec.
         quality: "fast" or "full".
         processes: how many render; None decides by the number of frames.
+        beside: what to show beside the replay: a second capture, to its right, or "images/<camera>" of this one, to its
+            left. Both keep their own time from their start; the shorter stands still at its end.
+        beside_model: the second capture's; None takes `model`.
+        beside_mapping: likewise, where `beside_model` is given.
+        labels: of the left and the right; None names them by their files or cameras.
+        resume: leave files alone that were made from the same capture, model and settings, and go on with a folder of
+            frames.
         progress: show a bar with the time left.
 
     Raises:
         CaptureError: the capture is damaged, or the disk is full.
-        ReplayError: the capture holds no states, or does not fit the model.
-        ConfigError: the camera, the size or the quality is unknown, or there is no OpenGL.
-        InputError: a still lies outside the episode.
+        ReplayError: the capture holds no states, or does not fit the model, or its times go back.
+        ConfigError: the camera, the size, the quality or the codec is unknown, or there is no OpenGL.
+        InputError: a still lies outside the episode, a rate or speed is not positive, there are no such images, or
+            `frames_dir` holds frames from elsewhere.
     """
-    episode = capture if isinstance(capture, Episode) else read_episode(capture, images=False)
-    name = name or ("episode" if isinstance(capture, Episode) else Path(capture).stem)
-    show = replay(
-        episode.states,
-        model,
-        width=width,
-        height=height,
-        camera=camera,
-        quality=quality,
-        processes=processes,
-    )
-    chosen = _chosen(stills, len(show)) if images_dir is not None else {}
-    kept: dict[int, Frame] = {}
-    started = time.perf_counter()
-    frames = _shown(_keeping(show, chosen, kept), len(show), name, shown=progress)
-    if video is not None:
-        save_video(video, frames, rate_hz or episode.info.rate_hz)
+    look = Look(View(width, height, camera, quality), overlay, labels, processes)
+    shown = show_capture(capture, model, mapping, look, images=names_images(beside))
+    if beside is None:
+        picture, content = picture_alone(shown)
+    elif isinstance(beside, str) and names_images(beside):
+        picture, content = picture_beside_images(shown, beside, look)
     else:
-        for _ in frames:
-            pass
+        theirs = (model, mapping) if beside_model is None else (beside_model, beside_mapping)
+        picture, content = picture_of_two(shown, show_capture(beside, *theirs, look), look)
+    rate_hz = rate_hz or default_rate(shown.replay.times_s)
+    moments = picture.at_times(frame_times(picture.duration_s, rate_hz, speed))
+    outputs = Outputs(picture, content, moments, rate_hz, speed, resume)
+    outputs.video, outputs.codec, outputs.crf = _path(video), codec, crf
+    outputs.frames_dir = _path(frames_dir)
+    name = name or shown.name
+    if images_dir is not None:
+        _add_stills(outputs, shown, Path(images_dir), name, stills)
+    fidelity = shown.replay.fidelity
+    started = time.perf_counter()
+    outputs.write(name, progress=progress)
     seconds = time.perf_counter() - started
-    images = () if images_dir is None else _save_images(Path(images_dir), name, chosen, kept, episode.info.rate_hz)
-    path = Path(video) if video is not None else None
-    return ReplayReport(len(show), seconds, len(show) / seconds, show.processes, show.fidelity, path, images)
+    return ReplayReport(
+        frames=outputs.rendered,
+        seconds=seconds,
+        frames_per_s=outputs.rendered / seconds,
+        processes=shown.replay.processes_for(outputs.rendered),
+        fidelity=fidelity,
+        video=outputs.video,
+        images=outputs.images,
+        frames_dir=outputs.frames_dir,
+        video_frames=len(moments),
+        rate_hz=rate_hz,
+        reused=tuple(outputs.reused),
+    )
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _add_stills(outputs: Outputs, shown: Shown, folder: Path, name: str, stills: Mapping[int, str] | None) -> None:
+    chosen = _chosen(stills, len(shown.replay))
+    if not chosen:
+        return
+    moments = outputs.picture.at_states(list(chosen))
+    times = shown.replay.times_s
+    outputs.stills = [
+        Still(step, moment, _text(step, times[step], label), folder / f"{name}_{step:04d}{_slug(label)}.png")
+        for moment, (step, label) in zip(moments, chosen.items(), strict=True)
+    ]
+    outputs.sheet = folder / f"{name}_sheet.png"
 
 
 def _chosen(stills: Mapping[int, str] | None, frames: int) -> dict[int, str]:
@@ -211,49 +198,10 @@ def _chosen(stills: Mapping[int, str] | None, frames: int) -> dict[int, str]:
     return dict(sorted(stills.items()))
 
 
-def _keeping(frames: Iterable[Frame], chosen: Mapping[int, str], kept: dict[int, Frame]) -> Iterator[Frame]:
-    """Pass `frames` on, and keep the chosen ones."""
-    for step, frame in enumerate(frames):
-        if step in chosen:
-            kept[step] = frame
-        yield frame
-
-
-def _save_images(
-    folder: Path, name: str, chosen: Mapping[int, str], kept: Mapping[int, Frame], rate_hz: float
-) -> tuple[Path, ...]:
-    if not chosen:
-        return ()
-    paths = []
-    for step, label in chosen.items():
-        paths.append(folder / f"{name}_{step:04d}{_slug(label)}.png")
-        save_still(paths[-1], kept[step])
-    labels = [" - ".join(filter(None, [f"step {step}, {step / rate_hz:.2f} s", chosen[step]])) for step in chosen]
-    paths.append(folder / f"{name}_sheet.png")
-    save_contact_sheet(paths[-1], [kept[step] for step in chosen], labels)
-    return tuple(paths)
+def _text(step: int, time_s: float, label: str) -> str:
+    return " - ".join(filter(None, [f"step {step}, {time_s:.2f} s", label]))
 
 
 def _slug(label: str) -> str:
     words = "".join(letter if letter.isalnum() else " " for letter in label.lower()).split()
     return "".join(f"_{word}" for word in words)
-
-
-def _shown(frames: Iterable[Frame], total: int, name: str, *, shown: bool) -> Iterator[Frame]:
-    """Pass `frames` on under a progress bar with the rate and the time left."""
-    with contextlib.ExitStack() as stack:
-        advance: Callable[[], None] = _bar(stack, total, name) if shown else _nothing
-        for frame in frames:
-            yield frame
-            advance()
-
-
-def _bar(stack: contextlib.ExitStack, total: int, name: str) -> Callable[[], None]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = stack.enter_context(Progress(*columns))
-    task = bar.add_task(f"replay {name}", total=total)
-    return lambda: bar.advance(task)
-
-
-def _nothing() -> None:
-    """No bar to move."""

@@ -14,8 +14,8 @@ import pickle
 import struct
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,10 +24,10 @@ import numpy as np
 
 from remote_env.errors import RemoteEnvError, ReplayError
 from remote_env.render import Quality
-from remote_env.replay.fidelity import Fidelity
+from remote_env.replay.cameras import Cameras, aims, as_tuple, grid, tile
 from remote_env.replay.processes import running
 from remote_env.replay.replayer import Frame, Replayer
-from remote_env.state import SceneState
+from remote_env.state import SceneDescription, SceneLayout, SceneState
 
 # Rough software-GL times per frame [s]; a job shorter than SERIAL_BELOW_S is not worth starting processes
 # for.
@@ -36,18 +36,59 @@ SERIAL_BELOW_S = 3.0
 MAX_PROCESSES = 8
 _PIPE_BYTES = 1 << 20  # Linux lets anyone have this much: a worker puts a whole frame down and goes on
 _HEAD = struct.Struct("<cQ")
-_FRAME, _END, _ERROR = b"f", b"e", b"x"
+_FRAME, _ERROR = b"f", b"x"
 _ROOT = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True)
 class View:
-    """What a frame shows; see `Replayer`."""
+    """What a frame shows; see `Replayer`.
+
+    Attributes:
+        width: of the frame, or of each tile [pixels].
+        height: likewise.
+        camera: as `cameras.aim` takes it, or a sequence of such: tiled.
+        quality: "fast" or "full".
+    """
 
     width: int = 640
     height: int = 480
-    camera: str | None = None
+    camera: Cameras = None
     quality: Quality = "fast"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a frame: (H, W, 3), all tiles together."""
+        rows, columns = grid(len(as_tuple(self.camera)))
+        return rows * self.height, columns * self.width, 3
+
+
+@dataclass(frozen=True)
+class LocalScene:
+    """The model that a replay is shown in, and how captured names become its own.
+
+    Attributes:
+        model: compiled.
+        mapping: as `Replayer` takes it, or None.
+        description: what the captured scene looks like, or None.
+    """
+
+    model: mujoco.MjModel
+    mapping: Any = None
+    description: SceneDescription | None = None
+
+    def open(self, view: View | None = None) -> Replayer:
+        """A replayer of this scene, to be closed by the caller."""
+        view = view or View()
+        names = {"mapping": self.mapping, "description": self.description}
+        return Replayer(
+            self.model,
+            **{name: value for name, value in names.items() if value is not None},
+            width=view.width,
+            height=view.height,
+            camera=as_tuple(view.camera)[0],
+            quality=view.quality,
+        )
 
 
 def default_processes(frames: int, quality: Quality) -> int:
@@ -58,18 +99,16 @@ def default_processes(frames: int, quality: Quality) -> int:
     return min(cpus, MAX_PROCESSES)
 
 
-def render_here(states: Sequence[SceneState], model: mujoco.MjModel, view: View) -> Generator[Frame, None, Fidelity]:
-    """Yields a frame for each state; returns the fidelity."""
-    with Replayer(model, **asdict(view)) as replayer:
+def render_here(states: Sequence[SceneState], scene: LocalScene, view: View) -> Iterator[Frame]:
+    """A frame for each state, (H, W, 3) uint8 RGB."""
+    with scene.open(view) as replayer:
+        cameras = aims(replayer.model, view.camera)
         for state in states:
             replayer.set_state(state)
-            yield replayer.render()
-        return replayer.fidelity
+            yield tile([replayer.render(camera) for camera in cameras])
 
 
-def render_in_processes(
-    states: Sequence[SceneState], model: mujoco.MjModel, view: View, processes: int
-) -> Generator[Frame, None, Fidelity]:
+def render_in_processes(states: Sequence[SceneState], scene: LocalScene, view: View, processes: int) -> Iterator[Frame]:
     """As `render_here`, with `processes` workers; they are gone when this ends, however it ends.
 
     Raises:
@@ -79,13 +118,10 @@ def render_in_processes(
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker()) for _ in range(processes)]
         for index, worker in enumerate(workers):
-            _send_job(worker, index, states[index::processes], model, view, processes)
-        shape = (view.height, view.width, 3)
+            _send_job(worker, states[index::processes], scene, view)
         for index in range(len(states)):
             data = _receive(workers[index % processes])
-            yield np.frombuffer(data, np.uint8).reshape(shape)
-        # Our own child made these bytes: nothing foreign is unpickled.
-        return Fidelity.merge(pickle.loads(_receive(worker)) for worker in workers)  # noqa: S301
+            yield np.frombuffer(data, np.uint8).reshape(view.shape)
 
 
 def _worker() -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
@@ -100,17 +136,9 @@ def _worker() -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     )
 
 
-def _send_job(
-    worker: subprocess.Popen[bytes],
-    first: int,
-    states: Sequence[SceneState],
-    model: mujoco.MjModel,
-    view: View,
-    stride: int,
-) -> None:
-    layout = states[0].layout
+def _send_job(worker: subprocess.Popen[bytes], states: Sequence[SceneState], scene: LocalScene, view: View) -> None:
     values = np.stack([state.values for state in states])
-    job = pickle.dumps((model, view, layout, values, first, stride), protocol=5)
+    job = pickle.dumps((scene, view, states[0].layout, values), protocol=5)
     pipe: IO[bytes] = worker.stdin  # type: ignore[assignment]  # it is a pipe
     try:
         pipe.write(job)
@@ -135,20 +163,19 @@ def _receive(worker: subprocess.Popen[bytes]) -> bytes:
     )
 
 
-def serve(job: tuple[Any, ...], out: IO[bytes]) -> None:
+def serve(job: tuple[LocalScene, View, SceneLayout, Any], out: IO[bytes]) -> None:
     """A worker's whole life: render the job's states to `out`."""
-    model, view, layout, values, first, stride = job
+    scene, view, layout, values = job
+    states = [SceneState(layout, row) for row in values]
     try:
-        with Replayer(model, **asdict(view)) as replayer:
-            for index, row in enumerate(values):
-                replayer.set_state(SceneState(layout, row), index=first + index * stride)
-                _send(out, _FRAME, replayer.render().tobytes())
-            _send(out, _END, pickle.dumps(replayer.fidelity))
+        for frame in render_here(states, scene, view):
+            _send(out, _FRAME, frame.data)
     except RemoteEnvError as error:
         _send(out, _ERROR, pickle.dumps(error))
 
 
-def _send(out: IO[bytes], kind: bytes, data: bytes) -> None:
-    out.write(_HEAD.pack(kind, len(data)))
+def _send(out: IO[bytes], kind: bytes, data: bytes | memoryview) -> None:
+    size = data.nbytes if isinstance(data, memoryview) else len(data)
+    out.write(_HEAD.pack(kind, size))
     out.write(data)
     out.flush()

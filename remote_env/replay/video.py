@@ -1,4 +1,4 @@
-"""Frames to files: video, stills and contact sheets, each whole or not there."""
+"""Frames to video through ffmpeg: whole, or not there, or cut short but playable under another name."""
 
 from __future__ import annotations
 
@@ -7,99 +7,131 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import imageio_ffmpeg  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
-from remote_env.errors import CaptureError, InputError, RemoteEnvError
+from remote_env.errors import CaptureError, InputError
+from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF, check_codec, codec_options
+from remote_env.replay.files import whole_file
 from remote_env.replay.processes import running
 
 Frame = NDArray[np.uint8]
-# Visually lossless for rendered scenes, and at a speed that rendering does not wait for.
-_X264 = (
-    "-an",
-    "-c:v",
-    "libx264",
-    "-pix_fmt",
-    "yuv420p",
-    "-preset",
-    "veryfast",
-    "-crf",
-    "18",
-    "-movflags",
-    "+faststart",
-)
-_LABEL_HEIGHT = 24  # [pixels]
-_GAP = 4  # [pixels]
+_FINISH_S = 20.0  # what an interrupted ffmpeg gets for ending its file
+_READ_MARK_S = 30.0
 
 
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write under; renamed to `path` when all went well, removed otherwise."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except RemoteEnvError:
-        raise
-    except OSError as error:
-        raise CaptureError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[Frame],
+    rate_hz: float,
+    *,
+    codec: str = DEFAULT_CODEC,
+    crf: int = DEFAULT_CRF,
+    mark: str = "",
+) -> int:
+    """Write a video and return how many frames it has.
 
-
-def save_video(path: str | os.PathLike[str], frames: Iterable[Frame], rate_hz: float) -> int:
-    """Write an H.264 video (yuv420p, which every player shows) and return how many frames it has.
-
-    An odd width or height is made even by repeating the last column or row, never by scaling.
+    An odd width or height is made even by repeating the last column or row, never by scaling. `path` appears only
+    once the video is whole. Ctrl-C leaves what was finished until then as `<name>.partial<suffix>`, which players
+    show; a later run that comes to its end removes it.
 
     Args:
-        path: usually `.mp4`; appears only once it is whole, also after Ctrl-C.
+        path: `.mp4`, or what else the codec goes into.
         frames: (H, W, 3) uint8 RGB, all of one size.
         rate_hz: frames per second of playback.
+        codec: "h264" (which every player shows), "h265", "vp9" or "ffv1" (lossless).
+        crf: quality: 0 (best; with h264, lossless) to 51 (worst), 63 for vp9; ffv1 has none.
+        mark: text kept in the file, which `video_mark` reads.
 
     Raises:
+        ConfigError: the codec, the quality or the suffix is not one that goes.
         InputError: no frames, frames of different shapes, or a rate that is not positive.
         CaptureError: ffmpeg failed, as on a full disk; `path` is as it was before.
     """
     if not (math.isfinite(rate_hz) and rate_hz > 0):
         raise InputError(f"rate_hz={rate_hz!r}; give frames per second, such as 50.0")
     path, frames = Path(path), iter(frames)
+    check_codec(path, codec, crf)
     first = next(frames, None)
     if first is None:
         raise InputError(f"no frames to write to {path}")
-    with _whole_file(path) as temporary, _encoder(temporary, path, first, rate_hz) as pipe:
-        return _encode(pipe, first, frames)
+    partial = partial_path(path)
+    options = (*codec_options(path, codec, crf), *(("-metadata", f"comment={mark}") if mark else ()))
+    with whole_file(path, partial=partial) as temporary, _encoder(temporary, path, first, rate_hz, options) as pipe:
+        count = _encode(pipe, first, frames)
+    partial.unlink(missing_ok=True)
+    return count
+
+
+def partial_path(path: Path) -> Path:
+    """Where an interrupted video of this path is left."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def video_mark(path: Path) -> str:
+    """The mark of a video that `save_video` wrote; "" where there is none, or no video."""
+    if not path.is_file():
+        return ""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-f", "ffmetadata", "-"]
+    try:
+        done = subprocess.run(  # noqa: S603  # our own ffmpeg
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_READ_MARK_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    notes = (line.partition("=") for line in done.stdout.decode(errors="replace").splitlines())
+    return next((value for key, _, value in notes if key.lower() == "comment"), "")
 
 
 @contextlib.contextmanager
-def _encoder(temporary: Path, path: Path, first: Frame, rate_hz: float) -> Iterator[IO[bytes]]:
-    """An ffmpeg that takes raw frames; on leaving, it has written all or CaptureError says why not."""
+def _encoder(
+    temporary: Path, path: Path, first: Frame, rate_hz: float, options: tuple[str, ...]
+) -> Iterator[IO[bytes]]:
+    """An ffmpeg that takes raw frames; on leaving, it has written all or CaptureError says why not.
+
+    Ctrl-C lets it end its file, which is then shorter but whole, or is removed.
+    """
     height, width = _even(first).shape[:2]
     rate = str(Fraction(rate_hz).limit_denominator(1_000_000))
     source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *_X264, str(temporary)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *options, str(temporary)]
     with tempfile.TemporaryFile() as messages:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": messages}
         finished = False
         with running(command, **pipes) as process:
             pipe: IO[bytes] = process.stdin  # type: ignore[assignment]  # it is a pipe
-            with contextlib.suppress(BrokenPipeError):  # it stopped by itself: its status and messages say why
-                yield pipe
-                pipe.close()
-                finished = True
-            status = process.wait()
+            try:
+                with contextlib.suppress(BrokenPipeError):  # it stopped by itself: its status and messages say why
+                    yield pipe
+                    pipe.close()
+                    finished = True
+                status = process.wait()
+            except KeyboardInterrupt:
+                _cut_short(process, temporary)
+                raise
         if status or not finished:
             messages.seek(0)
             said = messages.read()[-500:].decode(errors="replace").strip()
             raise CaptureError(f"ffmpeg could not write {path} (status {status}): {said or 'is the disk full?'}")
+
+
+def _cut_short(process: subprocess.Popen[bytes], temporary: Path) -> None:
+    """Let ffmpeg end its file after the frames that it has; remove the file where that fails, or is interrupted too."""
+    ended = False
+    try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+            ended = process.wait(_FINISH_S) == 0
+    finally:
+        if not ended:
+            process.kill()
+            temporary.unlink(missing_ok=True)
 
 
 def _encode(pipe: IO[bytes], first: Frame, rest: Iterator[Frame]) -> int:
@@ -122,50 +154,3 @@ def _even(frame: Frame) -> Frame:
     if height % 2 == width % 2 == 0:
         return frame
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-
-
-def save_still(path: str | os.PathLike[str], frame: Frame) -> None:
-    """Write one (H, W, 3) uint8 RGB frame as PNG; `path` appears only once it is whole."""
-    with _whole_file(Path(path)) as temporary:
-        Image.fromarray(frame).save(temporary, format="PNG")
-
-
-def save_contact_sheet(
-    path: str | os.PathLike[str],
-    frames: Sequence[Frame],
-    labels: Sequence[str],
-    *,
-    columns: int | None = None,
-    tile_width: int = 320,
-) -> None:
-    """Write a grid of small frames, each under its label, as PNG; `path` appears only once it is whole.
-
-    Args:
-        path: of the PNG.
-        frames: (H, W, 3) uint8 RGB, all of one size.
-        labels: one for each frame.
-        columns: of the grid; None makes it about as wide as high.
-        tile_width: of each frame [pixels].
-
-    Raises:
-        InputError: no frames, or another number of labels.
-    """
-    if not frames or len(frames) != len(labels):
-        raise InputError(f"a contact sheet needs frames and one label each; got {len(frames)} and {len(labels)}")
-    columns = columns or math.ceil(math.sqrt(len(frames)))
-    tile_height = round(tile_width * frames[0].shape[0] / frames[0].shape[1])
-    row_height = tile_height + _LABEL_HEIGHT + _GAP
-    rows = math.ceil(len(frames) / columns)
-    sheet = Image.new("RGB", (columns * (tile_width + _GAP) - _GAP, rows * row_height - _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (frame, label) in enumerate(zip(frames, labels, strict=True)):
-        left, top = index % columns * (tile_width + _GAP), index // columns * row_height
-        draw.text((left + _GAP, top + _GAP), label, fill="black", font=_font())
-        tile = Image.fromarray(frame).resize((tile_width, tile_height), Image.Resampling.LANCZOS)
-        sheet.paste(tile, (left, top + _LABEL_HEIGHT))
-    with _whole_file(Path(path)) as temporary:
-        sheet.save(temporary, format="PNG")
-
-
-def _font() -> Any:
-    return ImageFont.load_default(size=14)

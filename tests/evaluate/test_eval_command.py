@@ -132,7 +132,7 @@ def test_the_first_episode_is_shown_from_its_scene_states(here):
     assert video.stat().st_size > 1000
     capture = video.parents[1] / "captures" / "aloha_0000.hdf5"
     report = replay_episode(capture, _model(), processes=1, width=64, height=48)
-    assert (report.frames, report.fidelity.max_position_error_m) == (SHORT["max_steps"] + 1, 0.0)
+    assert (report.fidelity.states, report.fidelity.max_position_error_m) == (SHORT["max_steps"] + 1, 0.0)
 
 
 def _model() -> Any:

@@ -349,12 +349,9 @@ def test_small_jobs_are_not_worth_processes():
     assert default_processes(100_000, "fast") == min(len(os.sched_getaffinity(0)), 8)
 
 
-def test_fidelity_is_known_after_a_pass(model, states):
+def test_fidelity_is_over_every_state_whether_rendered_or_not(model, states):
     show = replay(states, model, width=16, height=16)
-    with pytest.raises(InputError, match="whole pass"):
-        _ = show.fidelity
-    for _ in show:
-        pass
+    assert next(show.frames([7])).shape == (16, 16, 3)
     assert show.fidelity.states == 13
 
 
@@ -407,9 +404,13 @@ def test_a_video_that_breaks_off_leaves_what_was_there(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         save_video(path, frames(), 10)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
     assert path.read_bytes() == b"an older one"
     assert children() == []
+    cut = tmp_path / "a.partial.mp4"
+    assert set(tmp_path.iterdir()) == {path, cut}
+    assert len(read_video(cut)[1]) == 1
+    save_video(path, [np.zeros((16, 16, 3), np.uint8)] * 3, 10)  # whole: the other has had its day
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 20000])
@@ -473,7 +474,7 @@ def test_an_episode_becomes_a_video_stills_and_a_sheet(tmp_path, model, capture)
     )
     assert report.frames == 13
     assert report.fidelity.max_position_error_m == 0.0
-    assert read_video(report.video)[0]["fps"] == 25.0
+    assert read_video(report.video)[0]["fps"] == 50.0  # that of the states; the capture's 25 is wrong
     assert [path.name for path in report.images] == [
         "episode_000_0003.png",
         "episode_000_0012_the_end.png",
@@ -499,7 +500,7 @@ def test_a_damaged_capture_is_refused(tmp_path, model, capture):
     assert not (tmp_path / "a.mp4").exists()
 
 
-def test_ctrl_c_leaves_no_file_and_no_process(tmp_path):
+def test_ctrl_c_leaves_a_shorter_video_that_plays_and_no_process(tmp_path):
     code = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
@@ -526,6 +527,7 @@ t.save_video({str(tmp_path / "a.mp4")!r}, told(), 50)
         assert process.stdout.readline() == "running\n"
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: ffmpeg gets it too
         assert process.wait(timeout=30) != 0
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.partial.mp4"]
+    assert len(read_video(tmp_path / "a.partial.mp4")[1]) >= 20
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
