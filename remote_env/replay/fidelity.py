@@ -63,8 +63,28 @@ class Fidelity:
         )
 
 
+@dataclass(frozen=True)
+class Errors:
+    """How far T states are from what was captured.
+
+    Attributes:
+        position_m: (T, P) distance of each pose [m].
+        rotation_rad: (T, P) angle of each pose [rad].
+        joint: (T, J) difference of each joint [rad, or m for slides].
+    """
+
+    position_m: Floats
+    rotation_rad: Floats
+    joint: Floats
+
+
 class FidelityMeter:
-    """Compares captured states with what the local model made of them, one by one.
+    """Compares captured states with what the local model made of them.
+
+    Attributes:
+        poses: (P,) what is compared: "entity" for a root, "entity/link" for a link.
+        joints: (J,) likewise: "entity/joint".
+        missing_links: captured links that the local model lacks: not compared.
 
     Args:
         captured: the layout of the states as captured.
@@ -73,25 +93,52 @@ class FidelityMeter:
 
     def __init__(self, captured: SceneLayout, local: SceneLayout) -> None:
         theirs, ours = _pose_places(captured), _pose_places(local)
-        self._names = [name for name in theirs if name in ours]
+        self.poses = [name for name in theirs if name in ours]
         self.missing_links = tuple(name for name in theirs if name not in ours)
-        self._captured_poses = _pose_index([theirs[name] for name in self._names])
-        self._local_poses = _pose_index([ours[name] for name in self._names])
+        self._captured_poses = _pose_index([theirs[name] for name in self.poses])
+        self._local_poses = _pose_index([ours[name] for name in self.poses])
         captured_joints, local_joints = _joint_places(captured), _joint_places(local)
-        self._joints = [name for name in captured_joints if name in local_joints]
-        self._captured_joints = np.array([captured_joints[name] for name in self._joints], np.intp)
-        self._local_joints = np.array([local_joints[name] for name in self._joints], np.intp)
+        self.joints = [name for name in captured_joints if name in local_joints]
+        self._captured_joints = np.array([captured_joints[name] for name in self.joints], np.intp)
+        self._local_joints = np.array([local_joints[name] for name in self.joints], np.intp)
         self._worst: dict[str, tuple[float, str]] = dict.fromkeys(("position", "rotation", "joint"), (0.0, ""))
         self._states = 0
 
     def add(self, index: int, captured: SceneState, local: SceneState) -> None:
         """Compare one state; `index` names it in the result."""
-        theirs, ours = captured.values[self._captured_poses], local.values[self._local_poses]
-        self._note("position", index, np.linalg.norm(theirs[:, :3] - ours[:, :3], axis=1), self._names)
-        self._note("rotation", index, rotation_error(theirs[:, 3:], ours[:, 3:]), self._names)
-        difference = captured.values[self._captured_joints] - local.values[self._local_joints]
-        self._note("joint", index, np.abs(difference), self._joints)
-        self._states += 1
+        self.add_all(captured.values[None], local.values[None], first=index)
+
+    def add_all(self, captured: Floats, local: Floats, *, first: int = 0, stride: int = 1) -> Errors:
+        """Compare many states at once; gives every single error too.
+
+        Args:
+            captured: (T, size of the captured layout).
+            local: (T, size of the local layout).
+            first: what the result calls the first of them.
+            stride: how much further each next one is.
+        """
+        errors = self.errors(captured, local)
+        for kind, values, names in (
+            ("position", errors.position_m, self.poses),
+            ("rotation", errors.rotation_rad, self.poses),
+            ("joint", errors.joint, self.joints),
+        ):
+            self._note(kind, values, names, first, stride)
+        self._states += len(captured)
+        return errors
+
+    def errors(self, captured: Floats, local: Floats) -> Errors:
+        """As `add_all`, without remembering anything."""
+        theirs, ours = self.poses_of(captured, local)
+        return Errors(
+            np.linalg.norm(theirs[..., :3] - ours[..., :3], axis=-1),
+            rotation_error(theirs[..., 3:], ours[..., 3:]),
+            np.abs(captured[:, self._captured_joints] - local[:, self._local_joints]),
+        )
+
+    def poses_of(self, captured: Floats, local: Floats) -> tuple[Floats, Floats]:
+        """(T, P, 7) captured and local poses of the same things, in the order of `poses`."""
+        return captured[:, self._captured_poses], local[:, self._local_poses]
 
     @property
     def fidelity(self) -> Fidelity:
@@ -105,30 +152,31 @@ class FidelityMeter:
             worst["rotation"][1],
             worst["joint"][1],
             self._states,
-            len(self._names),
+            len(self.poses),
             self.missing_links,
         )
 
-    def _note(self, kind: str, index: int, errors: Floats, names: list[str]) -> None:
+    def _note(self, kind: str, errors: Floats, names: list[str], first: int, stride: int) -> None:
         if not errors.size:
             return
-        worst = int(np.argmax(errors))
-        if errors[worst] > self._worst[kind][0]:
-            self._worst[kind] = float(errors[worst]), f"{names[worst]} at state {index}"
+        row, column = divmod(int(np.argmax(errors)), errors.shape[1])
+        if errors[row, column] > self._worst[kind][0]:
+            where = f"{names[column]} at state {first + row * stride}"
+            self._worst[kind] = float(errors[row, column]), where
 
 
 def rotation_error(first: Floats, second: Floats) -> Floats:
     """The angles between unit quaternions, exactly 0 where they are equal or opposite.
 
     Args:
-        first: (N, 4) wxyz.
-        second: (N, 4) wxyz.
+        first: (…, 4) wxyz.
+        second: (…, 4) wxyz.
 
     Returns:
-        (N,) in [0, π]. From the chord, not from the arc cosine of the product, which loses small angles: two
+        (…) in [0, π]. From the chord, not from the arc cosine of the product, which loses small angles: two
         unit quaternions an angle θ apart lie 2·sin(θ/4) apart.
     """
-    chord = np.minimum(np.linalg.norm(first - second, axis=1), np.linalg.norm(first + second, axis=1))
+    chord = np.minimum(np.linalg.norm(first - second, axis=-1), np.linalg.norm(first + second, axis=-1))
     angles: Floats = 4.0 * np.arcsin(np.minimum(chord / 2.0, 1.0))
     return angles
 
