@@ -2,59 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import os
-from pathlib import Path
+import copy
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeAlias
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from remote_env.errors import ReplayError
+from remote_env.errors import InputError
 from remote_env.render import FrameRenderer, Quality, check_image_settings
 from remote_env.replay.cameras import Aim, aim
-from remote_env.replay.fidelity import Fidelity, FidelityMeter
-from remote_env.state import SceneLayout, SceneState
+from remote_env.replay.fidelity import Errors, Fidelity, FidelityMeter
+from remote_env.replay.mapped_states import MappedStates
+from remote_env.replay.mapping import MappingLike, as_mapping
+from remote_env.replay.models import Model, load_model
+from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
 
-Model: TypeAlias = "mujoco.MjModel | str | os.PathLike[str]"
+__all__ = ["Frame", "Model", "Replayer", "Shown", "load_model"]
+
 Frame = NDArray[np.uint8]
 
 
-def load_model(model: Model) -> mujoco.MjModel:
-    """The compiled model that `model` names.
+@dataclass(frozen=True)
+class Shown:
+    """What a model made of T captured states.
 
-    Args:
-        model: a compiled model, the path of an MJCF (`.xml`), URDF or compiled (`.mjb`) file, or
-            `module:function` for a function without arguments that returns any of these.
-
-    Raises:
-        ReplayError: there is no such file or function, or MuJoCo does not accept it.
+    Attributes:
+        expected: (T, …) values in the model's names and frames, as the capture and the mapping have them, of
+            `Replayer.expected_layout`.
+        local: (T, …) values as the model has them, of `Replayer.scene.layout`.
+        errors: how far these are apart.
     """
-    if isinstance(model, mujoco.MjModel):
-        return model
-    text = os.fspath(model)
-    module, _, function = text.partition(":")
-    if function and not Path(text).exists() and module.replace(".", "").isidentifier():
-        return load_model(_call(module, function))
-    load = mujoco.MjModel.from_binary_path if text.endswith(".mjb") else mujoco.MjModel.from_xml_path
-    if not Path(text).is_file():
-        raise ReplayError(f"there is no model file {text!r}; give an MJCF file or module:function")
-    try:
-        return load(text)
-    except ValueError as error:
-        raise ReplayError(f"MuJoCo does not load {text!r}: {error}") from error
 
-
-def _call(module: str, function: str) -> Model:
-    try:
-        made: Model = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ReplayError(f"no model from {module}:{function}: {error}") from error
-    return made
+    expected: Floats
+    local: Floats
+    errors: Errors
 
 
 class Replayer:
@@ -62,37 +46,50 @@ class Replayer:
 
     Args:
         model: as `load_model` takes it.
+        mapping: which captured name is which of the model: a `Mapping`, the path of a mapping.yaml, or plain values as
+            in one; None takes every name as it is.
+        description: what the captured scene looks like, for the model "capture" and for what a mapping adds from it.
         width: of the images [pixels].
         height: of the images [pixels].
         camera: as `cameras.aim` takes it: a camera of the model by name, "free", "track:BODY", or None for the
             model's first.
         quality: "fast" (no multisampling, no shadows; some ten times faster in software) or "full".
 
+    Attributes:
+        model: the compiled model; a copy where the mapping moves a base, which changes it.
+        data: its `mujoco.MjData`, in the last state; body poses belong to it, contacts do not (see `mj_forward`).
+        scene: its entities.
+
     Raises:
         ReplayError: the model cannot be loaded.
-        ConfigError: the camera, the size or the quality is unknown, or (at the first `render`) there is no
-            OpenGL.
+        ConfigError: the mapping is none, the camera, the size or the quality is unknown, or (at the first `render`)
+            there is no OpenGL.
     """
 
     def __init__(
         self,
         model: Model,
         *,
+        mapping: MappingLike = None,
+        description: SceneDescription | None = None,
         width: int = 640,
         height: int = 480,
         camera: str | None = None,
         quality: Quality = "fast",
     ) -> None:
-        self.model = load_model(model)
+        self.mapping = as_mapping(mapping)
+        self.model = load_model(model, description=description)
+        if any(entity.move_base for entity in self.mapping.entities.values()):
+            self.model = copy.copy(self.model)  # whose bodies we move; the caller's stays as it is
         check_image_settings(width, height, quality)
         self._aim = aim(self.model, camera)
         self._size, self._quality = (width, height), quality
         self.scene = MujocoScene(self.model)
         self.data = mujoco.MjData(self.model)
         self._renderer: FrameRenderer | None = None
-        self._meter: FidelityMeter | None = None
-        self._meter_layout: SceneLayout | None = None
+        self._mapped: MappedStates | None = None
         self._index = -1
+        self._is_drawable = False
 
     def check_names(self, layout: SceneLayout) -> tuple[str, ...]:
         """Make sure that states of `layout` fit; returns the captured links that this model lacks.
@@ -100,16 +97,28 @@ class Replayer:
         Raises:
             ReplayError: entities or joints do not match; every one is listed, on both sides.
         """
-        missing = FidelityMeter(layout, self.scene.layout).missing_links
-        captured, local = self.scene.unmatched(layout)
-        if captured or local:
-            raise ReplayError(
-                f"the capture (of {layout.source or 'an unnamed source'}) does not fit the local model: only in the "
-                f"capture: {', '.join(captured) or 'nothing'}; only in the model: {', '.join(local) or 'nothing'}; "
-                f"links only in the capture: {', '.join(missing) or 'none'}. Replay with the model that was simulated, "
-                "or one with the same names"
-            )
-        return missing
+        return self._compile(layout).missing_links
+
+    def _compile(self, layout: SceneLayout) -> MappedStates:
+        mapped = self.mapping.compile(layout, self.scene.layout, scene=self.scene)
+        self.scene.check_movable(mapped.moved)
+        return mapped
+
+    def _prepare(self, layout: SceneLayout) -> MappedStates:
+        """Have everything for states of `layout`; one that differs from the last begins a new fidelity."""
+        if self._mapped is None or (self._mapped.captured is not layout and self._mapped.captured != layout):
+            self._mapped = self._compile(layout)
+            self._writer = self.scene.writer(self._mapped.layout, moved=self._mapped.moved)
+            self._meter = FidelityMeter(self._mapped.layout, self.scene.layout)
+            self._index = -1
+        return self._mapped
+
+    @property
+    def expected_layout(self) -> SceneLayout:
+        """Of `Shown.expected`: the capture's, in the model's names; InputError before any state."""
+        if self._mapped is None:
+            raise InputError("which layout is expected is known after the first state")
+        return self._mapped.layout
 
     def set_state(self, state: SceneState, *, index: int | None = None) -> None:
         """Put the model into `state`, by name, and compare what it makes of it with what was captured.
@@ -118,24 +127,39 @@ class Replayer:
 
         Args:
             state: as captured.
-            index: what `fidelity` calls it; None counts the calls from 0.
+            index: what `fidelity` calls it; None counts on from the last.
 
         Raises:
             ReplayError: names do not match; see `check_names`.
             InputError: a value is not finite or a quaternion has no unit norm.
         """
-        if self._meter is None or self._meter_layout is not state.layout:
-            self.check_names(state.layout)
-            self._meter = FidelityMeter(state.layout, self.scene.layout)
-            self._meter_layout = state.layout
-        self.scene.write(dataclasses.replace(state, native=None), self.data)
-        self._index = self._index + 1 if index is None else index
-        self._meter.add(self._index, state, self.scene.read(self.data, kinematics_current=True))
+        self.set_states(state.layout, state.values[None], first=index)
+
+    def set_states(self, layout: SceneLayout, values: Floats, *, first: int | None = None, stride: int = 1) -> Shown:
+        """Put the model into each of many states in turn, and compare; as `set_state` on each, in far less time.
+
+        Args:
+            layout: of the states.
+            values: (T, layout.size) float64, as captured.
+            first: what `fidelity` calls the first of them; None counts on from the last.
+            stride: how much further each next one is.
+
+        Raises:
+            ReplayError: names do not match; see `check_names`.
+            InputError: a value is not finite or a quaternion has no unit norm; the model stays as it was.
+        """
+        expected = self._prepare(layout).apply(values)
+        self._writer.check(expected)
+        local = self.scene.show(self._writer, expected, self.data)
+        first = self._index + 1 if first is None else first
+        self._index = first + (len(values) - 1) * stride
+        self._is_drawable = False
+        return Shown(expected, local, self._meter.add_all(expected, local, first=first, stride=stride))
 
     @property
     def fidelity(self) -> Fidelity:
         """The largest differences over the states set so far, numbered from 0."""
-        return self._meter.fidelity if self._meter is not None else Fidelity()
+        return self._meter.fidelity if self._mapped is not None else Fidelity()
 
     def render(self, aim: Aim | None = None) -> Frame:
         """The model as it stands: (height, width, 3) uint8 RGB, a new array.
@@ -149,8 +173,16 @@ class Replayer:
         if self._renderer is None:
             width, height = self._size
             self._renderer = FrameRenderer(self.model, width=width, height=height, quality=self._quality)
-            mujoco.mj_forward(self.model, self.data)
+        self.make_drawable()
         return self._renderer.render(self.data, (aim or self._aim)(self.data))
+
+    def make_drawable(self) -> None:
+        """Compute what a picture shows beyond body poses: lights, cameras, tendons; `render` does it itself."""
+        if self._is_drawable:
+            return
+        for compute in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_flex, mujoco.mj_tendon):
+            compute(self.model, self.data)
+        self._is_drawable = True
 
     def close(self) -> None:
         """Free what rendering holds; calling it again does nothing."""

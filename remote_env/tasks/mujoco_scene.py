@@ -14,6 +14,7 @@ since.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Collection
@@ -104,6 +105,38 @@ class MujocoScene:
         mujoco.mj_forward(self.model, data)
         # Once more, because in some MuJoCo versions mj_forward itself moves the solver's warm start.
         mujoco.mj_setState(self.model, data, vector, self._state_kind)
+
+    @functools.cached_property
+    def moving(self) -> tuple[str, ...]:
+        """Entities that a state must place: those with joints, a free joint or a mocap body."""
+        return tuple(part.layout.name for part in self._parts if part.moves)
+
+    @functools.cached_property
+    def floating(self) -> tuple[str, ...]:
+        """Entities whose root a state places: those with a free joint or a mocap body."""
+        return tuple(part.layout.name for part in self._parts if part.floats)
+
+    def rest_pose(self, name: str) -> tuple[float, ...]:
+        """(7,) where the model itself has the root of an entity, in the world frame."""
+        data = mujoco.MjData(self.model)
+        mujoco.mj_kinematics(self.model, data)
+        body = next(part.bodies[0] for part in self._parts if part.layout.name == name)
+        return (*map(float, data.xpos[body]), *map(float, data.xquat[body]))
+
+    def check_movable(self, names: Collection[str]) -> None:
+        """Make sure that these entities have a fixed root body, which `writer` may move.
+
+        Raises:
+            ReplayError: one is placed by states anyway, or its root body has joints of its own.
+        """
+        for part in self._parts:
+            jointed = part.bodies[0] in self.model.jnt_bodyid
+            if part.layout.name in names and (part.floats or jointed):
+                raise ReplayError(
+                    f"the base of {part.layout.name!r} cannot be moved: "
+                    + ("states place it anyway" if part.floats else "its root body has joints of its own")
+                    + "; leave out move_base"
+                )
 
     def writer(self, layout: SceneLayout, *, moved: Collection[str] = ()) -> SceneWriter:
         """What puts states of `layout` into this model, whether or not all names match; see `SceneWriter`."""

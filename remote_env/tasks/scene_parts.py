@@ -31,7 +31,12 @@ class EntityPart:
     @property
     def moves(self) -> bool:
         """Whether a state says where it is; anything else stands where its model puts it."""
-        return bool(self.joints) or self.dof_address >= 0 or self.mocap >= 0
+        return bool(self.joints) or self.floats
+
+    @property
+    def floats(self) -> bool:
+        """Whether a state places its root."""
+        return self.dof_address >= 0 or self.mocap >= 0
 
 
 def entity_parts(model: mujoco.MjModel) -> list[EntityPart]:
