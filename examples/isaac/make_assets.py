@@ -52,12 +52,15 @@ def add_body(stage: Any, path: str, position: Any, mass_kg: float, centre_of_mas
 
 
 def add_part(stage: Any, path: str, part: Part, material: Any) -> None:
-    """A primitive that is seen and collides."""
+    """A primitive that is seen, and collides if it is solid."""
     if part.kind == "box":
         shape = UsdGeom.Cube.Define(stage, path)
         shape.CreateSizeAttr(1.0)
         shape.CreateExtentAttr([(-0.5, -0.5, -0.5), (0.5, 0.5, 0.5)])
         UsdGeom.XformCommonAPI(shape).SetScale(Gf.Vec3f(*part.size))
+    elif part.kind == "sphere":
+        shape = UsdGeom.Sphere.Define(stage, path)
+        shape.CreateRadiusAttr(part.size[0])
     else:
         shape = UsdGeom.Cylinder.Define(stage, path)
         shape.CreateRadiusAttr(part.size[0])
@@ -65,6 +68,8 @@ def add_part(stage: Any, path: str, part: Part, material: Any) -> None:
         shape.CreateAxisAttr(part.axis)
     UsdGeom.XformCommonAPI(shape).SetTranslate(Gf.Vec3d(*part.centre))
     shape.CreateDisplayColorAttr([Gf.Vec3f(*part.colour)])
+    if not part.is_solid:
+        return
     UsdPhysics.CollisionAPI.Apply(shape.GetPrim())
     binding = UsdShade.MaterialBindingAPI.Apply(shape.GetPrim())
     binding.Bind(material, UsdShade.Tokens.weakerThanDescendants, "physics")

@@ -94,7 +94,8 @@ class IsaacPickEnvCfg(DirectRLEnvCfg):
             solver_cfg=MJWarpSolverCfg(
                 njmax=120, nconmax=40, cone="elliptic", impratio=10.0, integrator="implicitfast", iterations=50
             ),
-            default_shape_cfg=NewtonShapeCfg(ke=1.0e4, kd=200.0),  # a time constant of 2 / kd = two physics steps
+            # Stiff: a time constant of 2 / kd is two physics steps.
+            default_shape_cfg=NewtonShapeCfg(ke=1.0e4, kd=200.0, gap=0.0),
         ),
     )
     scene = PickSceneCfg(num_envs=1, env_spacing=2.0)
