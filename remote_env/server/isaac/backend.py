@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
 from remote_env.server.backend import Backend
+from remote_env.server.isaac.description import describe
 from remote_env.server.isaac.extras import plain_extras, success_of
 from remote_env.server.isaac.lab import Lab
 from remote_env.server.isaac.observations import check_action, choose_groups, nan_parts, observed_space, row
@@ -22,7 +23,7 @@ from remote_env.server.isaac.options import Options, apply_overrides
 from remote_env.server.isaac.scene import IsaacScene
 from remote_env.server.isaac.tasks import Task, find_task
 from remote_env.server.isaac.transfer import to_host
-from remote_env.state import Floats, SceneLayout, SceneState
+from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 
 FINAL_OBSERVATION = "final_obs"  # as Isaac Lab 3 and Gymnasium's vector environments call it
 
@@ -58,7 +59,7 @@ class IsaacLabBackend(Backend):
         self._take_spaces(task)
 
     def _make_env(self, task: Task, options: Options) -> None:
-        cfg, self.mjcf = None, ""
+        cfg = None
         if task.task_id is not None:
             cfg = self._lab.registered_cfg(task.task_id, options)
         elif task.cfg_class is not None:
@@ -71,7 +72,7 @@ class IsaacLabBackend(Backend):
             self._lab.launch(cfg, options)
             self._env = self._construct(task, cfg, options)
             written = Path(folder, "scene.xml")
-            self.mjcf = written.read_text() if written.exists() else ""
+            self._mjcf = written.read_text() if written.exists() else ""
         self._task: Any = self._env.unwrapped
         self._has_final_observation = bool(getattr(self._task.cfg, "compute_final_obs", False))
         count = self._task.num_envs
@@ -148,8 +149,6 @@ class IsaacLabBackend(Backend):
         """See `Backend.reset`; `seed` is that of all environments together."""
         if seed is not None and not isinstance(seed, (int, np.integer)):
             raise InputError(f"seed={seed!r}: Isaac Lab draws for all environments from one generator; give one number")
-        if options and "reset_mask" in options:
-            raise InputError("reset_mask: Isaac Lab resets environments itself, in the step that ends them")
         pending, self._pending, self._ended_scene = self._pending, None, None
         self._endings, self._ready_raw = [], None
         if pending is not None and seed is None and not options:
@@ -287,18 +286,22 @@ class IsaacLabBackend(Backend):
         return self._ending_values() if self._endings else None
 
     def _ending_values(self) -> tuple[list[int], Floats]:
-        ids, rows = [], []
+        rows: dict[int, Floats] = {}
         for env_ids, raw in to_host(self._endings):
-            chosen = np.arange(self._task.num_envs)[env_ids]
-            ids += chosen.tolist()
-            rows.append(self._scene.values(raw[chosen]))
-        return ids, np.concatenate(rows)
+            chosen = np.arange(self._task.num_envs)[slice(None) if env_ids is None else env_ids]
+            for index, values in zip(chosen.tolist(), self._scene.values(raw[chosen]), strict=True):
+                rows.setdefault(index, values)  # the first reset is that of the end
+        return list(rows), np.stack(list(rows.values()))
 
     def restore_states(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
         """See `Backend.restore_states`."""
         self._scene.write(layout, values, env_ids)
         self._pending = self._ended_scene = self._ready_raw = None
         self._endings = []
+
+    def describe_scene(self) -> SceneDescription:
+        """See `Backend.describe_scene`: the primitives of the first environment, and Newton's own MJCF of it."""
+        return describe(self._task, self._scene, self._mjcf)
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -14,8 +14,8 @@ from remote_env.server.isaac.options import Options
 class Lab(abc.ABC):
     """One version's ways to start, to read and to write.
 
-    Tensors: N environments, K of them chosen, J joints, L bodies, M objects of a collection; poses are in the world,
-    their quaternions in `quaternion_order`.
+    Tensors: N environments, K of them chosen by `env_ids` (K,) int64, J joints, L bodies, M objects of a collection;
+    poses are in the world, their quaternions in `quaternion_order`.
 
     Attributes:
         quaternion_order: "wxyz" or "xyzw".

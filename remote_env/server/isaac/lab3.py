@@ -99,18 +99,18 @@ class Lab3(Lab):
 
     def write_root(self, asset: Any, pose: Any, velocity: Any, env_ids: Any) -> None:
         """See `Lab`."""
-        asset.write_root_link_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
-        asset.write_root_link_velocity_to_sim_index(root_velocity=velocity, env_ids=env_ids)
+        asset.write_root_link_pose_to_sim_index(root_pose=pose, env_ids=env_ids.int())
+        asset.write_root_link_velocity_to_sim_index(root_velocity=velocity, env_ids=env_ids.int())
 
     def write_joints(self, asset: Any, positions: Any, velocities: Any, env_ids: Any) -> None:
         """See `Lab`."""
-        asset.write_joint_position_to_sim_index(position=positions, env_ids=env_ids)
-        asset.write_joint_velocity_to_sim_index(velocity=velocities, env_ids=env_ids)
+        asset.write_joint_position_to_sim_index(position=positions, env_ids=env_ids.int())
+        asset.write_joint_velocity_to_sim_index(velocity=velocities, env_ids=env_ids.int())
 
     def write_objects(self, collection: Any, pose: Any, velocity: Any, env_ids: Any) -> None:
         """See `Lab`."""
-        collection.write_body_link_pose_to_sim_index(body_poses=pose, env_ids=env_ids)
-        collection.write_body_link_velocity_to_sim_index(body_velocities=velocity, env_ids=env_ids)
+        collection.write_body_link_pose_to_sim_index(body_poses=pose, env_ids=env_ids.int())
+        collection.write_body_link_velocity_to_sim_index(body_velocities=velocity, env_ids=env_ids.int())
 
     def close(self) -> None:
         """See `Lab`."""

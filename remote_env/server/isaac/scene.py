@@ -29,7 +29,7 @@ RAW_ORDER = {"wxyz": (3, 4, 5, 6), "xyzw": (6, 3, 4, 5)}  # where w x y z stand 
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One entity: an articulation, a rigid object, or one object of a collection.
 
     Attributes:
@@ -48,6 +48,7 @@ class _Part:
 
     @property
     def raw_size(self) -> int:
+        """How many numbers of a raw row are this entity's."""
         return self.layout.size + (CENTRE_SIZE if self.is_of_centre else 0)
 
 
@@ -112,8 +113,8 @@ class IsaacScene:
         import torch
 
         env = self._env
-        ids = torch.as_tensor(np.asarray(env_ids, np.int32), device=env.device)
-        origins = to_host(env.scene.env_origins[ids.long()]).astype(np.float64)
+        ids = torch.as_tensor(np.asarray(env_ids, np.int64), device=env.device)
+        origins = to_host(env.scene.env_origins[ids]).astype(np.float64)
         blocks = {part.layout.name: _block_by_name(part.layout, layout, values) for part in self.parts}
         for part in self.parts:
             if part.index is None:
@@ -121,7 +122,7 @@ class IsaacScene:
         for collection in dict.fromkeys(part.asset for part in self.parts if part.index is not None):
             self._write_collection(collection, blocks, origins, ids)
         steps = np.rint(values[:, 0] / env.step_dt).astype(np.int64)
-        env.episode_length_buf[ids.long()] = torch.as_tensor(steps, device=env.device).to(env.episode_length_buf.dtype)
+        env.episode_length_buf[ids] = torch.as_tensor(steps, device=env.device).to(env.episode_length_buf.dtype)
         env.scene.write_data_to_sim()
         env.sim.forward()
 
@@ -146,7 +147,7 @@ class IsaacScene:
         if wrong:
             raise InputError(f"the states to restore are of another scene: {'; '.join(sorted(wrong))}")
 
-    def _pieces(self, part: _Part) -> list[Any]:
+    def _pieces(self, part: Part) -> list[Any]:
         """The tensors of one entity's raw block, each with a row per environment."""
         data, lab = part.asset.data, self._lab
         if part.index is not None:
@@ -188,7 +189,7 @@ class IsaacScene:
                     raise TaskError(f"{error}; its physics has diverged: reset() starts anew") from error
             raise
 
-    def _move_velocity(self, part: _Part, wide: Floats, values: Floats) -> None:
+    def _move_velocity(self, part: Part, wide: Floats, values: Floats) -> None:
         """From the centre of mass to the frame's origin."""
         at = self.layout.offsets[part.layout.name]
         pose, velocity = slice(at + 3, at + POSE_SIZE), slice(at + POSE_SIZE, at + POSE_SIZE + VELOCITY_SIZE)
@@ -209,10 +210,10 @@ class IsaacScene:
 
         return torch.as_tensor(np.ascontiguousarray(values, np.float32), device=self._env.device)
 
-    def _write_asset(self, part: _Part, block: Floats, origins: Floats, ids: Any) -> None:
+    def _write_asset(self, part: Part, block: Floats, origins: Floats, ids: Any) -> None:
         velocity = block[:, POSE_SIZE : POSE_SIZE + VELOCITY_SIZE]
         if part.is_of_centre:
-            centres = to_host(self._lab.root_centre(part.asset.data)[ids.long()]).astype(np.float64)
+            centres = to_host(self._lab.root_centre(part.asset.data)[ids]).astype(np.float64)
             velocity = poses.velocity_of_centre(velocity, block[:, 3:POSE_SIZE], centres)
         self._lab.write_root(part.asset, self._tensor(self._raw_poses(block, origins)), self._tensor(velocity), ids)
         joints = len(part.layout.joint_names)
@@ -236,7 +237,7 @@ def _block_by_name(part: EntityLayout, layout: SceneLayout, values: Floats) -> F
     return values[:, at + np.concatenate([np.arange(root), joints, joints + count])]
 
 
-def _find_parts(scene: Any, lab: Lab) -> list[_Part]:
+def _find_parts(scene: Any, lab: Lab) -> list[Part]:
     """The scene's entities: articulations, rigid objects, objects of collections; each kind in the scene's order."""
     taken = {*scene.articulations, *scene.rigid_objects}
     named: list[tuple[EntityLayout, Any, int | None]] = []
@@ -251,6 +252,6 @@ def _find_parts(scene: Any, lab: Lab) -> list[_Part]:
     parts, start = [], PREFIX_SIZE
     for layout, asset, index in named:
         is_of_centre = index is None and lab.is_velocity_of_centre(asset.data)
-        parts.append(_Part(layout, asset, index, start, is_of_centre))
+        parts.append(Part(layout, asset, index, start, is_of_centre))
         start += parts[-1].raw_size
     return parts
