@@ -201,14 +201,17 @@ class SceneState:
 
 def _entity_view(layout: EntityLayout, values: Floats, start: int) -> EntityState:
     joints, links = len(layout.joint_names), len(layout.link_names)
-    ends = np.cumsum([start + POSE_SIZE, VELOCITY_SIZE, joints, joints, POSE_SIZE * links])
+    velocity = start + POSE_SIZE
+    positions = velocity + VELOCITY_SIZE
+    velocities = positions + joints
+    poses = velocities + joints
     return EntityState(
         layout,
-        root_pose=values[start : ends[0]],
-        root_velocity=values[ends[0] : ends[1]],
-        joint_positions=values[ends[1] : ends[2]],
-        joint_velocities=values[ends[2] : ends[3]],
-        link_poses=values[ends[3] : ends[4]].reshape(links, POSE_SIZE),
+        root_pose=values[start:velocity],
+        root_velocity=values[velocity:positions],
+        joint_positions=values[positions:velocities],
+        joint_velocities=values[velocities:poses],
+        link_poses=values[poses : poses + POSE_SIZE * links].reshape(links, POSE_SIZE),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from remote_env.record.recorder import Seen, observe
-from remote_env.state import SceneState
+from remote_env.state import SceneLayout, SceneState
 from remote_env.tasks.aloha_model import AGENT_QPOS_INDEX, agent_scale
 
 ARMS = ("vx300s_left", "vx300s_right")
@@ -25,5 +27,12 @@ def observe_aloha(observation: Any, state: SceneState | None) -> Seen:
     qpos = seen.qpos if isinstance(observation, Mapping) else np.asarray(observation, np.float64)[:14]
     if state is None:
         return Seen(qpos, None, seen.images)
-    velocities = np.concatenate([state[arm].joint_velocities for arm in ARMS])
-    return Seen(qpos, velocities[AGENT_QPOS_INDEX] / _SCALE, seen.images)
+    return Seen(qpos, state.values[_velocity_index(state.layout)] / _SCALE, seen.images)
+
+
+@functools.lru_cache(maxsize=8)
+def _velocity_index(layout: SceneLayout) -> NDArray[np.intp]:
+    """Where the 14 velocities lie in a state's values."""
+    places = SceneState(layout, np.arange(layout.size, dtype=np.float64))
+    velocities = np.concatenate([places[arm].joint_velocities for arm in ARMS])
+    return np.asarray(velocities[AGENT_QPOS_INDEX], np.intp)

@@ -75,6 +75,9 @@ class PartWriter:
         """
         self._write(encode(fields, arrays))
 
+    def flush(self) -> None:
+        """Nothing to wait for: the kernel has every record that `append` returned from."""
+
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
         if self._fd >= 0:
@@ -98,12 +101,18 @@ class PartWriter:
             raise
 
 
-def encode(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """One record as bytes, its head included."""
-    parts, table = [], []
+def check_dtypes(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise InputError where an array is not of plain numbers."""
     for name, array in arrays.items():
         if array.dtype.kind not in _KINDS:
             raise InputError(f"{name} has dtype {array.dtype}; captures hold numbers and booleans")
+
+
+def encode(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """One record as bytes, its head included."""
+    check_dtypes(arrays)
+    parts, table = [], []
+    for name, array in arrays.items():
         table.append([name, array.dtype.newbyteorder("<").str, list(array.shape)])
         parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     text = json.dumps({"fields": fields, "arrays": table}, separators=(",", ":")).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remote_env.errors import CaptureError, InputError
+from remote_env.record.background import BackgroundPart
 from remote_env.record.episode import EpisodeInfo
 from remote_env.record.hdf5 import write_episode
 from remote_env.record.part import PartWriter
@@ -58,15 +60,22 @@ def observe(observation: Any, state: SceneState | None) -> Seen:
     qpos = parts.get("agent_pos", parts.get("qpos"))
     qvel = parts.get("agent_vel", parts.get("qvel"))
     if state is not None:
-        qpos = _joints(state, "joint_positions") if qpos is None else qpos
-        qvel = _joints(state, "joint_velocities") if qvel is None else qvel
+        positions, velocities = _joint_index(state.layout)
+        qpos = state.values[positions] if qpos is None else qpos
+        qvel = state.values[velocities] if qvel is None else qvel
     if qpos is None and not parts and np.ndim(observation) == 1:
         qpos = observation
     return Seen(_floats(qpos), _floats(qvel), _images(observation))
 
 
-def _joints(state: SceneState, name: str) -> Array:
-    return np.concatenate([getattr(entity, name) for entity in state])
+@functools.lru_cache(maxsize=8)
+def _joint_index(layout: SceneLayout) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where the joint positions and velocities of all entities, in order, lie in a state's values."""
+    places = SceneState(layout, np.arange(layout.size, dtype=np.float64))
+    empty = [np.zeros(0)]
+    positions = np.concatenate(empty + [entity.joint_positions for entity in places])
+    velocities = np.concatenate(empty + [entity.joint_velocities for entity in places])
+    return positions.astype(np.intp), velocities.astype(np.intp)
 
 
 def _floats(values: Any) -> Array | None:
@@ -94,10 +103,14 @@ def _is_image(value: Any) -> bool:
 class Recorder:
     """Writes each episode to `directory/episode_<NNN>.hdf5`; `remote_env.record.hdf5` states its layout.
 
-    While an episode runs its steps are appended to `episode_<NNN>.part`, each written through to the kernel
-    before `record` returns; `finish` converts it and renames. A crash leaves whole `.hdf5` files and a
-    `.part` whose whole steps `recover_part` or `repair_part` gives back. Existing episodes are never
-    overwritten: numbering continues.
+    While an episode runs its steps are appended to `episode_<NNN>.part`; `finish` converts it and renames. A
+    crash leaves whole `.hdf5` files and a `.part` whose whole steps `recover_part` or `repair_part` gives
+    back. Existing episodes are never overwritten: numbering continues.
+
+    A thread writes, so that a slow disk never holds up the stepping: `record` returns once it has copied the
+    step, `flush` once the kernel has all of them. Up to 64 MiB may wait; beyond, `record` waits, too. A process
+    that is killed loses what waits (a few steps where the disk keeps up), one that ends by an exception nothing.
+    With `background=False` the kernel has each step before `record` returns.
 
     Used as a context manager it ends an episode that is still open: finished when it has a step (also after
     an exception or Ctrl-C: what was recorded is whole), else abandoned.
@@ -109,7 +122,8 @@ class Recorder:
         env_kwargs: what it was made with; JSON can hold it.
         host: where the simulator runs.
         extra: anything else worth keeping; JSON can hold it.
-        observe: what to take from an observation and a state.
+        observe: what to take from an observation and a state; called before `record` returns.
+        background: write in a thread.
 
     Raises:
         InputError: `rate_hz` is not a positive number.
@@ -126,6 +140,7 @@ class Recorder:
         host: str = "",
         extra: Mapping[str, Any] | None = None,
         observe: Observe = observe,
+        background: bool = True,
     ) -> None:
         if not (np.isfinite(rate_hz) and rate_hz > 0):
             raise InputError(f"rate_hz={rate_hz!r}; give the task's steps per simulated second, such as 50.0")
@@ -140,7 +155,8 @@ class Recorder:
             versions=_versions(),
             extra=to_plain(extra or {}),
         )
-        self._part: PartWriter | None = None
+        self._background = background
+        self._part: PartWriter | BackgroundPart | None = None
         self._layout: SceneLayout | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.steps = 0
@@ -192,7 +208,7 @@ class Recorder:
             part.close()
             part.path.unlink()
             raise
-        self._part = part
+        self._part = BackgroundPart(part) if self._background else part
         return part.path.with_suffix(".hdf5")
 
     def record(
@@ -211,7 +227,8 @@ class Recorder:
         Raises:
             InputError: no episode is open, or a shape, a key or the state's layout changed within the
                 episode; this step was not recorded.
-            CaptureError: the disk is full; this step was not recorded, all before are whole.
+            CaptureError: the disk is full; this step was not recorded, all before are whole or, with `background`,
+                wait in memory: make room and go on; `finish` tries again, too.
         """
         part = self._opened()
         arrays = self._arrays(observation, state)
@@ -225,16 +242,27 @@ class Recorder:
         part.append(fields, arrays)
         self.steps += 1
 
+    def flush(self) -> None:
+        """Return once the kernel has every step that was recorded: a killed process then loses none of them.
+
+        Raises:
+            InputError: no episode is open.
+            CaptureError: the disk is full, or has taken nothing for a minute; the steps wait in memory.
+        """
+        self._opened().flush()
+
     def finish(self) -> Path:
         """End the episode and return its `.hdf5`: whole, synced to disk, its `.part` gone.
 
         Raises:
             InputError: no episode is open, or it has no step yet; it stays open.
-            CaptureError: the disk is full; the `.part` is kept: make room and call this again, or `repair_part`.
+            CaptureError: the disk is full; the `.part` is kept: make room and call this again, or `repair_part`
+                (which has no steps that still wait in memory).
         """
         part = self._opened()
         if not self.steps:
             raise InputError(f"{part.path.name} has no step yet; record() one or abandon() it")
+        part.flush()
         final = part.path.with_suffix(".hdf5")
         write_episode(assemble(part.path), final)
         part.close()
@@ -262,7 +290,7 @@ class Recorder:
         else:
             self.abandon()
 
-    def _opened(self) -> PartWriter:
+    def _opened(self) -> PartWriter | BackgroundPart:
         if self._part is None:
             raise InputError("no episode is open; call start() with what reset() returned")
         return self._part

@@ -41,6 +41,7 @@ def record(folder: Path, description: SceneDescription | None = DESCRIPTION, *, 
         recorder.record(np.zeros(2), {"image": image}, 0.0, step == STEPS, False, state=state_at(step))
     if finish:
         return recorder.finish()
+    recorder.flush()
     recorder._part.close()
     return folder / "episode_000.part"
 

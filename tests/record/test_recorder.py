@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -14,7 +16,8 @@ import pytest
 from full_disk import file_size_limit
 
 from remote_env.errors import CaptureError, InputError
-from remote_env.record import Episode, Recorder, Seen, read_episode, recover_part, repair_part
+from remote_env.record import Episode, Recorder, Seen, background, read_episode, recover_part, repair_part
+from remote_env.record.part import PartWriter
 from remote_env.state import EntityLayout, SceneLayout, SceneState
 
 LAYOUT = SceneLayout((EntityLayout("arm", ("a", "b"), ("base", "tip")), EntityLayout("box")), "test 1")
@@ -227,6 +230,7 @@ def test_an_info_that_json_cannot_hold_is_kept_as_its_marked_repr(tmp_path):
 def interrupted(tmp_path: Path, steps: int = 5, **options: bool) -> Path:
     recorder = Recorder(tmp_path, rate_hz=50.0)
     record_steps(recorder, steps, **options)
+    recorder.flush()
     recorder._part.close()
     return tmp_path / "episode_000.part"
 
@@ -297,18 +301,28 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
 from test_recorder import Recorder, record_steps, observation_at, state_at
 import itertools, numpy as np
-with Recorder({out!r}, rate_hz=50.0) as recorder:
+with Recorder({out!r}, rate_hz=50.0, background={background}) as recorder:
     record_steps(recorder, 4)
     recorder.finish()
     recorder.start(observation_at(0), state=state_at(0))
     for step in itertools.count(1):
         recorder.record(np.zeros(14), observation_at(step), 0.0, False, False, state=state_at(step))
-        print(step, flush=True)
+        if step % {flush_every} == 0:
+            recorder.flush()
+            print(step, flush=True)
 """
 
 
-def test_kill_9_leaves_whole_files_and_every_step_that_record_returned_from(tmp_path):
-    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), here=str(Path(__file__).parent), out=str(tmp_path))
+@pytest.mark.parametrize(("background", "flush_every"), [(False, 1), (True, 5)])
+def test_kill_9_leaves_whole_files_and_every_step_that_the_kernel_had(tmp_path, background, flush_every):
+    code = KILLED.format(
+        root=str(ROOT),
+        tests=str(ROOT / "tests"),
+        here=str(Path(__file__).parent),
+        out=str(tmp_path),
+        background=background,
+        flush_every=flush_every,
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     seen = 0
     with process:
@@ -330,7 +344,7 @@ def test_kill_9_leaves_whole_files_and_every_step_that_record_returned_from(tmp_
 
 
 def test_a_full_disk_while_recording_keeps_the_steps_before(tmp_path):
-    recorder = Recorder(tmp_path, rate_hz=50.0)
+    recorder = Recorder(tmp_path, rate_hz=50.0, background=False)
     record_steps(recorder, 5)
     part = tmp_path / "episode_000.part"
     late = (np.zeros(14), observation_at(6), 0.0, False, False)
@@ -344,10 +358,137 @@ def test_a_full_disk_while_recording_keeps_the_steps_before(tmp_path):
     assert len(read_episode(recorder.finish())) == 6
 
 
+def late_step(step: int):
+    return np.zeros(14), observation_at(step), 0.0, False, False
+
+
+def test_a_full_disk_is_told_by_a_later_call_and_nothing_is_lost(tmp_path):
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 5)
+    recorder.flush()
+    with file_size_limit((tmp_path / "episode_000.part").stat().st_size + 100):
+        recorder.record(*late_step(6), state=state_at(6))  # only handed over
+        for _ in range(2):
+            with pytest.raises(CaptureError, match=r"episode_000\.part cannot grow by the \d+ bytes"):
+                recorder.flush()
+        with pytest.raises(CaptureError, match=r"episode_000\.part cannot grow"):
+            recorder.finish()
+        assert recorder.recording
+        assert names(tmp_path) == ["episode_000.part"]
+        assert len(recover_part(tmp_path / "episode_000.part")) == 5
+    recorder.record(*late_step(7), state=state_at(7))
+    episode = read_episode(recorder.finish())
+    assert len(episode) == 7
+    assert episode.states[6:] == [state_at(6), state_at(7)]
+    assert names(tmp_path) == ["episode_000.hdf5"]
+
+
+def test_a_full_disk_never_lets_memory_grow_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "PENDING_BYTES", 20_000)
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 1)
+    recorder.flush()
+    taken = 0
+    with file_size_limit((tmp_path / "episode_000.part").stat().st_size):
+        for step in range(2, 200):
+            try:
+                recorder.record(*late_step(step), state=state_at(step))
+                taken += 1
+            except CaptureError:
+                continue
+        assert recorder._part._pending_bytes <= 20_000
+    assert 1 < taken < 20
+    assert len(read_episode(recorder.finish())) == 1 + taken
+
+
+def test_a_disk_that_is_slower_than_the_steps_holds_them_up_and_loses_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "PENDING_BYTES", 10_000)
+    turns = threading.Semaphore(0)
+    write = PartWriter.append
+
+    def slow(part, *record):
+        assert turns.acquire(timeout=10)
+        write(part, *record)
+
+    with Recorder(tmp_path, rate_hz=50.0) as recorder:
+        record_steps(recorder, 1)
+        recorder.flush()
+        monkeypatch.setattr(PartWriter, "append", slow)
+        with ThreadPoolExecutor(1) as pool:
+            recording = pool.submit(
+                lambda: [recorder.record(*late_step(step), state=state_at(step)) for step in range(2, 42)]
+            )
+            while not recording.done():
+                turns.release()
+                assert recorder._part._pending_bytes <= 10_000
+        recording.result()
+        turns.release(100)
+        assert len(read_episode(recorder.finish())) == 41
+
+
+def test_a_disk_that_takes_nothing_is_told_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "STALL_S", 0.05)
+    go_on = threading.Event()
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 1)
+    recorder.flush()
+    write = PartWriter.append
+    monkeypatch.setattr(PartWriter, "append", lambda part, *record: go_on.wait(10) and write(part, *record))
+    recorder.record(*late_step(2), state=state_at(2))
+    with pytest.raises(CaptureError, match=r"has not taken a record of .*episode_000\.part for 0\.05 s; 1 wait"):
+        recorder.finish()
+    go_on.set()
+    assert len(read_episode(recorder.finish())) == 2
+
+
+def test_what_is_recorded_is_a_copy(tmp_path):
+    action, observation, values = np.zeros(14), {"agent_pos": np.zeros(14)}, state_at(1).values.copy()
+    with Recorder(tmp_path, rate_hz=50.0) as recorder:
+        recorder.start(observation, state=state_at(0))
+        for step in range(50):
+            action[:], observation["agent_pos"][:], values[0] = step, step + 1, 1.0 + step
+            recorder.record(action, observation, 0.0, False, False, state=SceneState(LAYOUT, values))
+        episode = read_episode(recorder.finish())
+    assert episode.actions[:, 3].tolist() == list(range(50))
+    assert episode.scene_values[1:, 0].tolist() == [1.0 + step for step in range(50)]
+    assert episode.final_observation["qpos"][0] == 50
+
+
+def test_a_recorder_leaves_no_thread_and_no_file_open(tmp_path):
+    before = {*threading.enumerate(), *open_files()}
+    for _ in range(3):
+        recorded(tmp_path)
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 2)
+    recorder.abandon()
+    assert {*threading.enumerate(), *open_files()} <= before
+
+
+def open_files() -> set[str]:
+    return {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+
+
+FORGOTTEN = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
+from test_recorder import Recorder, record_steps
+recorder = Recorder({out!r}, rate_hz=50.0)
+record_steps(recorder, 200)
+"""
+
+
+def test_a_program_that_ends_without_finishing_leaves_every_step(tmp_path):
+    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "here": str(Path(__file__).parent)}
+    code = FORGOTTEN.format(**paths, out=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert len(recover_part(tmp_path / "episode_000.part")) == 200
+
+
 @pytest.mark.parametrize("limit", [0, 1000, 5000, 9000])
 def test_a_full_disk_while_converting_leaves_nothing_half_written(tmp_path, limit):
     recorder = Recorder(tmp_path, rate_hz=50.0)
     record_steps(recorder, 5)
+    recorder.flush()
     with file_size_limit(limit), pytest.raises(CaptureError, match=r"episode_000\.hdf5 needs \d+ bytes") as caught:
         recorder.finish()
     assert names(tmp_path) == ["episode_000.part"]
