@@ -6,6 +6,7 @@ behind.
 
 from remote_env.record.aloha import observe_aloha
 from remote_env.record.episode import Episode, EpisodeInfo
+from remote_env.record.metasim import read_metasim, to_metasim
 from remote_env.record.recorder import Observe, Recorder, Seen, observe
 from remote_env.record.recovery import read_episode, recover_part, repair_part
 
@@ -18,6 +19,8 @@ __all__ = [
     "observe",
     "observe_aloha",
     "read_episode",
+    "read_metasim",
     "recover_part",
     "repair_part",
+    "to_metasim",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from metasim_stand_in import BaseTaskEnv, RLTaskEnv, make_handler, make_task
+from tasks_for_tests.metasim_stand_in import BaseTaskEnv, RLTaskEnv, make_handler, make_task
 
 from remote_env import RemoteEnv
 from remote_env.errors import ConfigError, InputError, Unsupported
@@ -240,7 +240,7 @@ def test_everything_of_it_can_cross_the_wire() -> None:
 
 
 def test_served_like_any_other(isolated_home: Path) -> None:
-    stand_in = Path(__file__).with_name("metasim_stand_in.py")
+    stand_in = Path(__file__).parents[1] / "tasks_for_tests/metasim_stand_in.py"
     with RemoteEnv(env=f"{stand_in}:make_task", simulator="metasim", capture_state=True) as env:
         env.reset(seed=3)
         for _ in range(4):
