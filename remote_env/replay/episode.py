@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from remote_env.replay.cameras import Cameras
 from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF
 from remote_env.replay.fidelity import Fidelity
 from remote_env.replay.frames import View
+from remote_env.replay.mapping import MappingLike
 from remote_env.replay.outputs import Outputs, Still
 from remote_env.replay.pictures import (
     Capture,
@@ -69,7 +69,7 @@ def replay_episode(
     capture: Capture,
     model: Model,
     *,
-    mapping: Any = None,
+    mapping: MappingLike = None,
     video: str | os.PathLike[str] | None = None,
     frames_dir: str | os.PathLike[str] | None = None,
     images_dir: str | os.PathLike[str] | None = None,
@@ -87,7 +87,7 @@ def replay_episode(
     processes: int | None = None,
     beside: Capture | None = None,
     beside_model: Model | None = None,
-    beside_mapping: Any = None,
+    beside_mapping: MappingLike = None,
     labels: tuple[str, str] | None = None,
     resume: bool = False,
     progress: bool = False,

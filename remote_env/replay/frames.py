@@ -25,6 +25,7 @@ import numpy as np
 from remote_env.errors import RemoteEnvError, ReplayError
 from remote_env.render import Quality
 from remote_env.replay.cameras import Cameras, aims, as_tuple, grid, tile
+from remote_env.replay.mapping import MappingLike
 from remote_env.replay.processes import running
 from remote_env.replay.replayer import Frame, Replayer
 from remote_env.state import SceneDescription, SceneLayout, SceneState
@@ -74,16 +75,16 @@ class LocalScene:
     """
 
     model: mujoco.MjModel
-    mapping: Any = None
+    mapping: MappingLike = None
     description: SceneDescription | None = None
 
     def open(self, view: View | None = None) -> Replayer:
         """A replayer of this scene, to be closed by the caller."""
         view = view or View()
-        names = {"mapping": self.mapping, "description": self.description}
         return Replayer(
             self.model,
-            **{name: value for name, value in names.items() if value is not None},
+            mapping=self.mapping,
+            description=self.description,
             width=view.width,
             height=view.height,
             camera=as_tuple(view.camera)[0],

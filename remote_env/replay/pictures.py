@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from remote_env.record import Episode, read_episode
 from remote_env.replay.beside import IMAGES, CapturedImages, Overlaid, Picture, Source
 from remote_env.replay.frames import View
+from remote_env.replay.mapping import MappingLike, as_mapping
 from remote_env.replay.marks import mark_of, model_digest, states_digest
 from remote_env.replay.overlay import overlay_texts
 from remote_env.replay.replayer import Model
@@ -54,7 +54,7 @@ class Shown:
     content: str
 
 
-def show_capture(capture: Capture, model: Model, mapping: Any, look: Look, *, images: bool = False) -> Shown:
+def show_capture(capture: Capture, model: Model, mapping: MappingLike, look: Look, *, images: bool = False) -> Shown:
     """Open a capture and make it ready to be rendered; errors are those of `replay_episode`.
 
     Args:
@@ -76,9 +76,8 @@ def show_capture(capture: Capture, model: Model, mapping: Any, look: Look, *, im
     )
     texts = overlay_texts(episode, replay.times_s) if look.overlay else []
     source = Overlaid(replay, texts) if look.overlay else replay
-    scene = replay.scene
-    plain = scene.mapping.to_plain() if hasattr(scene.mapping, "to_plain") else str(scene.mapping)
-    content = mark_of(states_digest(replay.states), model_digest(scene.model), plain, asdict(look.view), texts)
+    plain = as_mapping(replay.scene.mapping).to_plain()
+    content = mark_of(states_digest(replay.states), model_digest(replay.scene.model), plain, asdict(look.view), texts)
     name = "episode" if isinstance(capture, Episode) else Path(capture).stem
     return Shown(name, episode, replay, source, content)
 

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,9 @@ from remote_env.replay.cameras import Cameras, aims, as_tuple
 from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF
 from remote_env.replay.fidelity import Fidelity
 from remote_env.replay.frames import LocalScene, View, default_processes, render_here, render_in_processes
+from remote_env.replay.mapping import MappingLike
 from remote_env.replay.progress import shown
-from remote_env.replay.replayer import Frame, Model, load_model
+from remote_env.replay.replayer import Frame, Model, Replayer
 from remote_env.replay.timeline import default_rate, frame_times, since_start
 from remote_env.replay.video import save_video
 from remote_env.state import Floats, SceneDescription, SceneState
@@ -49,7 +49,7 @@ class Replay:
         model: Model,
         view: View,
         *,
-        mapping: Any = None,
+        mapping: MappingLike = None,
         description: SceneDescription | None = None,
         rate_hz: float | None = None,
         processes: int | None = None,
@@ -61,10 +61,10 @@ class Replay:
             raise ReplayError("the states have different layouts; replay the episodes one by one")
         check_image_settings(view.width, view.height, view.quality)
         self.view, self._rate_hz = view, rate_hz
-        self.scene = LocalScene(load_model(model), mapping, description)
-        with self.scene.open() as replayer:
-            aims(replayer.model, view.camera)
+        with Replayer(model, mapping=mapping, description=description) as replayer:
             replayer.check_names(self._states[0].layout)
+            aims(replayer.model, view.camera)
+            self.scene = LocalScene(replayer.model, replayer.mapping, description)
         self._processes = processes
 
     def __len__(self) -> int:
@@ -105,8 +105,7 @@ class Replay:
             InputError: a state holds a value that is not finite, or a quaternion without unit norm.
         """
         with self.scene.open() as replayer:
-            for state in self._states:
-                replayer.set_state(state)
+            replayer.set_states(self._states[0].layout, np.stack([state.values for state in self._states]))
             return replayer.fidelity
 
     @property
@@ -169,7 +168,7 @@ def replay(
     states: Iterable[SceneState],
     model: Model,
     *,
-    mapping: Any = None,
+    mapping: MappingLike = None,
     description: SceneDescription | None = None,
     width: int = 640,
     height: int = 480,

@@ -47,7 +47,7 @@ def since_start(times_s: Sequence[float] | Floats, *, rate_hz: float | None = No
 
 
 def default_rate(times_s: Floats) -> float:
-    """Frames per second at which every state is shown once, or every n-th where that is more than 60.
+    """Frames per second at which every state is shown once; above 60, an n-th of it, whole if that goes.
 
     Args:
         times_s: (N,) as `since_start` gives them.
@@ -56,7 +56,9 @@ def default_rate(times_s: Floats) -> float:
     if not steps.any():
         return MAX_DEFAULT_RATE_HZ
     rate = float(f"{1.0 / np.median(steps[steps > 0]):.4g}")
-    return rate / math.ceil(rate / MAX_DEFAULT_RATE_HZ - _TOLERANCE)
+    fewest = max(math.ceil(rate / MAX_DEFAULT_RATE_HZ - _TOLERANCE), 1)
+    whole = (count for count in range(fewest, 2 * fewest) if (rate / count).is_integer())
+    return rate / next(whole, fewest)
 
 
 def frame_times(duration_s: float, rate_hz: float, speed: float = 1.0) -> Floats:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import imageio_ffmpeg
 import mujoco
 import numpy as np
 import pytest
 from full_disk import file_size_limit
 from PIL import Image
+from replay_scene import ARM, children, read_video, simulate
 
 from remote_env.errors import CaptureError, ConfigError, InputError, ReplayError
 from remote_env.record import Recorder
@@ -36,40 +35,11 @@ from remote_env.state import EntityLayout, SceneLayout, SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
 
 ROOT = Path(__file__).parents[2]
-ARM = """
-<mujoco>
-  <worldbody>
-    <light pos="0 0 3"/>
-    <camera name="front" pos="0 -2.5 1" xyaxes="1 0 0 0 0.3 1"/>
-    <camera name="above" pos="0 0 4"/>
-    <geom type="plane" size="2 2 0.1" rgba="0.5 0.5 0.5 1"/>
-    <body name="arm" pos="0.3 0 0.6" euler="0 0 20">
-      <joint name="lift" axis="0 1 0"/><geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.04"/>
-      <body name="hand" pos="0.3 0 0">
-        <joint name="reach" type="slide" axis="1 0 0" range="-1 1"/><geom type="box" size="0.05 0.05 0.05"/>
-      </body>
-    </body>
-    <body name="box" pos="-0.4 0 0.5"><freejoint/><geom type="box" size="0.1 0.1 0.1" rgba="1 0 0 1"/></body>
-  </worldbody>
-</mujoco>
-"""
 
 
 @pytest.fixture(scope="module")
 def model() -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(ARM)
-
-
-def simulate(model: mujoco.MjModel, steps: int = 12) -> list[SceneState]:
-    """A state every 20 ms of the arm falling and the box tumbling."""
-    scene, data = MujocoScene(model), mujoco.MjData(model)
-    data.qvel[:] = [0.5, 0.2, 0.3, 0, 0.5, 3.0, 2.0, 1.0]
-    states = [scene.read(data)]
-    for _ in range(steps):
-        for _ in range(10):
-            mujoco.mj_step(model, data)
-        states.append(scene.read(data))
-    return states
 
 
 @pytest.fixture(scope="module")
@@ -288,13 +258,6 @@ def test_several_processes_give_the_same_frames_and_fidelity(model, states):
     assert here.fidelity.max_position_error_m > 0
 
 
-def children() -> list[str]:
-    found = subprocess.run(
-        ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
-    )
-    return [line for line in found.stdout.splitlines() if "replay.worker" in line or "ffmpeg" in line]
-
-
 def test_breaking_off_leaves_no_process(model, states):
     frames = iter(replay(states * 50, model, width=64, height=48, processes=2))
     next(frames)
@@ -356,20 +319,6 @@ def test_fidelity_is_over_every_state_whether_rendered_or_not(model, states):
 
 
 # ---- files
-
-
-def read_video(path: Path) -> tuple[dict[str, object], list[np.ndarray]]:
-    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
-    command = [ffmpeg, "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    done = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL)
-    line = next(line for line in done.stderr.decode().splitlines() if "Video: h264" in line)
-    width, height = (int(number) for number in re.search(r", (\d+)x(\d+)", line).groups())
-    meta = {
-        "size": (width, height),
-        "fps": float(re.search(r"([\d.]+) fps", line)[1]),
-        "yuv420p": "yuv420p" in line,
-    }
-    return meta, list(np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3))
 
 
 def test_a_video_has_every_frame_at_the_states_own_rate(tmp_path, model, states):
