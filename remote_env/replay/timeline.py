@@ -57,7 +57,7 @@ def default_rate(times_s: Floats) -> float:
         return MAX_DEFAULT_RATE_HZ
     rate = float(f"{1.0 / np.median(steps[steps > 0]):.4g}")
     fewest = max(math.ceil(rate / MAX_DEFAULT_RATE_HZ - _TOLERANCE), 1)
-    whole = (count for count in range(fewest, 2 * fewest) if (rate / count).is_integer())
+    whole = (count for count in range(fewest, fewest + fewest // 4 + 1) if (rate / count).is_integer())
     return rate / next(whole, fewest)
 
 
