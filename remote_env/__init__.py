@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from remote_env.env import LocalFolder, RemoteEnv, Rollout
     from remote_env.server.backend import Backend
     from remote_env.state import EntityLayout, EntityState, SceneDescription, SceneLayout, SceneState, Shape
+    from remote_env.vector import RemoteVectorEnv
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "RemoteEnv": "remote_env.env",
+    "RemoteVectorEnv": "remote_env.vector",
     "LocalFolder": "remote_env.env",
     "Rollout": "remote_env.env",
     "Backend": "remote_env.server.backend",
@@ -37,6 +39,7 @@ __all__ = [
     "EntityState",
     "LocalFolder",
     "RemoteEnv",
+    "RemoteVectorEnv",
     "Rollout",
     "SceneDescription",
     "SceneLayout",

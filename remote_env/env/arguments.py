@@ -129,10 +129,10 @@ class Arguments:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def unknown_arguments(names: Iterable[str]) -> TypeError:
+def unknown_arguments(names: Iterable[str], owner: str = "RemoteEnv") -> TypeError:
     """The error for arguments that there are not; it names those that were meant."""
     told = [f"{name}= (did you mean {_meant(name)}?)" for name in sorted(names)]
-    return TypeError(f"RemoteEnv has no argument {', '.join(told)}")
+    return TypeError(f"{owner} has no argument {', '.join(told)}")
 
 
 def _meant(name: str) -> str:

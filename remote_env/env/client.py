@@ -86,6 +86,17 @@ class Client(Generic[S]):
         """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
         return self._life.prepare_way()
 
+    def _start_server(
+        self, server_script: str | None, task_name: str | None, simulator: str | None, cleanup_old: bool | None
+    ) -> None:
+        """Find the server at `port`, or start one, with what is given instead of what the arguments say."""
+        life = self._life
+        life.check_usable()
+        if server_script is not None:
+            life.task = life.task.served_by(server_script, self._arguments.upload)
+        life.task = life.task.replaced(task_name, simulator)
+        life.start_server(cleanup_old=cleanup_old)
+
     def connect(self) -> Self:
         """Open a session with the server, and wait for its simulator; nothing when that is done already."""
         if self._life.session is None:
@@ -273,6 +284,10 @@ class Client(Generic[S]):
                 self.close()
 
     def __str__(self) -> str:
+    def __exit__(self, *_error: object) -> Literal[False]:
+        self.close()
+        return False
+
         return f"<{type(self).__name__} {self._life.task.label} on {self._arguments.host or 'local'}>"
 
     __repr__ = __str__

@@ -195,6 +195,7 @@ class Life(Generic[S]):
             client=describe_client(),
             digest=digest,
             asked=self.task.label,
+            num_envs=self.task.num_envs,
             lease_s=self._lease_s(server),
             on_open=self._watch,
             on_status=progress.report_status,

@@ -180,19 +180,15 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
             simulator: instead of `simulator=`.
             cleanup_old: instead of `cleanup_old=`.
         """
-        life = self._life
-        if life.server is not None:
+        if self._life.server is not None:
             return self
-        life.check_usable()
+        self._life.check_usable()
         if num_envs != 1:
             raise Unsupported(
                 f"num_envs={num_envs}: a RemoteEnv holds one environment; for a batch of them on one server make a "
                 f"RemoteVectorEnv(…, num_envs={num_envs})"
             )
-        if server_script is not None:
-            life.task = life.task.served_by(server_script, self._arguments.upload)
-        life.task = life.task.replaced(task_name, simulator)
-        life.start_server(cleanup_old=cleanup_old)
+        self._start_server(server_script, task_name, simulator, cleanup_old)
         return self
 
     # The Gymnasium interface

@@ -175,6 +175,11 @@ def compile_layout(space: Any) -> ValueLayout | None:
     return None if root is None else ValueLayout(root)
 
 
+def array_layout(*arrays: tuple[Any, tuple[int, ...]]) -> ValueLayout:
+    """The layout of a tuple of arrays, each of a dtype and a shape."""
+    return ValueLayout(_TupleNode([_ArrayLeaf(np.dtype(dtype), shape) for dtype, shape in arrays]))
+
+
 def _compile(space: Any) -> Any:
     # By name, so that this module needs no gymnasium and takes the same class from any version of it.
     kind = type(space).__name__

@@ -38,6 +38,8 @@ class Backend(abc.ABC):
         single_observation_space: of a batch: of one of its environments.
         single_action_space: likewise.
         autoreset_mode: of a batch: "NEXT_STEP", "SAME_STEP" or "DISABLED", as `gymnasium.vector.AutoresetMode`.
+        takes_reset_mask: of a batch: whether `reset` obeys options["reset_mask"], a (num_envs,) bool array of the
+            environments to reset, as Gymnasium's vector environments do.
     """
 
     observation_space: Any
@@ -51,6 +53,7 @@ class Backend(abc.ABC):
     single_observation_space: Any = None
     single_action_space: Any = None
     autoreset_mode: str | None = None
+    takes_reset_mask: bool = False
 
     @abc.abstractmethod
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
@@ -62,8 +65,14 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; observation and info, as `gymnasium.Env.reset`."""
+    def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; observation and info, as `gymnasium.Env.reset`.
+
+        Args:
+            seed: an int or None; of a batch also a list of num_envs of them. One int seeds environment i with
+                seed + i, as Gymnasium's vector environments do.
+            options: for the task.
+        """
 
     @abc.abstractmethod
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -108,6 +117,10 @@ class Backend(abc.ABC):
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the attribute `name`, or call it when it is a method; only asked for names in `callable_names`."""
         raise Unsupported(f"{type(self).__name__} has no attribute {name!r} for clients")
+
+    def set_attribute(self, name: str, values: Any) -> None:
+        """Of a batch: as `gymnasium.vector.VectorEnv.set_attr`; only asked for names in `callable_names`."""
+        raise Unsupported(f"{type(self).__name__} lets clients set no attributes")
 
     @abc.abstractmethod
     def close(self) -> None:

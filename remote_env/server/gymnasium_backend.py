@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import gymnasium
 
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.backend import Backend, load_object
-from remote_env.state import SceneState
+from remote_env.state import Floats, SceneLayout, SceneState
 from remote_env.tasks import register_tasks
 
 # What any Gymnasium environment may be asked for by name; a task adds its own in `remote_calls`.
@@ -20,7 +21,7 @@ DEFAULT_CALLS = frozenset({"np_random_seed", "render_mode", "metadata", "has_wra
 
 
 class GymnasiumBackend(Backend):
-    """Serves one `gymnasium.Env`.
+    """Serves one `gymnasium.Env`, or with `num_envs` a `gymnasium.vector.VectorEnv` of so many.
 
     The environment's unwrapped object may offer `get_scene_state(*, native)` and `set_scene_state(state)`; one that
     has MuJoCo's `model` and `data` gets both from us. It may name in `remote_calls` what clients may call.
@@ -28,46 +29,83 @@ class GymnasiumBackend(Backend):
 
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
         """Build `env`: an id, "module:id", "module:function", "file.py:function", or a callable."""
-        self._env = make_env(env, kwargs)
-        self._scene: Any = None
+        self._scenes: dict[int, Any] = {}
+        if self.num_envs is None:
+            self._env: Any = make_env(env, kwargs)
+            one = self._env
+        else:
+            one = self._make_batch(env, kwargs, self.num_envs)
         self.observation_space = self._env.observation_space
         self.action_space = self._env.action_space
         self.metadata = dict(self._env.metadata or {})
         self.render_mode = self._env.render_mode
-        self.spec = _plain_spec(self._env)
-        self.callable_names = DEFAULT_CALLS | frozenset(getattr(self._env.unwrapped, "remote_calls", ()))
-        self.state_names = _state_names(self._env)
+        self.spec = _plain_spec(one)
+        self.callable_names = DEFAULT_CALLS | frozenset(getattr(one.unwrapped, "remote_calls", ()))
+        self.state_names = _state_names(one)
 
-    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+    def _make_batch(self, env: Any, kwargs: Mapping[str, Any], num_envs: int) -> Any:
+        """Make the batch; one of its environments, or itself if it has none."""
+        from remote_env.server import gymnasium_batch
+
+        register_tasks()
+        factory, own = _find_factory(env), gymnasium_batch.task_kwargs(kwargs)
+        make_one = functools.partial(_make_one, env, factory, own)
+        self._env = batch = gymnasium_batch.make_batch(env, kwargs, num_envs, factory=factory, make_one=make_one)
+        self._batch = gymnasium_batch.BatchScenes(batch, self._read_scene, self._write_scene)
+        self.single_observation_space, self.single_action_space = (
+            batch.single_observation_space,
+            batch.single_action_space,
+        )
+        self.autoreset_mode = gymnasium_batch.read_autoreset_mode(batch)
+        self.takes_reset_mask = isinstance(batch, gymnasium.vector.SyncVectorEnv)
+        return next(iter(getattr(batch, "envs", ())), batch)
+
+    def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         """See `Backend.reset`."""
-        return self._env.reset(seed=seed, options=options)
+        return self._env.reset(seed=seed, options=options)  # type: ignore[no-any-return]
 
     @property
     def step(self) -> Callable[[Any], tuple[Any, Any, Any, Any, dict[str, Any]]]:
         """The environment's own `step`: nothing stands between it and the simulator loop."""
-        return self._env.step
+        return self._env.step  # type: ignore[no-any-return]
 
     def state(self, *, native: bool) -> SceneState:
         """See `Backend.state`."""
-        task: Any = self._env.unwrapped
+        return self._read_scene(self._env.unwrapped, native=native)
+
+    def _read_scene(self, task: Any, *, native: bool = False) -> SceneState:
         if hasattr(task, "get_scene_state"):
             state: SceneState = task.get_scene_state(native=native)
-        else:
-            state = self._mujoco_scene(task).read(task.data, native=native)
-        return state
+            return state
+        return self._mujoco_scene(task).read(task.data, native=native)  # type: ignore[no-any-return]
 
     def restore(self, state: SceneState) -> None:
         """See `Backend.restore`."""
-        task: Any = self._env.unwrapped
+        self._write_scene(self._env.unwrapped, state)
+
+    def _write_scene(self, task: Any, state: SceneState) -> None:
         if hasattr(task, "set_scene_state"):
             task.set_scene_state(state)
         else:
             self._mujoco_scene(task).write(state, task.data)
 
+    def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
+        """See `Backend.states`."""
+        return self._batch.states(env_ids)
+
+    def final_states(self) -> tuple[Sequence[int], Floats] | None:
+        """See `Backend.final_states`."""
+        return self._batch.final_states()
+
+    def restore_states(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
+        """See `Backend.restore_states`."""
+        self._batch.restore(layout, values, env_ids)
+
     def _mujoco_scene(self, task: Any) -> Any:
         """The reader of a MuJoCo task's scene, made once per model."""
-        if self._scene is not None and self._scene.model is task.model:
-            return self._scene
+        scene = self._scenes.get(id(task))
+        if scene is not None and scene.model is task.model:
+            return scene
         if type(getattr(task, "model", None)).__name__ != "MjModel":
             raise Unsupported(
                 f"{self.spec.get('id')} has no scene state: it is no MuJoCo environment, and it offers no "
@@ -75,8 +113,8 @@ class GymnasiumBackend(Backend):
             )
         from remote_env.tasks.mujoco_scene import MujocoScene
 
-        self._scene = MujocoScene(task.model)
-        return self._scene
+        self._scenes[id(task)] = scene = MujocoScene(task.model)
+        return scene
 
     def render(self) -> Any:
         """See `Backend.render`."""
@@ -84,8 +122,21 @@ class GymnasiumBackend(Backend):
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `Backend.call`."""
+        if self.num_envs is not None:
+            return self._of_batch("call")(name, *args, **kwargs)
         value = self._env.get_wrapper_attr(name)
         return value(*args, **kwargs) if callable(value) else value
+
+    def set_attribute(self, name: str, values: Any) -> None:
+        """See `Backend.set_attribute`."""
+        self._of_batch("set_attr")(name, values)
+
+    def _of_batch(self, method: str) -> Any:
+        """A method that Gymnasium's own vector environments have, and others may have."""
+        try:
+            return getattr(self._env, method)
+        except AttributeError as error:
+            raise Unsupported(f"{self._env} has no {method}()") from error
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -99,7 +150,10 @@ def make_env(env: Any, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         ConfigError: no such id, module, file or function here, or what it made is no `gymnasium.Env`.
     """
     register_tasks()
-    factory = env if callable(env) else _find_factory(str(env))
+    return _make_one(env, _find_factory(env), kwargs)
+
+
+def _make_one(env: Any, factory: Callable[..., Any] | None, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     if factory is None:
         return _make_registered(str(env), kwargs)
     made = factory(**kwargs)
@@ -108,8 +162,11 @@ def make_env(env: Any, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     return made
 
 
-def _find_factory(name: str) -> Callable[..., Any] | None:
-    """The function that "module:function" or "file.py:function" names; None for anything else."""
+def _find_factory(env: Any) -> Callable[..., Any] | None:
+    """The function that the client sent, or that "module:function" or "file.py:function" names; None for an id."""
+    if callable(env):
+        return env  # type: ignore[no-any-return]
+    name = str(env)
     module, colon, function = name.rpartition(":")
     if not colon:
         return None

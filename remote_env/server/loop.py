@@ -90,10 +90,7 @@ class SimulatorLoop:
         self._epoch = epoch
         self._fresh = True  # a session's first request must be RESET
         self._layouts = LayoutNumbers()
-        action, observation = self._action_layout, self._observation_layout
-        self._vector_step: VectorStep | None = None
-        if action and action.vector and observation and observation.vector:
-            self._vector_step = VectorStep(action.vector, observation.vector, epoch)
+        self._vector_step = self._make_vector_step()
         try:
             self._send_value(frames.READY, 0, self._description)
             while self._serve_one():
@@ -104,6 +101,12 @@ class SimulatorLoop:
             print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
         finally:
             self._transport.close()
+
+    def _make_vector_step(self) -> VectorStep | None:
+        action, observation = self._action_layout, self._observation_layout
+        if action and action.vector and observation and observation.vector:
+            return VectorStep(action.vector, observation.vector, self._epoch)
+        return None
 
     def _expect_episode(self, call: str) -> None:
         if self._fresh:
@@ -228,7 +231,7 @@ class SimulatorLoop:
                 "terminated": terminated,
                 "truncated": truncated,
             }
-        self._send_result(frame, payload, rest, info, flags)
+        self._send_result(frame, payload, rest, info, flags, is_step=True)
 
     def _reset(self, flags: int, seed: Any, options: Any) -> None:
         observation, info = self._backend_reset(seed, options)
@@ -237,7 +240,9 @@ class SimulatorLoop:
         if fixed is not None:
             frame = bytearray(frames.HEADER_SIZE + fixed.size)
             payload = fixed.write(observation, frame, frames.HEADER_SIZE)
-        self._send_result(frame, payload, {} if payload is not None else {"observation": observation}, info, flags)
+        self._send_result(
+            frame, payload, {} if payload is not None else {"observation": observation}, info, flags, is_step=False
+        )
 
     def _get_state(self, _flags: int, native: Any) -> None:
         self._expect_episode("get_state")  # what is there may be another session's
@@ -256,14 +261,17 @@ class SimulatorLoop:
         self._send_value(frames.RESULT, self._sequence, self.backend.render(), where="frame")
 
     def _call(self, _flags: int, name: Any, args: Any, kwargs: Any) -> None:
+        self._check_open(name)
+        described = name == SCENE_DESCRIPTION
+        value = self.backend.describe_scene().to_plain() if described else self.backend.call(name, args, kwargs)
+        self._send_value(frames.RESULT, self._sequence, value, where=name)
+
+    def _check_open(self, name: Any) -> None:
         if name not in self._allowed:
             raise InputError(
                 f"{name!r} is not open to clients; open: {sorted(self._allowed)}. A task opens more by listing them in "
                 "its remote_calls attribute, and whoever starts the server by allow_calls="
             )
-        described = name == SCENE_DESCRIPTION
-        value = self.backend.describe_scene().to_plain() if described else self.backend.call(name, args, kwargs)
-        self._send_value(frames.RESULT, self._sequence, value, where=name)
 
     def _rollout(self, _flags: int, request: Any) -> None:
         began, rollouts = time.monotonic(), self._rollouts
@@ -298,6 +306,8 @@ class SimulatorLoop:
         rest: dict[str, Any],
         info: dict[str, Any],
         asked: int,
+        *,
+        is_step: bool,
     ) -> None:
         """Send a transition: its fixed part if it has one, the state's vector if asked for, the rest as a value."""
         if frame is None or payload is None:
@@ -305,16 +315,23 @@ class SimulatorLoop:
         else:
             flags = frames.FIXED
         if asked & frames.WANT_STATE:
-            flags |= frames.STATE
-            frame += self._pack_state(self.backend.state(native=False), rest)
+            flags |= self._add_state(frame, rest, is_step=is_step)
         if info:
-            rest["info"] = info
+            self._add_info(rest, info)
         if rest:
             flags |= frames.TAIL
             tail, arrays = _encode(rest, where="result")
             frame += tail
             payload = [*payload, *arrays]
         self._send(frame, frames.RESULT, self._sequence, flags, payload)
+
+    def _add_state(self, frame: bytearray, rest: dict[str, Any], *, is_step: bool) -> int:  # noqa: ARG002  a batch asks
+        """Add what the scene is now to a frame, or to its tail; the flags that it needs."""
+        frame += self._pack_state(self.backend.state(native=False), rest)
+        return frames.STATE
+
+    def _add_info(self, rest: dict[str, Any], info: dict[str, Any]) -> None:
+        rest["info"] = info
 
     def _pack_state(self, state: SceneState, rest: dict[str, Any]) -> bytes:
         """The state's vector under its layout's number; the layout itself goes into `rest` until the client has it."""

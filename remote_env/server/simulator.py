@@ -105,12 +105,12 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
     from remote_env.protocol.task import TaskSpec
     from remote_env.server.backend import load_backend
     from remote_env.server.facts import server_facts
-    from remote_env.server.loop import SimulatorLoop
 
     task = TaskSpec.from_plain(settings["task"])
     env = task.env if task.pickled is None else _unpickle(task)
     backend = load_backend(task.simulator)
     backend.num_envs = task.num_envs
+    loop_kind = _choose_loop(task)
     channel.say(event="phase", phase="building")
     board.begin(CALL_NUMBERS["make"])
     backend.make(env, task.kwargs)
@@ -120,7 +120,25 @@ def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:
 
         rollouts = open_rollouts(task, settings.get("policy_token"), backend, board)
     board.end()
-    return SimulatorLoop(backend, board, server_facts(), frozenset(task.allow_calls), rollouts)
+    return loop_kind(backend, board, server_facts(), frozenset(task.allow_calls), rollouts)
+
+
+def _choose_loop(task: Any) -> Any:
+    """The kind of loop that serves the task."""
+    if task.num_envs is None:
+        from remote_env.server.loop import SimulatorLoop
+
+        return SimulatorLoop
+    from remote_env.server.batch_loop import BatchLoop
+
+    if task.policy is not None:
+        from remote_env.errors import Unsupported
+
+        raise Unsupported(
+            "a policy beside a batch of environments is not supported: leave policy= or num_envs= out, or step the "
+            "batch with actions of your own"
+        )
+    return BatchLoop
 
 
 def _check_interpreter() -> None:

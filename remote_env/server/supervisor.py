@@ -246,6 +246,7 @@ class Supervisor:
             self._connections.send(peer, frames.WELCOME, self._facts())
 
     def _facts(self) -> dict[str, Any]:
+        num_envs = self.settings["task"].get("num_envs")
         return {
             "task": self._label(),
             "digest": self.settings.get("digest", ""),
@@ -254,6 +255,7 @@ class Supervisor:
             "pid": os.getpid(),
             "log_size": self._log.size,
             "problems": self._log.problems.count,
+            **({} if num_envs is None else {"num_envs": num_envs}),
         }
 
     def _open_session(self, peer: Peer) -> None:

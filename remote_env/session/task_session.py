@@ -30,6 +30,7 @@ class TaskSession(Exchange, abc.ABC):
         client: how the server may name us to others.
         digest: of the task that is wanted; None takes what is served.
         asked: that task's name, to show.
+        num_envs: how many environments a batch is to have; None takes what is served.
         lease_s: the session is to end when it was not pinged for so long [s]; whoever opens it pings. None: never.
         on_open: given the control link as soon as the session is ours, while its simulator may still start.
         on_status: told of each status while the simulator starts.
@@ -55,10 +56,12 @@ class TaskSession(Exchange, abc.ABC):
         client: str = "",
         digest: str | None = None,
         asked: str = "",
+        num_envs: int | None = None,
         lease_s: float | None = None,
         on_open: Callable[[ControlLink], None] | None = None,
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        self._wanted = num_envs
         self.control = ControlLink(dial, token, deadline, session="new", client=client, lease_s=lease_s)
         try:
             self._check_task(digest, asked)

@@ -1,0 +1,180 @@
+"""Batches of Gymnasium environments: Gymnasium's own vector environments, and the scenes of what they hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from remote_env.errors import ConfigError, Unsupported
+from remote_env.state import Floats, SceneLayout, SceneState
+
+VECTORIZATION_MODES = ("sync", "native")
+VECTOR_ARGUMENTS = ("vectorization_mode", "vector_kwargs")
+Scene = Callable[[Any], Any]
+
+
+def make_batch(
+    env: Any,
+    kwargs: Mapping[str, Any],
+    num_envs: int,
+    *,
+    factory: Callable[..., Any] | None,
+    make_one: Callable[[], gymnasium.Env[Any, Any]],
+) -> Any:
+    """A `gymnasium.vector.VectorEnv` of `num_envs` environments.
+
+    Args:
+        env: what the client named.
+        kwargs: of the task; among them may be `vectorization_mode`, "sync" (Gymnasium's SyncVectorEnv, the default) or
+            "native" (the vector environment that is registered for the id, or that the function makes when it is given
+            num_envs), and `vector_kwargs` of the vector environment, as `gymnasium.make_vec` takes them.
+        num_envs: how many.
+        factory: the function that `env` names, or None when it is an id.
+        make_one: makes one of them.
+
+    Raises:
+        Unsupported: this interpreter's Gymnasium has no batches that tell how they reset.
+        ConfigError: it cannot be made so.
+    """
+    if not hasattr(gymnasium.vector, "AutoresetMode"):
+        raise Unsupported(
+            f"num_envs={num_envs}: a batch needs gymnasium 1.1 or later in the interpreter that serves, and this one "
+            f"has {gymnasium.__version__}; install a newer one there, or take a single environment with RemoteEnv"
+        )
+    mode, vector_kwargs = kwargs.get("vectorization_mode") or "sync", dict(kwargs.get("vector_kwargs") or {})
+    if mode not in VECTORIZATION_MODES:
+        raise ConfigError(f"vectorization_mode={mode!r}: allowed are {', '.join(VECTORIZATION_MODES)}")
+    own = task_kwargs(kwargs)
+    try:
+        if mode == "native":
+            return _make_native(env, factory, num_envs, {**own, **vector_kwargs})
+        return _make_sync(make_one, num_envs, vector_kwargs)
+    except (gymnasium.error.Error, RuntimeError) as error:  # RuntimeError: their spaces are not alike
+        raise ConfigError(f"the far end cannot make a batch of env={env!r}: {error}") from error
+
+
+def task_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments without those of the vector environment."""
+    return {name: value for name, value in kwargs.items() if name not in VECTOR_ARGUMENTS}
+
+
+def _make_sync(make_one: Callable[[], Any], num_envs: int, vector_kwargs: dict[str, Any]) -> Any:
+    parameters = inspect.signature(gymnasium.vector.SyncVectorEnv).parameters
+    known = sorted(parameters.keys() - {"env_fns", "copy"})
+    if unknown := sorted(vector_kwargs.keys() - set(known)):
+        raise ConfigError(f"vector_kwargs has no {unknown[0]!r} for SyncVectorEnv; it takes {', '.join(known)}")
+    resets_in_step = _autoreset_mode(vector_kwargs.get("autoreset_mode", "NextStep")) == "SAME_STEP"
+    make = (lambda: TerminalScene(make_one())) if resets_in_step else make_one
+    # Without copies of its own: what it returns is sent before it is stepped again.
+    return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, **vector_kwargs)
+
+
+def _autoreset_mode(given: Any) -> str:
+    kinds = gymnasium.vector.AutoresetMode
+    try:
+        return str((given if isinstance(given, kinds) else kinds(given)).name)
+    except ValueError as error:
+        raise ConfigError(f"autoreset_mode={given!r}: allowed are {', '.join(kind.value for kind in kinds)}") from error
+
+
+def _make_native(env: Any, factory: Callable[..., Any] | None, num_envs: int, kwargs: dict[str, Any]) -> Any:
+    if factory is None:
+        made: Any = gymnasium.make_vec(str(env), num_envs, vectorization_mode="vector_entry_point", **kwargs)
+    else:
+        made = factory(num_envs=num_envs, **kwargs)
+    if not isinstance(made, gymnasium.vector.VectorEnv):
+        raise ConfigError(
+            f"env={env!r} made a {type(made).__name__} for num_envs={num_envs}; with vectorization_mode='native' it "
+            "must return a gymnasium.vector.VectorEnv"
+        )
+    if made.num_envs != num_envs:
+        made.close()
+        raise ConfigError(f"env={env!r} made a batch of {made.num_envs} where num_envs={num_envs} was asked for")
+    return made
+
+
+def read_autoreset_mode(batch: Any) -> str:
+    """How it resets, by its metadata.
+
+    Raises:
+        ConfigError: it does not say.
+    """
+    given = (batch.metadata or {}).get("autoreset_mode")
+    if given is None:
+        raise ConfigError(f"{batch} does not say in metadata['autoreset_mode'] how it resets; have it do so")
+    return _autoreset_mode(given)
+
+
+class TerminalScene(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps the scene in which the episode ended, of an environment that is reset before anybody could ask."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.read_scene: Callable[[Any], SceneState | None] | None = None
+        self.final_scene: SceneState | None = None
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's."""
+        transition = self.env.step(action)
+        ended = transition[2] or transition[3]
+        self.final_scene = self.read_scene(self.unwrapped) if ended and self.read_scene is not None else None
+        return transition
+
+
+class BatchScenes:
+    """The scenes of a vector environment's members.
+
+    Args:
+        batch: a vector environment, whose `envs` are in this process.
+        read: the scene of an unwrapped environment.
+        write: puts an unwrapped environment into a scene.
+    """
+
+    def __init__(self, batch: Any, read: Callable[[Any], SceneState], write: Callable[[Any, SceneState], None]) -> None:
+        self._envs: Sequence[Any] = getattr(batch, "envs", ())
+        self._name, self._read, self._write = str(batch), read, write
+        for env in self._envs:
+            if isinstance(env, TerminalScene):
+                env.read_scene = self._read_final
+
+    def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
+        """See `Backend.states`."""
+        if not self._envs:
+            raise Unsupported(f"{self._name} has no scene states: its environments are not its own `envs`")
+        scenes = [self._read(self._envs[index].unwrapped) for index in env_ids or (0,)]
+        layout, values = _stack(scenes)
+        return layout, values[: len(env_ids)]
+
+    def final_states(self) -> tuple[Sequence[int], Floats] | None:
+        """See `Backend.final_states`."""
+        finals = {index: getattr(env, "final_scene", None) for index, env in enumerate(self._envs)}
+        ended = {index: scene for index, scene in finals.items() if scene is not None}
+        return (list(ended), _stack(list(ended.values()))[1]) if ended else None
+
+    def restore(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
+        """See `Backend.restore_states`."""
+        if not self._envs:
+            raise Unsupported(f"{self._name} cannot restore scene states: its environments are not its own `envs`")
+        for index, row in zip(env_ids, values, strict=True):
+            self._write(self._envs[index].unwrapped, SceneState(layout, row))
+
+    def _read_final(self, env: Any) -> SceneState | None:
+        try:
+            return self._read(env)
+        except Unsupported:
+            return None
+
+
+def _stack(scenes: Sequence[SceneState]) -> tuple[SceneLayout, Floats]:
+    layout = scenes[0].layout
+    for index, scene in enumerate(scenes):
+        if scene.layout != layout:
+            raise Unsupported(
+                f"the environments of this batch hold different things (number {index} of those asked for has another "
+                "layout than the first), so their states are not rows of one array; take them one by one"
+            )
+    return layout, np.stack([scene.values for scene in scenes])
