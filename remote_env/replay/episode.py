@@ -17,6 +17,7 @@ from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF
 from remote_env.replay.fidelity import Fidelity
 from remote_env.replay.frames import View
 from remote_env.replay.mapping import MappingLike
+from remote_env.replay.measuring import report_replay
 from remote_env.replay.outputs import Outputs, Still
 from remote_env.replay.pictures import (
     Capture,
@@ -29,6 +30,7 @@ from remote_env.replay.pictures import (
     show_capture,
 )
 from remote_env.replay.replayer import Model
+from remote_env.replay.report import FidelityReport
 from remote_env.replay.timeline import default_rate, frame_times
 
 DEFAULT_STILLS = 9  # a contact sheet of 3 × 3
@@ -44,6 +46,7 @@ class ReplayReport:
         frames_per_s: frames / seconds; 0 where nothing had to be rendered.
         processes: how many rendered.
         fidelity: how far the replay is from the capture, over every state.
+        report: the same in full: by entity and link, with contacts, joint limits and the clock.
         video: the video file, or None.
         images: the stills, then the contact sheet.
         frames_dir: the folder of numbered frames, or None.
@@ -57,6 +60,7 @@ class ReplayReport:
     frames_per_s: float
     processes: int
     fidelity: Fidelity
+    report: FidelityReport
     video: Path | None
     images: tuple[Path, ...]
     frames_dir: Path | None = None
@@ -152,7 +156,7 @@ def replay_episode(
     name = name or shown.name
     if images_dir is not None:
         _add_stills(outputs, shown, Path(images_dir), name, stills)
-    fidelity = shown.replay.fidelity
+    report = _report(shown, name)
     started = time.perf_counter()
     outputs.write(name, progress=progress)
     seconds = time.perf_counter() - started
@@ -161,7 +165,8 @@ def replay_episode(
         seconds=seconds,
         frames_per_s=outputs.rendered / seconds,
         processes=shown.replay.processes_for(outputs.rendered),
-        fidelity=fidelity,
+        fidelity=report.fidelity,
+        report=report,
         video=outputs.video,
         images=outputs.images,
         frames_dir=outputs.frames_dir,
@@ -169,6 +174,14 @@ def replay_episode(
         rate_hz=rate_hz,
         reused=tuple(outputs.reused),
     )
+
+
+def _report(shown: Shown, name: str) -> FidelityReport:
+    episode = shown.episode
+    with shown.replay.scene.open() as replayer:
+        values = np.stack([state.values for state in shown.replay.states])
+        layout = shown.replay.states[0].layout
+        return report_replay(replayer, layout, values, rate_hz=episode.info.rate_hz, infos=episode.infos, name=name)
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from remote_env.errors import CaptureError, ReplayError
 from remote_env.replay.contacts import LimitViolation, LocalContact
+from remote_env.replay.fidelity import Fidelity
 from remote_env.replay.time_base import TimeBase
 from remote_env.state import Floats
 
@@ -112,6 +113,7 @@ class FidelityReport:
         missing_links: captured links that the local model lacks: not compared.
         left_out: "what": "why", as the mapping has it: not compared.
         hints: what the errors look like, in words.
+        fidelity: the largest errors alone.
     """
 
     name: str
@@ -126,6 +128,7 @@ class FidelityReport:
     missing_links: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     hints: tuple[str, ...] = ()
+    fidelity: Fidelity = field(default_factory=Fidelity)
 
     def worst(self, kind: str) -> Spread:
         """The largest error of "position_m", "rotation_rad", "joint_rad" or "joint_m"; its RMS is over that entity."""
