@@ -97,6 +97,10 @@ class Arguments:
     connect_timeout_s: float
     progress: bool | None
     on_progress: Callable[[str], None] | None
+    render: str | None = None
+    local_model: Any = None
+    local_mapping: Any = None
+    local_view: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None:

@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from remote_env.env.arguments import Arguments
 from remote_env.env.life import Life, S
+from remote_env.env.local_view import LocalView
 from remote_env.env.places import Place
 from remote_env.env.processes import Processes
 from remote_env.env.task import TaskChoice
@@ -20,6 +21,8 @@ from remote_env.state import SceneDescription
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from remote_env.replay.mirror import Mirror
 
 _SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
 
@@ -51,7 +54,8 @@ class Client(Generic[S]):
         """Note what was asked for; nothing is started."""
         self._arguments = arguments
         self._step_timeout_s, self._reset_timeout_s = arguments.step_timeout_s, arguments.reset_timeout_s
-        self._capture_state = arguments.capture_state
+        self._local = LocalView.of(arguments)
+        self._capture_state = arguments.capture_state or self._local is not None
         self._spec: EnvSpec | None = None
         self.render_mode = arguments.render_mode
         self._life = Life(arguments, task, open_session)
@@ -82,10 +86,6 @@ class Client(Generic[S]):
         self._running()
         return self
 
-    def setup_tunnel(self) -> Place:
-        """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
-        return self._life.prepare_way()
-
     def _start_server(
         self, server_script: str | None, task_name: str | None, simulator: str | None, cleanup_old: bool | None
     ) -> None:
@@ -96,6 +96,10 @@ class Client(Generic[S]):
             life.task = life.task.served_by(server_script, self._arguments.upload)
         life.task = life.task.replaced(task_name, simulator)
         life.start_server(cleanup_old=cleanup_old)
+
+    def setup_tunnel(self) -> Place:
+        """Prepare the way to the host; nothing when that is done already. Connections open when they are needed."""
+        return self._life.prepare_way()
 
     def connect(self) -> Self:
         """Open a session with the server, and wait for its simulator; nothing when that is done already."""
@@ -122,6 +126,8 @@ class Client(Generic[S]):
         Raises:
             ConfigError: it was to be kept, and cannot go on without us; nothing was ended.
         """
+        if self._local is not None:
+            self._local.close()
         self._life.close(keep)
 
     # More than Gymnasium asks for
@@ -157,6 +163,18 @@ class Client(Generic[S]):
             return True
         session = self._life.session
         return session is not None and name in session.ready["callable_names"]
+
+    @property
+    def mirror(self) -> Mirror:
+        """What shows the scene as it changes, with `render="local"`: a thread follows it from here on, until `close`.
+
+        Raises:
+            ConfigError: `render="local"` was not asked for, or there is no OpenGL here.
+            ReplayError: the local model does not fit the task's scene.
+        """
+        if self._local is None:
+            raise ConfigError('there is no mirror: make the environment with render="local"')
+        return self._local.mirror(self)
 
     # Watching
 
@@ -235,7 +253,8 @@ class Client(Generic[S]):
     # Life
 
     def _task_metadata(self) -> dict[str, Any]:
-        return dict(self._running().ready["metadata"])
+        metadata = dict(self._running().ready["metadata"])
+        return metadata if self._local is None else {**metadata, "render_modes": ["rgb_array"]}
 
     def _running(self) -> S:
         """The session, opened if there is none yet."""
@@ -243,7 +262,7 @@ class Client(Generic[S]):
         if life.session is None:
             life.start()
             assert life.session is not None  # noqa: S101  start set it
-            self.render_mode = life.session.ready["render_mode"]
+            self.render_mode = life.session.ready["render_mode"] if self._local is None else "rgb_array"
         return life.session
 
     def _renewed(self) -> S:
@@ -265,6 +284,10 @@ class Client(Generic[S]):
     def __enter__(self) -> Self:
         return self.start()
 
+    def __exit__(self, *_error: object) -> Literal[False]:
+        self.close()
+        return False
+
     def __getstate__(self) -> dict[str, Any]:
         if self._life.session is not None or self._life.server is not None:
             raise ConfigError(
@@ -276,7 +299,9 @@ class Client(Generic[S]):
         self.__init__(**arguments)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        life = getattr(self, "_life", None)
+        life, local = getattr(self, "_life", None), getattr(self, "_local", None)
+        if local is not None:
+            local.close()
         if life is not None and life.server is not None and life.is_ours:
             what = f"a {type(self).__name__} was not closed; use `with`, or call close()"
             warnings.warn(what, ResourceWarning, stacklevel=2)
@@ -284,10 +309,6 @@ class Client(Generic[S]):
                 self.close()
 
     def __str__(self) -> str:
-    def __exit__(self, *_error: object) -> Literal[False]:
-        self.close()
-        return False
-
         return f"<{type(self).__name__} {self._life.task.label} on {self._arguments.host or 'local'}>"
 
     __repr__ = __str__

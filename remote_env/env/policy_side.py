@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 
 from remote_env.env.life import Life
+from remote_env.env.local_view import LocalView
 from remote_env.env.progress import show_rollouts
 from remote_env.env.rollouts import ONE_STEP, Pace, Plan, Rollout, RolloutStatus
 from remote_env.errors import InputError
@@ -22,6 +23,7 @@ class PolicySide(gymnasium.Env[Any, Any]):
     _step_timeout_s: float
     _reset_timeout_s: float
     _capture_state: bool
+    _local: LocalView | None
     _pace: Pace  # of all rollouts: what one has learnt of the link serves the next
 
     @abc.abstractmethod
@@ -131,6 +133,9 @@ class PolicySide(gymnasium.Env[Any, Any]):
             And as `step`.
         """
         want = [*ONE_STEP["want"], *(["state"] if self._capture_state else [])]
-        reply = self._running().rollout({**ONE_STEP, "want": want}, self._step_timeout_s)
+        session = self._running()
+        reply = session.rollout({**ONE_STEP, "want": want}, self._step_timeout_s)
+        if self._local is not None:
+            self._local.show(session.state)
         rows = reply["rows"]
         return (rows["action"][0], rows["observation"][0], *reply["last"])

@@ -45,6 +45,12 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
             server `token`, `timeout_s` of an inference, and `reconnect_timeout_s`.
         simulator: "gymnasium", or "module:Class" with a `Backend`.
         render_mode: passed to the task.
+        render: "local": `render()` draws the scene's state here, in a local MuJoCo model, and the task renders nothing;
+            `mirror` follows it at a frame rate of its own. None: the task renders.
+        local_model: for that, as `remote_env.replay.load_model` takes it. None: the task's own where we know that
+            (ALOHA), else what the task says it looks like.
+        local_mapping: from the task's names to the model's: a mapping.yaml's path or what it holds.
+        local_view: `width`, `height`, `camera`, `quality` ("fast" or "full") of local images, `rate_hz` of the mirror.
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
             round trip.
         python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.
@@ -103,6 +109,10 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         policy_kwargs: Mapping[str, Any] | None = None,
         simulator: str = "gymnasium",
         render_mode: str | None = None,
+        render: str | None = None,
+        local_model: Any = None,
+        local_mapping: Any = None,
+        local_view: Mapping[str, Any] | None = None,
         capture_state: bool = False,
         python: str | None = None,
         requirements: Sequence[str] = (),
@@ -206,6 +216,8 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         """
         session = self._begin(seed)
         transition = session.reset(seed, options, self._reset_timeout_s, want_state=self._capture_state)
+        if self._local is not None and session.state is not None:
+            self._local.begin(session.state, self)
         return transition[0], transition[4]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -227,7 +239,10 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         session = self._life.session
         if session is None:
             session = self._running()
-        return session.step(action, self._step_timeout_s, want_state=self._capture_state)
+        transition = session.step(action, self._step_timeout_s, want_state=self._capture_state)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transition
 
     def _begin(self, seed: int | None) -> Session:
         """A session in which an episode can begin."""
@@ -235,7 +250,14 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         return self._renewed()
 
     def render(self) -> Any:
-        """What the task renders in its render mode; one round trip."""
+        """What the task renders in its render mode, one round trip; with `render="local"` its scene, drawn here.
+
+        Raises:
+            ReplayError: the local model does not fit the task's scene.
+            ConfigError: there is no OpenGL here.
+        """
+        if self._local is not None:
+            return self._local.render(self.get_state(), self)
         return self._running().render(self._step_timeout_s)
 
     @property
@@ -272,6 +294,8 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
             TaskError: the state does not fit the task's scene.
         """
         self._running().set_state(state, self._step_timeout_s)
+        if self._local is not None:
+            self._local.show(state)
 
     def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none.
@@ -279,4 +303,9 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         Of a rollout cut short it is the last transition that ran, if observations were wanted.
         """
         session = self._life.session
-        return None if session is None else session.resume(self._step_timeout_s)
+        if session is None:
+            return None
+        transition = session.resume(self._step_timeout_s)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transition

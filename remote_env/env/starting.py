@@ -41,7 +41,7 @@ def choose_task(arguments: Arguments, num_envs: int | None = None) -> TaskChoice
         ConfigError: they contradict each other.
     """
     kwargs = dict(arguments.env_kwargs or {})
-    if arguments.render_mode is not None:
+    if arguments.render_mode is not None and arguments.render is None:
         kwargs["render_mode"] = arguments.render_mode
     policy = PolicyChoice.of(arguments.policy, arguments.policy_kwargs)
     chosen = TaskChoice(None, kwargs, arguments.simulator, policy=policy, num_envs=num_envs)

@@ -25,6 +25,7 @@ import numpy as np
 
 from remote_env.errors import ConfigError, DeadlineExceeded, RemoteEnvError
 from remote_env.render import Quality
+from remote_env.replay.mapping import MappingLike
 from remote_env.replay.replayer import Frame, Model, Replayer
 from remote_env.replay.video import save_video
 from remote_env.replay.window import Window
@@ -67,7 +68,7 @@ class Mirror:
         self,
         model: Model,
         *,
-        mapping: Any = None,
+        mapping: MappingLike = None,
         description: SceneDescription | None = None,
         rate_hz: float = 30.0,
         width: int = 640,
@@ -79,9 +80,8 @@ class Mirror:
         if isinstance(model, mujoco.MjModel):
             model = copy.copy(model)  # making a renderer changes it for a moment
         self.rate_hz = float(rate_hz)
-        given = {"mapping": mapping, "description": description}
-        names: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        self._replayer = Replayer(model, width=width, height=height, camera=camera, quality=quality, **names)
+        looks: dict[str, Any] = {"width": width, "height": height, "camera": camera, "quality": quality}
+        self._replayer = Replayer(model, mapping=mapping, description=description, **looks)
         self._process_id = os.getpid()
         self._newest: tuple[SceneState, ...] = ()
         self._scene = threading.Lock()  # held while the replayer takes a state

@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from remote_env.errors import ReplayError
 from remote_env.record import Episode, read_episode
+from remote_env.replay.mapping import MappingLike
 from remote_env.replay.playback import HELP, Playback
 from remote_env.replay.replayer import Model, Replayer
 from remote_env.replay.window import Window
@@ -27,7 +28,7 @@ def view(
     captures: Capture | Sequence[Capture],
     model: Model,
     *,
-    mapping: Any = None,
+    mapping: MappingLike = None,
     description: SceneDescription | None = None,
     episode: int = 0,
     speed: float = 1.0,
@@ -57,9 +58,8 @@ def view(
     shelf = _Shelf(captures)
     playback = Playback(len(shelf), episode=episode, speed=speed, paused=start_paused)
     if description is None:
-        description = getattr(shelf.open(0), "description", None)
-    given = {"mapping": mapping, "description": description}
-    with Replayer(model, **{name: value for name, value in given.items() if value is not None}) as replayer:
+        description = shelf.open(0).description
+    with Replayer(model, mapping=mapping, description=description) as replayer:
         show = _Show(shelf, playback, replayer)
         with Window(replayer.model, replayer.data) as window, contextlib.suppress(KeyboardInterrupt):
             show.run(window)

@@ -1,0 +1,261 @@
+"""render="local": the far scene drawn by a local model, and a mirror that follows it."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+from leak_check import wait_until
+
+from remote_env import RemoteEnv
+from remote_env.env.local_view import LocalView
+from remote_env.errors import ConfigError, InputError, ReplayError, Unsupported
+from remote_env.replay import Replayer
+from remote_env.state import SceneState
+from remote_env.tasks.aloha_model import aloha_model_path
+
+ROOT = Path(__file__).parents[2]
+ALOHA = "remote_env/AlohaTransferCube-v0"
+SMALL = {"width": 96, "height": 72, "quality": "fast"}
+REST = np.zeros(14, np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def opengl() -> None:
+    """What the first context of a process leaves open for good is no leak of a test's."""
+    with Replayer(aloha_model_path("transfer_cube"), width=8, height=8) as replayer:
+        replayer.render()
+
+
+def mirrors() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "mirror" in thread.name]
+
+
+@pytest.fixture(scope="module")
+def env(isolated_home: object) -> Any:
+    """For all tests of this module; what draws for it is there before the first, and gone with it."""
+    with RemoteEnv(env=ALOHA, render="local", local_view=SMALL) as env:
+        env.reset(seed=0)
+        env.render()
+        env.mirror.frame()
+        yield env
+    assert not mirrors()
+
+
+def test_local_images_are_bit_equal_to_the_far_ends_own(env: RemoteEnv) -> None:
+    with RemoteEnv(env=ALOHA, env_kwargs={**SMALL, "render_mode": "rgb_array"}) as far:
+        far.reset(seed=3)
+        env.reset(seed=3)
+        for _ in range(4):
+            np.testing.assert_array_equal(env.render(), far.render())
+            far.step(REST)
+            env.step(REST)
+        assert env.render().any()
+
+
+def test_it_is_an_environment_that_renders_images(env: RemoteEnv) -> None:
+    env.reset(seed=0)
+    assert env.render_mode == "rgb_array"
+    assert env.metadata["render_modes"] == ["rgb_array"]
+    assert env.metadata["render_fps"] == 50
+    assert env.render().shape == (72, 96, 3)
+
+
+def test_what_is_drawn_is_the_present_state_also_after_set_state(env: RemoteEnv) -> None:
+    env.reset(seed=0)
+    start, state = env.render(), env.get_state()
+    for _ in range(10):
+        env.step(REST)
+    assert not np.array_equal(env.render(), start)
+    env.set_state(state)
+    np.testing.assert_array_equal(env.render(), start)
+
+
+def test_the_mirror_follows_steps_resets_and_set_state(env: RemoteEnv) -> None:
+    env.reset(seed=0)
+    mirror = env.mirror
+    assert env.mirror is mirror
+
+    def shows_the_present() -> bool:
+        return bool(mirror.shown) and np.array_equal(mirror.shown[0].values, env.get_state().values)
+
+    wait_until(shows_the_present, "the state that was there before the mirror")
+    for _ in range(20):
+        env.step(REST)
+    wait_until(shows_the_present, "the last step's state")
+    np.testing.assert_array_equal(mirror.frame(), env.render())
+    state = env.get_state()
+    env.reset(seed=1)
+    wait_until(shows_the_present, "the reset's state")
+    env.set_state(state)
+    wait_until(lambda: np.array_equal(mirror.shown[0].values, state.values), "the state that was set")
+
+
+def test_closing_ends_the_mirror_and_what_draws() -> None:
+    env = RemoteEnv(env=ALOHA, render="local", local_view=SMALL)
+    env.reset(seed=0)
+    assert env.mirror.frame().shape == (72, 96, 3)
+    env.render()
+    before = len(mirrors())
+    env.close()
+    env.close()
+    assert len(mirrors()) == before - 1
+
+
+def test_gymnasium_makes_it_and_records_it(tmp_path: Path) -> None:
+    env = gymnasium.make("Remote-Aloha-v0", render="local", render_mode="rgb_array", local_view=SMALL)
+    with gymnasium.wrappers.RecordVideo(env, str(tmp_path / "videos")) as recorded:
+        recorded.reset(seed=0)
+        recorded.step(REST)
+    assert [path.name for path in tmp_path.glob("videos/*.mp4")] == ["rl-video-episode-0.mp4"]
+
+
+def test_names_that_do_not_fit_are_told_at_reset_and_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "other.xml").write_text(
+        "<mujoco><worldbody><body name='cube'><freejoint/><geom size='1'/></body></worldbody></mujoco>"
+    )
+    view = {"render": "local", "local_model": tmp_path / "other.xml"}
+    with RemoteEnv(env=ALOHA, **view) as env, pytest.raises(ReplayError, match=r"(?s)vx300s_left.*cube"):
+        env.reset(seed=0)
+
+
+def test_a_mapping_leads_to_a_model_with_other_names(tmp_path: Path) -> None:
+    spec = mujoco.MjSpec.from_file(str(aloha_model_path("transfer_cube")))
+    spec.body("box").name = "cube"
+    model = spec.compile()
+    names = {name: {"model": name} for name in ("vx300s_left", "vx300s_right")}
+    mapping = {"version": 1, "entities": {**names, "box": {"model": "cube"}}}
+    arguments: dict[str, Any] = {"local_model": model, "local_mapping": mapping, "local_view": SMALL}
+    with RemoteEnv(env=ALOHA, render="local", **arguments) as env:
+        try:
+            env.reset(seed=0)
+        except ReplayError as error:
+            pytest.fail(str(error))
+        assert env.render().any()
+
+
+def test_a_task_that_has_no_states_is_told() -> None:
+    with RemoteEnv(env="CartPole-v1", render="local", local_model="cartpole.xml") as env, pytest.raises(Unsupported):
+        env.reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"render": "human"}, "'local' draws here, None leaves it to the task"),
+        ({"local_model": "a.xml"}, "local_model= is of a local view: ask for that with render='local'"),
+        ({"render": "local", "local_view": {"fps": 3}}, "local_view has no 'fps'; it takes width, height, camera"),
+        ({"render": "local", "render_mode": "human"}, "render_mode='human': with render='local'"),
+    ],
+)
+def test_arguments_that_contradict_are_refused(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        RemoteEnv(env=ALOHA, **arguments)
+
+
+def test_without_a_local_view_there_is_no_mirror() -> None:
+    with pytest.raises(ConfigError, match='make the environment with render="local"'):
+        _ = RemoteEnv(env=ALOHA).mirror
+
+
+def test_it_can_be_pickled_and_made_again_from_its_spec() -> None:
+    env = RemoteEnv(env=ALOHA, render="local", local_model="model.xml", local_view={"rate_hz": 5})
+    again = pickle.loads(pickle.dumps(env))
+    assert (
+        again.spec.kwargs
+        == env.spec.kwargs
+        == {
+            "env": ALOHA,
+            "render": "local",
+            "local_model": "model.xml",
+            "local_view": {"rate_hz": 5},
+        }
+    )
+
+
+class Batch:
+    """A stand-in for a batch's environment, which is not asked anything when a model is given."""
+
+    remote_spec: ClassVar[dict[str, Any]] = {}
+
+
+def test_a_batch_is_followed_by_numbers(env: RemoteEnv) -> None:
+    states = [state_of(env, seed) for seed in range(3)]
+    view = LocalView(
+        RemoteEnv(
+            env=ALOHA,
+            render="local",
+            local_model=aloha_model_path("transfer_cube"),
+            local_view={**SMALL, "env_ids": [2, 0]},
+        )._arguments
+    )
+    batch: Any = Batch()
+    try:
+        view.begin(states, batch)
+        mirror = view.mirror(batch)
+        assert mirror.frame().shape == (72, 192, 3)
+        assert [each is states[number] for each, number in zip(mirror.shown, (2, 0), strict=True)] == [True, True]
+        newer = [states[1], states[1], states[1]]
+        view.show(newer)
+        wait_until(lambda: mirror.shown[0] is states[1], "the newer states")
+        np.testing.assert_array_equal(mirror.frame()[:, :96], view.render(states[1], batch))
+    finally:
+        view.close()
+
+
+def state_of(env: RemoteEnv, seed: int) -> SceneState:
+    env.reset(seed=seed)
+    return env.get_state()
+
+
+PROGRAM = """
+import numpy as np
+from remote_env import RemoteEnv
+with RemoteEnv(env="remote_env/AlohaTransferCube-v0", render="local", local_view={"width": 64, "height": 48}) as env:
+    env.reset(seed=0)
+    env.mirror.frame()
+    print("following", flush=True)
+    while True:
+        env.step(np.zeros(14, np.float32))
+        if env.get_state().time_s > 5.5:
+            env.reset()
+"""
+
+
+def test_ctrl_c_while_stepping_ends_environment_and_mirror() -> None:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", PROGRAM]
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "following\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT
+    assert told.strip().endswith("KeyboardInterrupt")
+
+
+def test_a_state_that_cannot_be_shown_is_told_at_the_next_reset(env: RemoteEnv) -> None:
+    env.reset(seed=0)
+    mirror = env.mirror
+    mirror.frame()
+    state = env.get_state()
+    broken = SceneState(state.layout, np.full_like(state.values, np.nan))
+    mirror.show(broken)
+    wait_until(lambda: mirror.shown[0] is broken, "the mirror has looked at it")
+    env.step(REST)  # what a step brought is never lost for it
+    with pytest.raises(InputError, match="finite"):
+        env.reset(seed=1)
+    env.reset(seed=1)
+    wait_until(lambda: np.array_equal(mirror.shown[0].values, env.get_state().values), "it goes on")
