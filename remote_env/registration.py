@@ -1,4 +1,4 @@
-"""gymnasium.make("Remote-Aloha-v0") and gymnasium.make("Remote-v0", env=...)."""
+"""gymnasium.make and make_vec of "Remote-Aloha-v0" and "Remote-v0"."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ def register_remote_envs() -> None:
     if REMOTE_ID in gymnasium.registry:
         return
     # The far end enforces the order of calls and the time limit; checks of every step here would only cost time.
-    for name, entry_point in (
-        (REMOTE_ID, "remote_env.env:RemoteEnv"),
-        (ALOHA_ID, "remote_env.registration:make_aloha"),
+    for name, entry_point, vector_entry_point in (
+        (REMOTE_ID, "remote_env.env:RemoteEnv", "remote_env.vector:RemoteVectorEnv"),
+        (ALOHA_ID, "remote_env.registration:make_aloha", "remote_env.registration:make_aloha_batch"),
     ):
-        gymnasium.register(name, entry_point=entry_point, disable_env_checker=True, order_enforce=False)
+        gymnasium.register(
+            name,
+            entry_point=entry_point,
+            disable_env_checker=True,
+            order_enforce=False,
+            vector_entry_point=vector_entry_point,
+        )
 
 
 def make_aloha(
@@ -40,8 +46,29 @@ def make_aloha(
     """
     from remote_env.env import RemoteEnv
 
+    env, env_kwargs, others = _aloha_task(task, kwargs)
+    return RemoteEnv(host, port, env=env, env_kwargs=env_kwargs, **others)
+
+
+def make_aloha_batch(
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    num_envs: int,
+    task: str = "transfer-cube",
+    **kwargs: Any,
+) -> Any:
+    """`num_envs` bimanual ALOHA tasks on one server, as one `RemoteVectorEnv`; see `make_aloha`."""
+    from remote_env.vector import RemoteVectorEnv
+
+    env, env_kwargs, others = _aloha_task(task, kwargs)
+    return RemoteVectorEnv(host, port, env=env, num_envs=num_envs, env_kwargs=env_kwargs, **others)
+
+
+def _aloha_task(task: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The task's id, its keyword arguments, and those that are left."""
     name = task.replace("_", "-")
     if name not in ALOHA_TASKS:
         raise ConfigError(f"task={task!r} is no ALOHA task; allowed: {', '.join(ALOHA_TASKS)}")
-    env_kwargs = {key: kwargs.pop(key) for key in _ALOHA_KWARGS if key in kwargs}
-    return RemoteEnv(host, port, env=ALOHA_TASKS[name], env_kwargs=env_kwargs, **kwargs)
+    env_kwargs = {key: value for key, value in kwargs.items() if key in _ALOHA_KWARGS}
+    return ALOHA_TASKS[name], env_kwargs, {key: value for key, value in kwargs.items() if key not in _ALOHA_KWARGS}

@@ -20,7 +20,11 @@ from remote_env.protocol.batch import check_env_ids
 from remote_env.session import BatchSession, BatchStates
 from remote_env.state import SceneState
 
-_OF_ONE_ENVIRONMENT = ("policy", "policy_kwargs")
+_OF_ONE_ENVIRONMENT = {
+    "policy": "a policy beside the simulator acts in one environment; step the batch with actions of your own",
+    "policy_kwargs": "a policy beside the simulator acts in one environment; step the batch with actions of your own",
+    "render": "the local view shows one environment; get_state(env_id) and a remote_env.replay.Replayer show any",
+}
 _FOR_THE_FAR_END = ("autoreset_mode", "vectorization_mode", "vector_kwargs")
 
 
@@ -43,7 +47,7 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         vector_kwargs: for the far end's vector environment, as `gymnasium.make_vec` takes them.
         capture_state: have each step and reset bring the `SceneState`s of all environments with it, and those in which
             environments ended.
-        **arguments: all others of `RemoteEnv`, but `policy` and `policy_kwargs`.
+        **arguments: all others of `RemoteEnv`, but those of a policy and of the local view.
     """
 
     def __init__(
@@ -302,12 +306,9 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
     if unknown := set(arguments) - Arguments.names():
         raise unknown_arguments(unknown, "RemoteVectorEnv")
-    for name in _OF_ONE_ENVIRONMENT:
+    for name, why in _OF_ONE_ENVIRONMENT.items():
         if arguments.get(name) is not None:
-            raise Unsupported(
-                f"{name}=: a policy beside the simulator acts in one environment; take RemoteEnv for that, or step the "
-                "batch with actions of your own"
-            )
+            raise Unsupported(f"{name}= is for RemoteEnv: {why}")
 
 
 def _task_kwargs(env_kwargs: Mapping[str, Any] | None, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
     python servers/task_server.py --env CartPole-v1 --port 8888
     python servers/task_server.py --env my_tasks:make_env --kwargs '{"size": 3}' --port 8888
+    python servers/task_server.py --env CartPole-v1 --num-envs 16 --port 8888
     python servers/task_server.py --env CartPole-v1 --policy my_policies:make_policy --port 8888
 
 Then, on this machine or over SSH from another:
 
     RemoteEnv(port=8888)          RemoteEnv("user@this-machine", 8888)
+
+and with --num-envs, which serves a batch of environments that are stepped together:
+
+    RemoteVectorEnv(port=8888)    RemoteVectorEnv("user@this-machine", 8888)
 
 With --policy, `env.rollout(…)` and `env.step_policy()` have that act beside the simulator. The token of a policy server
 that does not leave it where it is found goes into the environment: REMOTE_ENV_POLICY_TOKEN.
@@ -54,6 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=1,
         help="clients at once, each with a simulator of its own (default 1)",
     )
+    add("--num-envs", type=_positive, metavar="N", help="a batch of N environments, for RemoteVectorEnv")
     add(
         "--policy",
         metavar="POLICY",
@@ -93,6 +99,8 @@ def _positive(text: str) -> int:
 
 def _make_policy(options: argparse.Namespace) -> PolicySpec | None:
     """The policy that the command line names, None when it names none; ConfigError when it cannot be had so."""
+    if options.policy is not None and options.num_envs is not None:
+        raise ConfigError("--policy acts in one environment and --num-envs makes a batch of them: leave one out")
     if options.policy is None:
         given = [name for name in vars(options) if name.startswith("policy_") and getattr(options, name)]
         if given:
@@ -147,6 +155,7 @@ def main() -> int:
             simulator=options.simulator,
             allow_calls=tuple(options.allow_call),
             policy=_make_policy(options),
+            num_envs=options.num_envs,
         )
     except ConfigError as error:
         print(error, file=sys.stderr)
