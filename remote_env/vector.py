@@ -23,7 +23,6 @@ from remote_env.state import SceneState
 _OF_ONE_ENVIRONMENT = {
     "policy": "a policy beside the simulator acts in one environment; step the batch with actions of your own",
     "policy_kwargs": "a policy beside the simulator acts in one environment; step the batch with actions of your own",
-    "render": "the local view shows one environment; get_state(env_id) and a remote_env.replay.Replayer show any",
 }
 _FOR_THE_FAR_END = ("autoreset_mode", "vectorization_mode", "vector_kwargs")
 
@@ -45,9 +44,10 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         vectorization_mode: of Gymnasium environments: "sync" (the default), or "native": the vector environment that is
             registered for the id, or the one that the function makes when it is given `num_envs`.
         vector_kwargs: for the far end's vector environment, as `gymnasium.make_vec` takes them.
+        render: as `RemoteEnv`; `local_view` has `env_ids` too: which environment `mirror` shows, or several in a grid.
         capture_state: have each step and reset bring the `SceneState`s of all environments with it, and those in which
             environments ended.
-        **arguments: all others of `RemoteEnv`, but those of a policy and of the local view.
+        **arguments: all others of `RemoteEnv`, but those of a policy.
     """
 
     def __init__(
@@ -153,6 +153,8 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         if isinstance(seeds, int):
             VectorEnv.reset(self, seed=seeds)
         transition = session.reset(seeds, options, self._reset_timeout_s, want_state=self._capture_state)
+        if self._local is not None and session.state is not None:
+            self._local.begin(session.state, self)
         return transition[0], transition[4]
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -174,10 +176,19 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         session = self._life.session
         if session is None:
             session = self._running()
-        return session.step(actions, self._step_timeout_s, want_state=self._capture_state)
+        transition = session.step(actions, self._step_timeout_s, want_state=self._capture_state)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transition
 
     def render(self) -> Any:
-        """What the far end's vector environment renders, a tuple of one frame per environment; one round trip."""
+        """What the far end's vector environment renders, a tuple of one frame per environment; one round trip.
+
+        With `render="local"` the scenes of all environments as they are, drawn here.
+        """
+        local = self._local
+        if local is not None:
+            return tuple(local.render(state, self) for state in self.get_states())
         return self._running().render(self._step_timeout_s)
 
     def close(self, keep: bool | None = None) -> None:  # type: ignore[override]
@@ -237,7 +248,12 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
     def resume(self) -> tuple[Any, Any, Any, Any, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
         session = self._life.session
-        return None if session is None else session.resume(self._step_timeout_s)
+        if session is None:
+            return None
+        transition = session.resume(self._step_timeout_s)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transition
 
     def get_states(self, env_ids: Sequence[int] | None = None) -> list[SceneState]:
         """The scenes of these environments now, in this order; no round trip when the last step brought them.

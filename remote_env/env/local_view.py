@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from remote_env.env.arguments import Arguments
-from remote_env.errors import ConfigError, Unsupported
+from remote_env.errors import ConfigError, InputError, Unsupported
+from remote_env.session import BatchStates
 from remote_env.state import SceneDescription, SceneState
 from remote_env.tasks import INSERTION_ID, TRANSFER_CUBE_ID
 
@@ -19,7 +20,7 @@ OPTIONS = ("width", "height", "camera", "quality", "rate_hz", "env_ids")
 _KNOWN_TASKS = {TRANSFER_CUBE_ID: "transfer_cube", INSERTION_ID: "insertion"}
 _OF_ALOHA = ("width", "height", "quality")  # arguments of those tasks that say how they render themselves
 
-States: TypeAlias = "SceneState | Sequence[SceneState]"
+States: TypeAlias = SceneState | BatchStates
 
 
 class Source(Protocol):
@@ -53,7 +54,7 @@ class LocalView:
             raise ConfigError("render='local' draws with MuJoCo, which is not installed here: pip install mujoco")
         self._given_model, self._mapping = arguments.local_model, arguments.local_mapping
         self._rate_hz = options.pop("rate_hz", 30.0)
-        self._env_ids: Sequence[int] | None = options.pop("env_ids", None)
+        self._env_ids = _numbers(options.pop("env_ids", 0))
         self._options = {**_own_options(arguments), **options}
         self._model: tuple[Any, SceneDescription | None] | None = None
         self._replayer: Replayer | None = None
@@ -84,16 +85,18 @@ class LocalView:
         """An episode begins with these: do they fit the model?
 
         Args:
-            states: the environment's, or each environment's of a batch.
+            states: the environment's, or all those of a batch.
             source: the environment.
 
         Raises:
+            InputError: the batch has no such environment as `env_ids` names.
             ReplayError: the model cannot be loaded, or names do not match; all are listed.
             Unsupported: no model was given, and the task does not say what it looks like.
             RemoteEnvError: what went wrong in the mirror before.
         """
         replayer = self._ready_replayer(source)
-        replayer.check_names(_first(states).layout)
+        replayer.check_names(states.layout)
+        self._check_numbers(states)
         self._newest = states
         if self._mirror is not None:
             self._mirror.begin(self._chosen(states))
@@ -136,10 +139,17 @@ class LocalView:
             if replayer is not None:
                 replayer.close()
 
-    def _chosen(self, states: States) -> States:
-        if isinstance(states, SceneState) or self._env_ids is None:
+    def _chosen(self, states: States) -> SceneState | list[SceneState]:
+        if isinstance(states, SceneState):
             return states
-        return [states[env_id] for env_id in self._env_ids]
+        return [SceneState(states.layout, states.values[env_id]) for env_id in self._env_ids]
+
+    def _check_numbers(self, states: States) -> None:
+        count = 1 if isinstance(states, SceneState) else len(states.values)
+        if not self._env_ids or not all(0 <= env_id < count for env_id in self._env_ids):
+            raise InputError(
+                f"local_view's env_ids={list(self._env_ids)}: at least one number of an environment, 0 to {count - 1}"
+            )
 
     def _ready_replayer(self, source: Source) -> Replayer:
         if self._replayer is None:
@@ -188,5 +198,5 @@ def _own_options(arguments: Arguments) -> dict[str, Any]:
     return {"camera": cameras if isinstance(cameras, str) else cameras[0], **options}
 
 
-def _first(states: States) -> SceneState:
-    return states if isinstance(states, SceneState) else states[0]
+def _numbers(env_ids: Any) -> tuple[int, ...]:
+    return tuple(map(int, env_ids)) if isinstance(env_ids, Iterable) else (int(env_ids),)

@@ -50,7 +50,7 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         local_model: for that, as `remote_env.replay.load_model` takes it. None: the task's own where we know that
             (ALOHA), else what the task says it looks like.
         local_mapping: from the task's names to the model's: a mapping.yaml's path or what it holds.
-        local_view: `width`, `height`, `camera`, `quality` ("fast" or "full") of local images, `rate_hz` of the mirror.
+        local_view: `width`, `height`, `camera`, `quality` ("fast" or "full") of local images; `rate_hz` of `mirror`.
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
             round trip.
         python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.

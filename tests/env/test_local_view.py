@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -16,8 +17,7 @@ import numpy as np
 import pytest
 from leak_check import wait_until
 
-from remote_env import RemoteEnv
-from remote_env.env.local_view import LocalView
+from remote_env import RemoteEnv, RemoteVectorEnv
 from remote_env.errors import ConfigError, InputError, ReplayError, Unsupported
 from remote_env.replay import Replayer
 from remote_env.state import SceneState
@@ -41,7 +41,7 @@ def mirrors() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def env(isolated_home: object) -> Any:
+def env(isolated_home: object) -> Iterator[RemoteEnv]:
     """For all tests of this module; what draws for it is there before the first, and gone with it."""
     with RemoteEnv(env=ALOHA, render="local", local_view=SMALL) as env:
         env.reset(seed=0)
@@ -182,44 +182,40 @@ def test_it_can_be_pickled_and_made_again_from_its_spec() -> None:
     )
 
 
-class Batch:
-    """A stand-in for a batch's environment, which is not asked anything when a model is given."""
-
-    remote_spec: ClassVar[dict[str, Any]] = {}
-
-
-def test_a_batch_is_followed_by_numbers(env: RemoteEnv) -> None:
-    states = [state_of(env, seed) for seed in range(3)]
-    view = LocalView(
-        RemoteEnv(
-            env=ALOHA,
-            render="local",
-            local_model=aloha_model_path("transfer_cube"),
-            local_view={**SMALL, "env_ids": [2, 0]},
-        )._arguments
-    )
-    batch: Any = Batch()
-    try:
-        view.begin(states, batch)
-        mirror = view.mirror(batch)
-        assert mirror.frame().shape == (72, 192, 3)
-        assert [each is states[number] for each, number in zip(mirror.shown, (2, 0), strict=True)] == [True, True]
-        newer = [states[1], states[1], states[1]]
-        view.show(newer)
-        wait_until(lambda: mirror.shown[0] is states[1], "the newer states")
-        np.testing.assert_array_equal(mirror.frame()[:, :96], view.render(states[1], batch))
-    finally:
-        view.close()
+@pytest.fixture(scope="module")
+def batch(isolated_home: object) -> Iterator[RemoteVectorEnv]:
+    view = {**SMALL, "env_ids": [2, 0]}
+    with RemoteVectorEnv(env=ALOHA, num_envs=3, render="local", local_view=view) as batch:
+        batch.reset(seed=0)
+        batch.render()
+        batch.mirror.frame()
+        yield batch
 
 
-def state_of(env: RemoteEnv, seed: int) -> SceneState:
-    env.reset(seed=seed)
-    return env.get_state()
+def test_a_batch_is_drawn_and_followed_by_numbers(batch: RemoteVectorEnv, env: RemoteEnv) -> None:
+    batch.reset(seed=5)
+    frames, mirror = batch.render(), batch.mirror
+    for number, frame in enumerate(frames):
+        env.reset(seed=5 + number)
+        np.testing.assert_array_equal(frame, env.render())
+    batch.step(np.zeros((3, 14), np.float32))
+    newest = batch.get_states()
+    wait_until(lambda: np.array_equal(mirror.shown[1].values, newest[0].values), "the last step's states")
+    np.testing.assert_array_equal(mirror.shown[0].values, newest[2].values)
+    frames = batch.render()
+    np.testing.assert_array_equal(mirror.frame(), np.hstack([frames[2], frames[0]]))
+
+
+def test_an_environment_that_the_batch_has_not_is_told_at_reset() -> None:
+    view: dict[str, Any] = {**SMALL, "env_ids": 2}
+    batch = RemoteVectorEnv(env=ALOHA, num_envs=2, render="local", local_view=view)
+    with batch, pytest.raises(InputError, match=r"env_ids=\[2\]: at least one number of an environment, 0 to 1"):
+        batch.reset()
 
 
 PROGRAM = """
 import numpy as np
-from remote_env import RemoteEnv
+from remote_env import RemoteEnv, RemoteVectorEnv
 with RemoteEnv(env="remote_env/AlohaTransferCube-v0", render="local", local_view={"width": 64, "height": 48}) as env:
     env.reset(seed=0)
     env.mirror.frame()
