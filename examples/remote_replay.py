@@ -3,7 +3,7 @@
 Each step brings the scene's state along with the observation, so capturing costs no round trip. The captures
 (`captures/episode_000.hdf5`, the layout that ACT and ALOHA tools read) are then replayed by name in the local
 model: `videos/episode_000.mp4` at the task's true rate, stills and a contact sheet in `images/`, and `report.json`
-with how fast it all was and how far the replay is from the capture (0 for the same model).
+with how fast it all was, how often the task succeeded, and how far the replay is from the capture, link by link.
 
 On this machine, without any server:
 
@@ -13,14 +13,23 @@ On a machine that you can log in to with `ssh user@box` (its Python needs numpy,
 
     python examples/remote_replay.py --host user@box --python /opt/sim/bin/python
 
-The video is rendered with quality "fast" (no multisampling, no shadows) unless you say `--quality full`: in
-software OpenGL that is some ten times faster.
+An arm of Isaac Lab 3 that picks a cube, where Isaac Lab is installed (here it is not needed). The task's files are sent
+along; `isaac/pick.xml` is the local model, and `isaac/mapping.yaml` says which of its names are which:
+
+    python examples/remote_replay.py --task isaac-pick --host user@box --python "~/IsaacLab/isaaclab.sh -p"
+
+A task of Isaac Lab that you have no model of, shown in what the far end itself tells of its scene:
+
+    python examples/remote_replay.py --task Isaac-Reach-Franka --simulator isaaclab --model capture --host user@box …
+
+With `--max-error-m 0.001` the run fails when any link of the replay is farther from where the far end had it, and with
+`--view` MuJoCo's own viewer shows the captures at the end. The video is rendered with quality "fast" (no multisampling,
+no shadows) unless you say `--quality full`: in software OpenGL that is some ten times faster.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -28,7 +37,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,54 +57,33 @@ if __name__ == "__main__":
 # A checkout that was not installed works too, and so does --policy module:function from the current folder.
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path.cwd())]
 
-import gymnasium  # noqa: E402
 from login_flags import add_login_flags, in_flags, login_arguments  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 
 from remote_env import RemoteEnv  # noqa: E402
+from remote_env.cli.replay_flags import add_video_flags, video_arguments, video_suffix  # noqa: E402
 from remote_env.errors import ConfigError, RemoteEnvError, Unsupported  # noqa: E402
 
 try:
-    from remote_env.record import Episode, Recorder, observe, observe_aloha, read_episode
-    from remote_env.render import camera_index
-    from remote_env.replay import Fidelity, ReplayReport, load_model, replay_episode
+    from replay_tasks import TASKS, EpisodePolicy, Task, make_policy
+
+    from remote_env.record import Episode, Recorder, read_episode
+    from remote_env.replay import Fidelity, ReplayReport, load_model, replay_episode, view
+    from remote_env.replay.cameras import aims
+    from remote_env.replay.mapping import as_mapping
 except ModuleNotFoundError as error:
     sys.exit(f"this example needs {error.name}: pip install -e '.[all]' (or enter the environment of `make demo`)")
-from remote_env.state import SceneState  # noqa: E402
+from remote_env.state import SceneDescription  # noqa: E402
 
 DEFAULT_MAX_STEPS = 1000
 DEFAULT_RATE_HZ = 30.0
 FOLDERS = ("captures", "videos", "images")  # of the output folder
 HELD_STEPS = 5  # shorter contacts are flicker
+OF_THE_CAPTURE = "capture"  # --model: what the far end told of its scene
 
 console = Console(stderr=True)
-Policy = Callable[[Any, int], Any]  # observation, step -> action
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task by its short name.
-
-    Attributes:
-        env_id: Gymnasium's id.
-        expert: the scripted expert's name, or None where the task has none.
-        env_kwargs: what the environment is made with.
-        camera: the view of the video; None takes the model's first.
-    """
-
-    env_id: str
-    expert: str | None = None
-    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    camera: str | None = None
-
-
-TASKS = {
-    # The task itself ends at the left gripper's first touch; the hand-over is complete when the right one let go.
-    "aloha-transfer-cube": Task("remote_env/AlohaTransferCube-v0", "transfer_cube", {"end_on_success": False}, "angle"),
-    "aloha-insertion": Task("remote_env/AlohaInsertion-v0", "insertion", {"end_on_success": False}, "angle"),
-}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -108,7 +96,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--task",
         default="aloha-transfer-cube",
-        help=f"{', '.join(TASKS)} or the id of any MuJoCo environment; default: %(default)s",
+        help=f"{', '.join(TASKS)}, or the id of any MuJoCo environment, or with --simulator of any other; "
+        "default: %(default)s",
+    )
+    what.add_argument("--simulator", help='"isaaclab" or "module:Class", for a --task by its id; default: gymnasium')
+    what.add_argument(
+        "--upload", type=Path, action="append", default=[], metavar="PATH", help="sent along for --task to be imported"
     )
     what.add_argument(
         "--policy",
@@ -120,9 +113,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--seed", type=int, default=0, help="of the first episode; each next is one more")
     out = parser.add_argument_group("what it leaves")
     out.add_argument("--output-dir", type=Path, default=Path("outputs/remote_replay"), help="default: %(default)s")
-    out.add_argument("--camera", help="of the local model; default: a good one for ALOHA, else the model's first")
-    out.add_argument("--fps", type=float, help="of the video; default: the task's true rate")
-    out.add_argument("--quality", choices=("fast", "full"), default="fast", help="default: %(default)s")
+    out.add_argument(
+        "--model",
+        help="to replay in: FILE.xml, .mjb or .urdf, module:function, robot_descriptions:NAME, or capture (made from "
+        "what the far end tells of its scene); default: the task's own",
+    )
+    out.add_argument("--mapping", type=Path, metavar="FILE.yaml", help="from the task's names to those of --model")
+    out.add_argument(
+        "--max-error-m", type=_distance, metavar="M", help="fail when a link of the replay is off by more than this"
+    )
+    out.add_argument("--view", action="store_true", help="show the captures in MuJoCo's viewer at the end")
+    add_video_flags(parser)
     return parser.parse_args(arguments)
 
 
@@ -131,6 +132,28 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a whole number from 1 on")
     return number
+
+
+def _distance(text: str) -> float:
+    number = float(text)
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no distance in metres")
+    return number
+
+
+def choose_task(options: argparse.Namespace) -> Task:
+    """The task with what the flags change of it.
+
+    Raises:
+        ConfigError: --simulator for a task that has its own.
+    """
+    task = TASKS.get(options.task, Task(options.task))
+    if options.simulator and options.task in TASKS:
+        raise ConfigError(f"--simulator is for a task by its id; {options.task} runs on {task.simulator}")
+    task = replace(task, simulator=options.simulator or task.simulator, upload=(*task.upload, *options.upload))
+    if options.model is not None:  # the task's own mapping is to the task's own model
+        return replace(task, model=options.model, mapping=options.mapping, camera=None)
+    return replace(task, mapping=options.mapping or task.mapping)
 
 
 def make_folders(output_dir: Path) -> None:
@@ -178,54 +201,71 @@ class Recording:
 def record_episodes(options: argparse.Namespace, task: Task) -> Recording:
     """Run the episodes on the host and write their captures."""
     recording = Recording()
-    login = login_arguments(options)
-    with RemoteEnv(options.host, env=task.env_id, env_kwargs=task.env_kwargs, capture_state=True, **login) as env:
-        policy = make_policy(options, task, env)
+    with RemoteEnv(
+        options.host,
+        env=task.env_id,
+        env_kwargs=task.env_kwargs,
+        simulator=task.simulator,
+        upload=task.upload,
+        capture_state=True,
+        **login_arguments(options),
+    ) as env:
+        policy = make_policy(options.policy, task, env)
         longest = min(options.max_steps, env.remote_spec["max_episode_steps"] or options.max_steps)
         with make_recorder(options, task, env) as recorder, _progress() as bars:
             for number in range(options.episodes):
                 bar = bars.add_task(f"episode {number + 1} of {options.episodes}", total=longest)
                 seed = options.seed + number
-                record_episode(env, policy, recorder, recording, seed, options.max_steps, partial(bars.advance, bar))
+                run = Run(seed, options.max_steps, partial(bars.advance, bar))
+                record_episode(env, policy, recorder, recording, run)
                 bars.update(bar, total=recorder.steps)
     return recording
 
 
-def make_recorder(options: argparse.Namespace, task: Task, env: gymnasium.Env[Any, Any]) -> Recorder:
+def make_recorder(options: argparse.Namespace, task: Task, env: RemoteEnv) -> Recorder:
     """A recorder in the output folder, at the task's own rate."""
     return Recorder(
         options.output_dir / "captures",
         rate_hz=float(env.metadata.get("render_fps") or DEFAULT_RATE_HZ),
-        task=task.env_id,
+        task=task.label,
         env_kwargs=task.env_kwargs,
         host=options.host or "local",
-        observe=observe_aloha if task.expert else observe,
+        observe=task.observe,
     )
 
 
-def record_episode(
-    env: Any,
-    policy: EpisodePolicy,
-    recorder: Recorder,
-    recording: Recording,
-    seed: int,
-    max_steps: int,
-    advance: Callable[[], None],
-) -> None:
+def describe(env: RemoteEnv) -> SceneDescription | None:
+    """What the scene looks like; None where the task does not tell."""
+    try:
+        return env.get_scene_description()
+    except Unsupported:
+        return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One episode to run: its seed, its most steps, and what to call after each."""
+
+    seed: int
+    max_steps: int
+    advance: Callable[[], None]
+
+
+def record_episode(env: RemoteEnv, policy: EpisodePolicy, recorder: Recorder, recording: Recording, run: Run) -> None:
     """Run one episode; its capture is whole on disk when this returns."""
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=run.seed)
     state = env.get_state()
-    recorder.start(observation, info, state=state, seed=seed)
-    act = policy(state, seed)
+    recorder.start(observation, info, state=state, seed=run.seed, description=describe(env))
+    act = policy(state, run.seed)
     success: bool | None = None
     started = time.perf_counter()
-    for step in range(max_steps):
+    for step in range(run.max_steps):
         action = act(observation, step)
         observation, reward, terminated, truncated, info = env.step(action)
         recorder.record(action, observation, reward, terminated, truncated, info, state=env.get_state())
         if "is_success" in info:
             success = bool(success or info["is_success"])
-        advance()
+        run.advance()
         stop_if_interrupted()
         if terminated or truncated:
             break
@@ -235,85 +275,32 @@ def record_episode(
     recording.successes.append(success)
 
 
-EpisodePolicy = Callable[[SceneState, int], Policy]  # the start state and the seed -> the episode's policy
-
-
-def make_policy(options: argparse.Namespace, task: Task, env: gymnasium.Env[Any, Any]) -> EpisodePolicy:
-    """The policy that the options name.
-
-    Raises:
-        ConfigError: the task has no scripted expert, or there is no such function.
-    """
-    name = options.policy or ("scripted" if task.expert else "random")
-    if name == "random":
-        return lambda _state, seed: _random_policy(env, seed)
-    if name == "scripted":
-        return _scripted_policy(task)
-    function = _import(name)
-    return lambda _state, _seed: lambda observation, _step: function(observation)
-
-
-def _random_policy(env: gymnasium.Env[Any, Any], seed: int) -> Policy:
-    env.action_space.seed(seed)
-    return lambda _observation, _step: env.action_space.sample()
-
-
-def _scripted_policy(task: Task) -> EpisodePolicy:
-    if task.expert is None:
-        raise ConfigError(f"{task.env_id} has no scripted expert; use --policy random or --policy module:function")
-    from remote_env.tasks.aloha_expert import make_expert
-
-    expert = make_expert(task.expert)
-
-    def start(state: SceneState, _seed: int) -> Policy:
-        expert.reset(state)
-        return lambda _observation, step: expert.action(step)
-
-    return start
-
-
-def _import(name: str) -> Callable[[Any], Any]:
-    module, _, function = name.partition(":")
-    try:
-        found: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--policy {name}: {error}; give random, scripted or module:function") from error
-    return found
-
-
 # Replaying, here
 
 
-def local_model(task: Task) -> Any:
-    """The MuJoCo model of the task on this machine."""
-    if task.expert:
-        from remote_env.tasks.aloha_model import aloha_model_path
-
-        return load_model(aloha_model_path(task.expert))
-    try:
-        model = getattr(gymnasium.make(task.env_id, **task.env_kwargs).unwrapped, "model", None)
-    except gymnasium.error.Error as error:
-        raise ConfigError(f"replaying needs the model of {task.env_id} on this machine too: {error}") from error
-    if model is None:
-        raise Unsupported(f"{task.env_id} has no MuJoCo model to replay in; its captures are whole all the same")
-    return model
-
-
-def check_camera(options: argparse.Namespace, task: Task) -> None:
-    """Look for the camera that was asked for, before the episodes are run that it is to show.
+def check_local_side(options: argparse.Namespace, task: Task) -> None:
+    """Look for the model, the mapping and the cameras, before the episodes are run that they are to show.
 
     Raises:
-        ConfigError: the local model has no such camera; the message lists those that it has.
+        ConfigError: one is not there; the message lists the cameras that there are.
+        ReplayError: the model does not load.
         Unsupported: there is no local model.
     """
-    if options.camera is not None:
-        camera_index(local_model(task), options.camera)
+    as_mapping(task.mapping)
+    given = options.model is not None or options.camera is not None or task.mapping is not None
+    if not given or task.model == OF_THE_CAPTURE:
+        return
+    model = load_model(task.local_model())
+    if options.camera:
+        aims(model, options.camera)
 
 
 def replay_captures(options: argparse.Namespace, task: Task, captures: Sequence[Path]) -> list[ReplayReport]:
     """A video, stills and a contact sheet for each capture."""
-    model = local_model(task)
+    model = task.local_model()
     reports = []
+    filmed = video_arguments(options)
+    filmed["camera"] = filmed["camera"] or task.camera
     for capture in captures:
         stop_if_interrupted()
         episode = read_episode(capture, images=False)
@@ -321,14 +308,13 @@ def replay_captures(options: argparse.Namespace, task: Task, captures: Sequence[
             replay_episode(
                 episode,
                 model,
+                mapping=task.mapping,
                 name=capture.stem,
-                video=options.output_dir / "videos" / f"{capture.stem}.mp4",
+                video=options.output_dir / "videos" / f"{capture.stem}{video_suffix(options)}",
                 images_dir=options.output_dir / "images",
                 stills=choose_stills(episode),
-                rate_hz=options.fps,
-                camera=options.camera or task.camera,
-                quality=options.quality,
                 progress=True,
+                **filmed,
             )
         )
     return reports
@@ -363,14 +349,16 @@ def write_report(
         "episodes": len(recording.captures),
         "steps": recording.steps,
         "success_rate": recording.success_rate,
+        "successes": recording.successes,
         "steps_per_s": recording.steps / recording.seconds,
         "replay_frames_per_s": sum(replay.frames for replay in replays) / sum(replay.seconds for replay in replays),
         "max_position_error_m": fidelity.max_position_error_m,
         "max_rotation_error_rad": fidelity.max_rotation_error_rad,
         "max_joint_error_rad": fidelity.max_joint_error_rad,
         "missing_links": list(fidelity.missing_links),
+        "fidelity": [replay.report.to_plain() for replay in replays],
         "host": options.host or "local",
-        "task": task.env_id,
+        "task": task.label,
         "quality": options.quality,
         "contact_sequences": sequences,
         "captures": [str(path) for path in recording.captures],
@@ -396,7 +384,7 @@ def show(report: Mapping[str, Any], output_dir: Path) -> None:
     )
     console.print(
         f"replayed at {report['replay_frames_per_s']:.0f} frames/s; largest error "
-        f"{report['max_position_error_m']:.3g} m, {report['max_joint_error_rad']:.3g} rad"
+        f"{report['max_position_error_m']:.3g} m, {report['max_rotation_error_rad']:.3g} rad"
     )
     console.print(f"videos, images, captures and report.json are in {output_dir}")
 
@@ -417,17 +405,26 @@ def stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def check_fidelity(options: argparse.Namespace, replays: Sequence[ReplayReport]) -> None:
+    """Raise ReplayError when a link is farther off than --max-error-m; it names the links."""
+    for replay in replays:
+        replay.report.check(options.max_error_m)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record, replay, report; returns the program's exit status."""
     options = parse(arguments)
-    task = TASKS.get(options.task, Task(options.task))
     try:
         signal.signal(signal.SIGINT, _interrupt)
+        task = choose_task(options)
         make_folders(options.output_dir)
-        check_camera(options, task)
+        check_local_side(options, task)
         recording = record_episodes(options, task)
         replays = replay_captures(options, task, recording.captures)
         show(write_report(options, task, recording, replays), options.output_dir)
+        check_fidelity(options, replays)
+        if options.view:
+            view(recording.captures, task.local_model(), mapping=task.mapping)
     except (KeyboardInterrupt, RemoteEnvError) as error:
         if _interrupts:  # Ctrl-C inside a call into C can come out as that library's own error
             console.print(f"interrupted; what was finished is whole in {options.output_dir}")

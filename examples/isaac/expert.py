@@ -81,7 +81,7 @@ class Phase:
     Attributes:
         duration_s: how long.
         height_m: of the grasp point above the cube's centre, at the end; in a straight line where `is_straight`.
-        gap_m: between the fingers, from its start.
+        gap_m: between the fingers, at the end.
         is_straight: whether the tip, not the joints, takes the shortest way.
     """
 
@@ -94,7 +94,7 @@ class Phase:
 PHASES = (
     Phase(1.2, HOVER_M, MAX_GAP_M, is_straight=False),
     Phase(0.8, 0.0, MAX_GAP_M),
-    Phase(0.4, 0.0, CLOSED_GAP_M),
+    Phase(0.6, 0.0, CLOSED_GAP_M),
     Phase(1.0, LIFT_M, CLOSED_GAP_M),
     Phase(1.6, LIFT_M, CLOSED_GAP_M),
 )
@@ -116,14 +116,14 @@ def plan(cube_pose: Floats, rate_hz: float = RATE_HZ) -> Action:
     cube, pan = np.asarray(cube_pose[:3], np.float64), float(np.arctan2(cube_pose[1], cube_pose[0]))
     yaw = nearest_grasp(yaw_of(cube_pose[3:]), pan)
     up = np.array([0.0, 0.0, 1.0])
-    rows, joints, height = [], np.array(HOME), HOVER_M
+    rows, joints, height, gap = [], np.array(HOME), HOVER_M, MAX_GAP_M
     for phase in PHASES:
         end = joints_above(cube + up * phase.height_m, yaw)
         for share in smooth_shares(round(phase.duration_s * rate_hz)):
             at = cube + up * (height + share * (phase.height_m - height))
             target = joints_above(at, yaw) if phase.is_straight else joints + share * (end - joints)
-            rows.append(np.append(target, phase.gap_m))
-        joints, height = end, phase.height_m
+            rows.append(np.append(target, gap + share * (phase.gap_m - gap)))
+        joints, height, gap = end, phase.height_m, phase.gap_m
     return np.array(rows, np.float32)
 
 
@@ -147,3 +147,14 @@ class PickExpert:
         """The action of step 0, 1, 2 and so on, (7,) float32."""
         row: Action = self._actions[min(step, len(self._actions) - 1)]
         return row.copy()
+
+
+# A linear quadratic regulator of the cart and pole of make_assets.py (1 kg each, 1 m of pole) at 60 Hz, with weights 1,
+# 10, 0.1, 0.1 on the state and 0.01 on the force [N per m, rad, m/s, rad/s].
+_BALANCE = np.array([8.81, -85.8, 11.26, -19.31])
+_FORCE_SCALE_N = 100.0  # of an action of 1
+
+
+def balance(observation: NDArray[np.float32]) -> Action:
+    """What keeps the pole up: observation (4,) of cart position, pole angle and their velocities -> (1,) float32."""
+    return np.array([_BALANCE @ observation / _FORCE_SCALE_N], np.float32)
