@@ -24,7 +24,7 @@ import numpy as np
 
 from remote_env.errors import ReplayError
 from remote_env.poses import rotate
-from remote_env.state import POSE_SIZE, Floats, SceneLayout, SceneState
+from remote_env.state import POSE_SIZE, VELOCITY_SIZE, Floats, SceneLayout, SceneState
 from remote_env.tasks.scene_parts import entity_parts, gather_index, object_names
 from remote_env.tasks.scene_writing import SceneWriter
 
@@ -59,6 +59,13 @@ class MujocoScene:
             for part in self._parts
             if part.dof_address >= 0
         ]
+        # Roots that their own hinges and slides move, as those of planar walkers: their velocity is in no vector.
+        self._jointed = [
+            (self.layout.offsets[part.layout.name] + POSE_SIZE, part.bodies[0])
+            for part in self._parts
+            if part.dof_address < 0 and part.bodies[0] in model.jnt_bodyid
+        ]
+        self._jacobian = np.zeros((6, model.nv))
         self._scratch = mujoco.MjData(model)
         self._time = np.zeros(1)
         self._state_kind = int(getattr(mujoco.mjtState, STATE_NAME))
@@ -76,13 +83,14 @@ class MujocoScene:
                 after `mj_forward` or `mj_step1`. Otherwise (after a plain `mj_step`) they are computed in a
                 scratch copy.
         """
-        placed = data if kinematics_current else self._placed_copy(data)
+        placed = data if kinematics_current and not self._jointed else self._placed_copy(data)
         qvel, xquat = data.qvel, placed.xquat
         self._time[0] = data.time
         source = np.concatenate((self._time, placed.xpos.ravel(), xquat.ravel(), data.qpos, qvel, _ZERO))
         values: Floats = source[self._gather]
         for start, dof, body in self._spins:
             mujoco.mju_rotVecQuat(values[start : start + 3], qvel[dof : dof + 3], xquat[body])
+        self._set_jointed(values, placed, qvel)
         return SceneState(self.layout, values, self._read_native(data) if native else None)
 
     def write(self, state: SceneState, data: mujoco.MjData) -> None:
@@ -165,7 +173,20 @@ class MujocoScene:
         shown = np.concatenate((values[:, :1], xpos, xquat, qpos, qvel, zeros), axis=1)[:, self._gather]
         for start, dof, body in self._spins:
             shown[:, start : start + 3] = rotate(xquat[:, 4 * body : 4 * body + 4], qvel[:, dof : dof + 3])
+        if self._jointed:
+            for row in range(len(values)):
+                self._scratch.qpos[:] = qpos[row]
+                mujoco.mj_kinematics(self.model, self._scratch)
+                self._set_jointed(shown[row], self._scratch, qvel[row])
         return shown
+
+    def _set_jointed(self, values: Floats, placed: mujoco.MjData, qvel: Floats) -> None:
+        """The velocities of roots with joints of their own, by the Jacobian of their frame's origin."""
+        if self._jointed:
+            mujoco.mj_comPos(self.model, placed)  # what the Jacobian reads besides the kinematics
+        for start, body in self._jointed:
+            mujoco.mj_jacBody(self.model, placed, self._jacobian[:3], self._jacobian[3:], body)
+            values[start : start + VELOCITY_SIZE] = self._jacobian @ qvel
 
     def fits(self, native: bytes | None) -> bool:
         """Whether `write` restores these bytes exactly: whole, of this model's structure and version."""
