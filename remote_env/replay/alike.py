@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 
 MINIMUM = 0.6  # below it two names have nothing to do with each other
+_ALL_WORDS = 0.7  # at least, where each word of one name is in the other: pan and shoulder_pan_joint
 
 
 def similarity(first: str, second: str) -> float:
@@ -14,10 +15,11 @@ def similarity(first: str, second: str) -> float:
 
     joint1 and joint2 differ in one letter of six, and are never the same joint.
     """
-    one, two = _plain(first), _plain(second)
     if re.findall(r"\d+", first)[-1:] != re.findall(r"\d+", second)[-1:]:
         return 0.0
-    return difflib.SequenceMatcher(None, one, two, autojunk=False).ratio()
+    letters = difflib.SequenceMatcher(None, _plain(first), _plain(second), autojunk=False).ratio()
+    words = sorted((_words(first), _words(second)), key=len)
+    return max(letters, _ALL_WORDS) if words[0] and words[0] <= words[1] else letters
 
 
 def closest(name: str, known: Iterable[str]) -> tuple[str, float] | None:
@@ -35,6 +37,10 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     if len(known) > 30:
         return hint or f"; there are {len(known)} names, such as {', '.join(sorted(known)[:5])}"
     return f"{hint} (known: {', '.join(known) or 'none'})"
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+|\d+", name.lower()))
 
 
 def _plain(name: str) -> str:

@@ -48,7 +48,7 @@ def report_replay(
         ReplayError: the states do not fit the model; see `Replayer.check_names`.
         InputError: a value is not finite or a quaternion has no unit norm.
     """
-    mapped = replayer.mapping.compile(layout, replayer.scene.layout, scene=replayer.scene)
+    mapped = replayer.mapped_states(layout)
     return measure_replay(
         values,
         replayer.scene,

@@ -10,10 +10,12 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from remote_env.errors import InputError
+from remote_env.errors import InputError, ReplayError
 from remote_env.render import FrameRenderer, Quality, check_image_settings
 from remote_env.replay.cameras import Aim, aim
+from remote_env.replay.conventions import ALL_REORDERED, check_roots, is_all_reordered, reordered
 from remote_env.replay.fidelity import Errors, Fidelity, FidelityMeter
+from remote_env.replay.fitting import fitting
 from remote_env.replay.mapped_states import MappedStates
 from remote_env.replay.mapping import MappingLike, as_mapping
 from remote_env.replay.models import Model, load_model
@@ -78,7 +80,7 @@ class Replayer:
         quality: Quality = "fast",
     ) -> None:
         self.mapping = as_mapping(mapping)
-        self.model = load_model(model, description=description)
+        self.model = load_model(model, description=description, mapping=self.mapping)
         if any(entity.move_base for entity in self.mapping.entities.values()):
             self.model = copy.copy(self.model)  # whose bodies we move; the caller's stays as it is
         check_image_settings(width, height, quality)
@@ -97,17 +99,22 @@ class Replayer:
         Raises:
             ReplayError: entities or joints do not match; every one is listed, on both sides.
         """
-        return self._compile(layout).missing_links
+        return self.mapped_states(layout).missing_links
 
-    def _compile(self, layout: SceneLayout) -> MappedStates:
-        mapped = self.mapping.compile(layout, self.scene.layout, scene=self.scene)
+    def mapped_states(self, layout: SceneLayout) -> MappedStates:
+        """What turns states of `layout` into this model's, by the mapping and by how the model was made.
+
+        Raises:
+            ReplayError: as `check_names`.
+        """
+        mapped = fitting(self.mapping, layout, self.scene).compile(layout, self.scene.layout, scene=self.scene)
         self.scene.check_movable(mapped.moved)
         return mapped
 
     def _prepare(self, layout: SceneLayout) -> MappedStates:
         """Have everything for states of `layout`; one that differs from the last begins a new fidelity."""
         if self._mapped is None or (self._mapped.captured is not layout and self._mapped.captured != layout):
-            self._mapped = self._compile(layout)
+            self._mapped = self.mapped_states(layout)
             self._writer = self.scene.writer(self._mapped.layout, moved=self._mapped.moved)
             self._meter = FidelityMeter(self._mapped.layout, self.scene.layout)
             self._index = -1
@@ -148,13 +155,26 @@ class Replayer:
             ReplayError: names do not match; see `check_names`.
             InputError: a value is not finite or a quaternion has no unit norm; the model stays as it was.
         """
-        expected = self._prepare(layout).apply(values)
+        mapped = self._prepare(layout)
+        expected = mapped.apply(values)
         self._writer.check(expected)
+        if self._index < 0 and len(values):
+            self._check_conventions(mapped, values[:1])
         local = self.scene.show(self._writer, expected, self.data)
         first = self._index + 1 if first is None else first
         self._index = first + (len(values) - 1) * stride
         self._is_drawable = False
         return Shown(expected, local, self._meter.add_all(expected, local, first=first, stride=stride))
+
+    def _check_conventions(self, mapped: MappedStates, values: Floats) -> None:
+        """Refuse a capture whose first state says that its quaternions are in another order."""
+        check_roots(mapped.captured, values)
+        given, turned = (
+            self._meter.errors(rows, self.scene.show(self._writer, rows, self.data)).rotation_rad
+            for rows in (mapped.apply(values), mapped.apply(reordered(mapped.captured, values)))
+        )
+        if is_all_reordered(given, turned):
+            raise ReplayError(ALL_REORDERED)
 
     @property
     def fidelity(self) -> Fidelity:
