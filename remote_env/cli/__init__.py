@@ -16,7 +16,14 @@ from typing import Any
 from remote_env.errors import RemoteEnvError
 from remote_env.protocol.log_text import clean
 
-COMMANDS = ("doctor", "eval", "servers", "tunnel")  # modules of this package, each with an `add_parsers`
+COMMANDS = (
+    "doctor",
+    "eval",
+    "servers",
+    "tunnel",
+    "replay",
+    "captures",
+)  # modules of this package, each with an `add_parsers`
 EPILOG = """
 Begin with a machine that is new to you:   remote-env doctor user@box
 See what runs there:                       remote-env ps user@box
@@ -79,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="remote-env",
-        description="Look after task servers on other machines, and evaluate policies.",
+        description="Look after task servers on other machines, evaluate policies, replay captures.",
         epilog=EPILOG.strip("\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -22,6 +22,7 @@ VERSION = 1
 CONTACT_DEPTH_M = 1e-3
 JSON_NAME, PLOT_NAME = "fidelity.json", "fidelity.png"
 _NAMED = 5  # how many links a message names
+_SAID = 3  # how many lines of one kind a person is told
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Spread:
     Attributes:
         max: the largest.
         rms: root of the mean square.
-        worst: which link or joint has the largest.
+        worst: which link or joint has the largest; "" where all are exactly 0.
         state: and where; 0 is after reset, t after the t-th action.
     """
 
@@ -46,8 +47,8 @@ class Spread:
         if not errors.size:
             return None
         state, column = divmod(int(np.argmax(errors)), errors.shape[1])
-        rms = float(np.sqrt(np.mean(np.square(errors))))
-        return cls(float(errors[state, column]), rms, names[column], state)
+        largest, rms = float(errors[state, column]), float(np.sqrt(np.mean(np.square(errors))))
+        return cls(largest, rms, names[column], state) if largest > 0 else cls()
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ class FidelityReport:
 
     @property
     def penetrations(self) -> tuple[LocalContact, ...]:
-        """Contacts deeper than the threshold that the far end did not tell of and that are not there throughout."""
+        """Contacts deeper than the threshold that the far end did not tell of and that are not there throughout.
+
+        Where the far end tells of no contacts at all, they may have been there, too.
+        """
         return tuple(
             contact
             for contact in self.contacts
@@ -178,19 +182,18 @@ class FidelityReport:
                 yield joints
 
     def lines(self) -> list[str]:
-        """What a person wants to know, in a few lines."""
+        """What a person wants to know, in a few lines; the first is about the errors."""
         position, rotation = self.worst("position_m"), self.worst("rotation_rad")
-        said = [
-            f"largest error {position.max:.3g} m{_where(position)}, {rotation.max:.3g} rad{_where(rotation)}",
-        ]
-        said += (
-            [f"not compared, for the model lacks them: {', '.join(self.missing_links)}"] if self.missing_links else []
+        said = [f"largest error {position.max:.3g} m{_where(position)}, {rotation.max:.3g} rad{_where(rotation)}"]
+        if self.missing_links:
+            said.append(f"not compared, for the model lacks them: {', '.join(self.missing_links)}")
+        said += _few([_contact_line(contact, is_told=self.contacts_told) for contact in self.penetrations])
+        said += _few(
+            [
+                f"{limit.joint} is {limit.max_excess:.3g} beyond its range {limit.limits} at state {limit.at_state}"
+                for limit in self.limits
+            ]
         )
-        said += [_contact_line(contact) for contact in self.penetrations]
-        said += [
-            f"{limit.joint} is {limit.max_excess:.3g} beyond its range {limit.limits} at state {limit.at_state}"
-            for limit in self.limits
-        ]
         return said + self.time_base.notes() + list(self.hints)
 
     def to_plain(self) -> dict[str, Any]:
@@ -248,12 +251,19 @@ def _where(spread: Spread) -> str:
     return f" ({spread.worst} at state {spread.state})" if spread.max > 0 else ""
 
 
-def _contact_line(contact: LocalContact) -> str:
+def _contact_line(contact: LocalContact, *, is_told: bool) -> str:
     since = "from the start on" if contact.first_state == 0 else f"from state {contact.first_state} on"
+    theirs = "which the far end did not tell of" if is_told else "whether they did on the far end is not told"
     return (
-        f"only the local model sees {contact.first} and {contact.second} sink into each other, by "
-        f"{contact.max_depth_m * 1000:.2g} mm at state {contact.at_state} ({since}, in {contact.states} states)"
+        f"in the local model {contact.first} and {contact.second} sink into each other, by "
+        f"{contact.max_depth_m * 1000:.2g} mm at state {contact.at_state} ({since}, in {contact.states} states; "
+        f"{theirs})"
     )
+
+
+def _few(lines: list[str]) -> list[str]:
+    more = len(lines) - _SAID
+    return lines[:_SAID] + ([f"and {more} more of these, in {JSON_NAME}"] if more > 0 else [])
 
 
 def _write_whole(path: Path, data: bytes) -> None:
