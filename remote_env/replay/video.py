@@ -63,10 +63,11 @@ def save_video(
         raise InputError(f"no frames to write to {path}")
     partial = partial_path(path)
     options = (*codec_options(path, codec, crf), *(("-metadata", f"comment={mark}") if mark else ()))
-    with whole_file(path, partial=partial) as temporary, _encoder(temporary, path, first, rate_hz, options) as pipe:
-        count = _encode(pipe, first, frames)
+    with whole_file(path, partial=partial) as temporary, _encoder(temporary, path, first, rate_hz, options) as encoder:
+        for frame in _chain(first, frames):
+            encoder.write(frame)
     partial.unlink(missing_ok=True)
-    return count
+    return encoder.frames
 
 
 def partial_path(path: Path) -> Path:
@@ -89,11 +90,48 @@ def video_mark(path: Path) -> str:
     return next((value for key, _, value in notes if key.lower() == "comment"), "")
 
 
+class _Encoder:
+    """An ffmpeg that takes frames of one shape.
+
+    Attributes:
+        frames: how many it was given whole.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], shape: tuple[int, ...]) -> None:
+        self._process, self._shape = process, shape
+        self._pipe: IO[bytes] = process.stdin  # type: ignore[assignment]  # it is a pipe
+        self.frames = 0
+
+    def write(self, frame: Frame) -> None:
+        """Give it one frame; InputError when its shape is not that of the first."""
+        if frame.shape != self._shape or frame.dtype != np.uint8:
+            raise InputError(
+                f"frame {self.frames} is {frame.dtype} {frame.shape}; the video began with uint8 {self._shape}"
+            )
+        self._pipe.write(np.ascontiguousarray(_even(frame)).data)
+        self.frames += 1
+
+    def end(self) -> int:
+        """Let it end its file; returns its exit status."""
+        self._pipe.close()
+        return self._process.wait()
+
+    def cut_short(self, temporary: Path) -> None:
+        """Let it end its file after the frames that it has; remove the file where that fails, or there are none."""
+        ended = False
+        try:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._pipe.close()
+                ended = self._process.wait(_FINISH_S) == 0
+        finally:  # also when interrupted once more
+            if not (ended and self.frames):
+                self._process.kill()
+                temporary.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def _encoder(
-    temporary: Path, path: Path, first: Frame, rate_hz: float, options: tuple[str, ...]
-) -> Iterator[IO[bytes]]:
-    """An ffmpeg that takes raw frames; on leaving, it has written all or CaptureError says why not.
+def _encoder(temporary: Path, path: Path, first: Frame, rate_hz: float, options: tuple[str, ...]) -> Iterator[_Encoder]:
+    """An ffmpeg that takes frames; on leaving, it has written all or CaptureError says why not.
 
     Ctrl-C lets it end its file, which is then shorter but whole, or is removed.
     """
@@ -103,45 +141,21 @@ def _encoder(
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *options, str(temporary)]
     with tempfile.TemporaryFile() as messages:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": messages}
-        finished = False
+        status: int | None = None
         with running(command, **pipes) as process:
-            pipe: IO[bytes] = process.stdin  # type: ignore[assignment]  # it is a pipe
+            encoder = _Encoder(process, first.shape)
             try:
                 with contextlib.suppress(BrokenPipeError):  # it stopped by itself: its status and messages say why
-                    yield pipe
-                    pipe.close()
-                    finished = True
-                status = process.wait()
+                    yield encoder
+                    status = encoder.end()
             except KeyboardInterrupt:
-                _cut_short(process, temporary)
+                encoder.cut_short(temporary)
                 raise
-        if status or not finished:
+            stopped = process.wait() if status is None else status
+        if status != 0:
             messages.seek(0)
             said = messages.read()[-500:].decode(errors="replace").strip()
-            raise CaptureError(f"ffmpeg could not write {path} (status {status}): {said or 'is the disk full?'}")
-
-
-def _cut_short(process: subprocess.Popen[bytes], temporary: Path) -> None:
-    """Let ffmpeg end its file after the frames that it has; remove the file where that fails, or is interrupted too."""
-    ended = False
-    try:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
-            ended = process.wait(_FINISH_S) == 0
-    finally:
-        if not ended:
-            process.kill()
-            temporary.unlink(missing_ok=True)
-
-
-def _encode(pipe: IO[bytes], first: Frame, rest: Iterator[Frame]) -> int:
-    count = 0
-    for frame in _chain(first, rest):
-        if frame.shape != first.shape or frame.dtype != np.uint8:
-            raise InputError(f"frame {count} is {frame.dtype} {frame.shape}; the video began with uint8 {first.shape}")
-        pipe.write(np.ascontiguousarray(_even(frame)).data)
-        count += 1
-    return count
+            raise CaptureError(f"ffmpeg could not write {path} (status {stopped}): {said or 'is the disk full?'}")
 
 
 def _chain(first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:

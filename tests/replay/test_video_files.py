@@ -274,13 +274,13 @@ def left(tmp_path: Path) -> set[str]:
     return {path.name for path in tmp_path.iterdir()} - {"captures"}
 
 
-@pytest.mark.parametrize("at", [1, 30])
-def test_ctrl_c_while_rendering_leaves_what_plays(tmp_path, at):
-    tell = f'told(remote_env.replay.video, "_even", {at + 1})'  # once for the size, once for each frame
+@pytest.mark.parametrize("written", [1, 30])
+def test_ctrl_c_while_rendering_leaves_what_plays(tmp_path, written):
+    tell = f'told(remote_env.replay.video, "_even", {written + 2})'  # once for the size, once for each frame
     interrupt(tmp_path, tell, 'video=folder / "a.mp4"')
     assert left(tmp_path) == {"a.partial.mp4"}
     meta, frames = read_video(tmp_path / "a.partial.mp4")
-    assert at - 1 <= len(frames) < 401
+    assert written <= len(frames) < 401
     assert (meta["fps"], meta["size"]) == (50.0, (64, 48))
 
 
