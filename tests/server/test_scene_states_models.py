@@ -204,7 +204,7 @@ def test_a_mimic_joint_is_an_ordinary_joint_and_a_tendon_is_no_part_of_a_state()
     assert state["palm"].layout.joint_names == ("left", "right", "knuckle", "nail")
     left, right = state["palm"].joint_positions[:2]
     assert left > 0.001
-    assert abs(left - right) < 1e-3  # held together by the solver, not exactly; the state has what is
+    assert abs(left - right) < 2e-3  # held together by the solver, not exactly; the state has what is
     assert data.ten_length[0] != 0.0
     length = data.ten_length[0]
     mujoco.mj_forward(model, data)
