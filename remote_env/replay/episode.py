@@ -140,7 +140,7 @@ def replay_episode(
             `frames_dir` holds frames from elsewhere.
     """
     look = Look(View(width, height, camera, quality), overlay, labels, processes)
-    shown = show_capture(capture, model, mapping, look, images=names_images(beside))
+    shown = show_capture(capture, model, mapping, look, name=name, images=names_images(beside))
     if beside is None:
         picture, content = picture_alone(shown)
     elif isinstance(beside, str) and names_images(beside):
@@ -153,12 +153,11 @@ def replay_episode(
     outputs = Outputs(picture, content, moments, rate_hz, speed, resume)
     outputs.video, outputs.codec, outputs.crf = _path(video), codec, crf
     outputs.frames_dir = _path(frames_dir)
-    name = name or shown.name
     if images_dir is not None:
-        _add_stills(outputs, shown, Path(images_dir), name, stills)
-    report = _report(shown, name)
+        _add_stills(outputs, shown, Path(images_dir), stills)
+    report = _report(shown)
     started = time.perf_counter()
-    outputs.write(name, progress=progress)
+    outputs.write(shown.name, progress=progress)
     seconds = time.perf_counter() - started
     return ReplayReport(
         frames=outputs.rendered,
@@ -176,8 +175,8 @@ def replay_episode(
     )
 
 
-def _report(shown: Shown, name: str) -> FidelityReport:
-    episode = shown.episode
+def _report(shown: Shown) -> FidelityReport:
+    episode, name = shown.episode, shown.name
     with shown.replay.scene.open() as replayer:
         values = np.stack([state.values for state in shown.replay.states])
         layout = shown.replay.states[0].layout
@@ -188,12 +187,12 @@ def _path(path: str | os.PathLike[str] | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _add_stills(outputs: Outputs, shown: Shown, folder: Path, name: str, stills: Mapping[int, str] | None) -> None:
+def _add_stills(outputs: Outputs, shown: Shown, folder: Path, stills: Mapping[int, str] | None) -> None:
     chosen = _chosen(stills, len(shown.replay))
     if not chosen:
         return
     moments = outputs.picture.at_states(list(chosen))
-    times = shown.replay.times_s
+    times, name = shown.replay.times_s, shown.name
     outputs.stills = [
         Still(step, moment, _text(step, times[step], label), folder / f"{name}_{step:04d}{_slug(label)}.png")
         for moment, (step, label) in zip(moments, chosen.items(), strict=True)

@@ -54,7 +54,9 @@ class Shown:
     content: str
 
 
-def show_capture(capture: Capture, model: Model, mapping: MappingLike, look: Look, *, images: bool = False) -> Shown:
+def show_capture(
+    capture: Capture, model: Model, mapping: MappingLike, look: Look, *, name: str | None = None, images: bool = False
+) -> Shown:
     """Open a capture and make it ready to be rendered; errors are those of `replay_episode`.
 
     Args:
@@ -62,6 +64,7 @@ def show_capture(capture: Capture, model: Model, mapping: MappingLike, look: Loo
         model: as `load_model` takes it.
         mapping: as `Replayer` takes it.
         look: how it is shown.
+        name: of the capture; None takes that of its file.
         images: whether the camera images of a file are needed too.
     """
     episode = capture if isinstance(capture, Episode) else read_episode(capture, images=images)
@@ -78,8 +81,8 @@ def show_capture(capture: Capture, model: Model, mapping: MappingLike, look: Loo
     source = Overlaid(replay, texts) if look.overlay else replay
     plain = as_mapping(replay.scene.mapping).to_plain()
     content = mark_of(states_digest(replay.states), model_digest(replay.scene.model), plain, asdict(look.view), texts)
-    name = "episode" if isinstance(capture, Episode) else Path(capture).stem
-    return Shown(name, episode, replay, source, content)
+    own_name = "episode" if isinstance(capture, Episode) else Path(capture).stem
+    return Shown(name or own_name, episode, replay, source, content)
 
 
 def picture_alone(shown: Shown) -> tuple[Picture, str]:
