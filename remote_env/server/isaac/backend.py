@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
 from remote_env.server.backend import Backend
 from remote_env.server.isaac.description import describe
-from remote_env.server.isaac.extras import plain_extras, success_of
+from remote_env.server.isaac.extras import leaves, plain_extras, success_of, without
 from remote_env.server.isaac.lab import Lab
 from remote_env.server.isaac.observations import check_action, choose_groups, nan_parts, observed_space, row
 from remote_env.server.isaac.options import Options, apply_overrides
@@ -154,10 +154,11 @@ class IsaacLabBackend(Backend):
         if pending is not None and seed is None and not options:
             return pending
         self._forget_final_observation()
+        before = leaves(self._task.extras)  # of the last step, for ever
         observation, extras = self._env.reset(seed=None if seed is None else int(seed), options=options)
-        host = to_host([choose_groups(observation, self._options.observation), _own(extras)])
-        info = self._info(host[1])
-        return (row(host[0], 0) if self.num_envs is None else host[0]), info
+        device = [choose_groups(observation, self._options.observation), without(extras, before)]
+        observation, extras = to_host(device)
+        return (row(observation, 0) if self.num_envs is None else observation), self._plain(extras)
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """See `Backend.step`."""
@@ -203,7 +204,7 @@ class IsaacLabBackend(Backend):
         self._tell_nan(observation if final is None else final, reward)
         now = row(observation, 0)
         if terminated[0] or truncated[0]:
-            self._pending = now, info
+            self._pending = now, {}  # what extras say is of the step
             now = now if final is None else row(final, 0)
             info = {**info, "final_observation": final is not None}
         return now, float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
@@ -227,13 +228,18 @@ class IsaacLabBackend(Backend):
                 "or action: reset() starts anew"
             )
 
-    def _info(self, extras: Any) -> dict[str, Any]:
+    def _plain(self, extras: Any) -> dict[str, Any]:
         before = len(self._left_out)
         info: dict[str, Any] = plain_extras(
             extras, self._task.num_envs, single=self.num_envs is None, left_out=self._left_out
         )
         if len(self._left_out) > before:
             print(f"extras that cannot cross are left out: {sorted(self._left_out)}", flush=True)
+        return info
+
+    def _info(self, extras: Any) -> dict[str, Any]:
+        """A step's info, with what the task says about success."""
+        info = self._plain(extras)
         success = success_of(info)
         if success is None:
             success = self._success_term()

@@ -51,3 +51,23 @@ def success_of(info: Mapping[str, Any]) -> Any:
             value = info[name]
             return value.astype(bool) if isinstance(value, np.ndarray) else bool(value)
     return None
+
+
+def leaves(extras: Mapping[str, Any]) -> list[Any]:
+    """Everything in nested `extras` that is no mapping; alive for as long as the list is."""
+    found = []
+    for value in extras.values():
+        found += leaves(value) if isinstance(value, Mapping) else [value]
+    return found
+
+
+def without(extras: Mapping[str, Any], old: list[Any]) -> dict[str, Any]:
+    """`extras` without the very objects in `old`, which Isaac Lab leaves there until something else is said."""
+    known, kept = {id(value) for value in old}, {}
+    for key, value in extras.items():
+        if isinstance(value, Mapping):
+            if inner := without(value, old):
+                kept[key] = inner
+        elif id(value) not in known:
+            kept[key] = value
+    return kept
