@@ -58,9 +58,17 @@ def conjugate(quaternions: ArrayLike) -> Floats:
 def rotate(quaternions: ArrayLike, vectors: ArrayLike) -> Floats:
     """(…, 3) vectors turned by (…, 4) unit quaternions wxyz."""
     q, v = np.asarray(quaternions, np.float64), np.asarray(vectors, np.float64)
-    q, v = np.broadcast_arrays(q, np.concatenate([np.zeros((*v.shape[:-1], 1)), v], axis=-1))
-    turned = v[..., 1:] + 2.0 * np.cross(q[..., 1:], np.cross(q[..., 1:], v[..., 1:]) + q[..., :1] * v[..., 1:])
-    return np.asarray(turned)
+    real, axis = q[..., :1], q[..., 1:]
+    return np.asarray(v + 2.0 * cross(axis, cross(axis, v) + real * v))
+
+
+_NEXT, _AFTER = np.array([1, 2, 0]), np.array([2, 0, 1])
+
+
+def cross(first: ArrayLike, second: ArrayLike) -> Floats:
+    """(…, 3) cross products; as `numpy.cross`, in a fraction of its time for few vectors."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    return np.asarray(a[..., _NEXT] * b[..., _AFTER] - a[..., _AFTER] * b[..., _NEXT])
 
 
 def in_environment_frame(poses: ArrayLike, origins: ArrayLike) -> Floats:
@@ -107,7 +115,7 @@ def velocity_of_origin(velocities: ArrayLike, quaternions: ArrayLike, centres: A
     """
     velocities = np.asarray(velocities, np.float64)
     arm = rotate(quaternions, centres)
-    linear = velocities[..., :3] - np.cross(velocities[..., 3:], arm)
+    linear = velocities[..., :3] - cross(velocities[..., 3:], arm)
     return np.concatenate([linear, velocities[..., 3:]], axis=-1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remote_env.errors import InputError
-from remote_env.poses import compose, rotate
+from remote_env.poses import compose, cross, rotate
 from remote_env.state import POSE_SIZE, VELOCITY_SIZE, EntityLayout, Floats, SceneLayout
 
 Numbers = tuple[float, ...]
@@ -147,7 +147,7 @@ class _Plan:
     def _velocities(self, roots: Floats) -> Floats:
         """Of points that lie elsewhere on the same bodies: v + ω × (R · arm); in the model's axes."""
         linear, angular = roots[..., 7:10], roots[..., 10:13]
-        linear = linear + np.cross(angular, rotate(roots[..., 3:7], self.arms))
+        linear = linear + cross(angular, rotate(roots[..., 3:7], self.arms))
         if self.origin is not None:
             linear, angular = rotate(self.origin[3:], linear), rotate(self.origin[3:], angular)
         return np.concatenate([linear, angular], axis=-1)
