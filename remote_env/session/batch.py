@@ -108,7 +108,7 @@ class BatchSession(TaskSession):
 
     def _read_transition(self, header: frames.Header, deadline: float, *, is_step: bool) -> Transition:
         stream, fixed, at = self._stream, self._observation_layout, self._stream.body_start
-        values: tuple[Any, ...] = (None, None, None)
+        values: tuple[Any, ...] = (np.zeros(self.num_envs), *(np.zeros(self.num_envs, np.bool_) for _ in range(2)))
         observation: Any = None
         views: list[memoryview] = []
         tail: dict[str, Any] = {}
@@ -155,7 +155,7 @@ class BatchSession(TaskSession):
         self.state = state = self._read_states(tail, None)
         if tail.get("final_states") is not None:
             self.final_state = self._checked_states(state.layout, *tail["final_states"])
-        elif self.autoreset_mode != "SAME_STEP" and ended[0] is not None:
+        elif self.autoreset_mode != "SAME_STEP":
             ids = np.flatnonzero(np.logical_or(*ended))
             self.final_state = BatchStates(state.layout, ids, state.values[ids]) if ids.size else None
 
