@@ -158,6 +158,11 @@ class Mirror:
             if self._window is None:
                 self._window = Window(self._replayer.model, self._replayer.data)
 
+    @property
+    def has_window(self) -> bool:
+        """Whether a window is open."""
+        return self._window is not None
+
     @contextlib.contextmanager
     def save_video(self, path: str | os.PathLike[str]) -> Iterator[None]:
         """Record what is shown, as long as the block lasts: `with mirror.save_video("live.mp4"): …`.
@@ -250,6 +255,7 @@ class Mirror:
         window = self._window
         with self._scene, window.lock() if window is not None else contextlib.nullcontext():
             self._replayer.set_state(state)
+            self._replayer.make_drawable()  # the window draws the same data
         return self._replayer.render()
 
     def _update_window(self) -> None:

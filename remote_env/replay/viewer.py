@@ -140,6 +140,7 @@ class _Show:
         assert episode.layout is not None and episode.scene_values is not None  # noqa: S101, PT018  _Shelf saw them
         state = SceneState(episode.layout, np.asarray(episode.scene_values[index], np.float64))
         self._replayer.set_state(state, index=index)
+        self._replayer.make_drawable()
 
     def _status(self) -> tuple[tuple[str, str], ...]:
         episode, index = self._episode, self._playback.index

@@ -54,6 +54,27 @@ viewer.view(sys.argv[2:], sys.argv[1], start_paused=True)
 print("ended with", [thread.name for thread in threading.enumerate()], flush=True)
 """
 
+# A mirror with a window, that says when its user has closed that.
+MIRROR = """
+import sys, threading, time, mujoco
+from remote_env.record import read_episode
+from remote_env.replay import Mirror
+states = read_episode(sys.argv[2]).states
+with Mirror(sys.argv[1], width=64, height=48) as mirror:
+    mirror.begin(states[0])
+    mirror.open_window()
+    print("window", mirror.has_window, flush=True)
+    deadline = time.monotonic() + 30
+    while mirror.has_window and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print("window", mirror.has_window, flush=True)
+    mirror.show(states[-1])
+    while not mirror.shown or mirror.shown[0] is not states[-1]:
+        time.sleep(0.01)
+    print("goes on", mirror.frame().shape, flush=True)
+print("ended with", [thread.name for thread in threading.enumerate()], flush=True)
+"""
+
 needs_x = pytest.mark.skipif(
     not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="needs the Debian packages xvfb and xdotool"
 )
@@ -128,11 +149,12 @@ class Viewer:
     Args:
         screen: where.
         arguments: the model, then captures.
+        program: what runs.
     """
 
-    def __init__(self, screen: Screen, *arguments: Path) -> None:
+    def __init__(self, screen: Screen, *arguments: Path, program: str = WATCH) -> None:
         environment = {**os.environ, "DISPLAY": screen.display}
-        command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", WATCH]
+        command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", program]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([*command, *map(str, arguments)], env=environment, cwd=ROOT, **pipes)
         self._lines: queue.Queue[str] = queue.Queue()
@@ -200,6 +222,21 @@ def test_ctrl_c_closes_the_window_and_ends_it_in_order(screen, folder):
     try:
         viewer.wait_for("episode=1 / 1 state=0 / 4")
         viewer.process.send_signal(signal.SIGINT)
+        viewer.wait_for("ended with ['MainThread']")
+    finally:
+        status = viewer.wait()
+    assert status == 0
+
+
+@needs_x
+def test_a_mirror_has_a_window_until_its_user_closes_it(screen, folder):
+    viewer = Viewer(screen, folder / "box.xml", folder / "captures" / "episode_000.hdf5", program=MIRROR)
+    try:
+        viewer.wait_for("window True")
+        wait_until(lambda: red(screen.shot()) > 5000, "the box is on the screen", 20)
+        screen.press("ctrl+q")
+        viewer.wait_for("window False")
+        viewer.wait_for("goes on (48, 64, 3)")
         viewer.wait_for("ended with ['MainThread']")
     finally:
         status = viewer.wait()
