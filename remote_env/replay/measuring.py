@@ -10,6 +10,7 @@ import numpy as np
 
 from remote_env.replay.contacts import LocalContact, find_contacts, find_limit_violations, joint_names, told_pairs
 from remote_env.replay.fidelity import Errors, FidelityMeter, rotation_error
+from remote_env.replay.fitting import fitting
 from remote_env.replay.mapped_states import MappedStates
 from remote_env.replay.mapping import Mapping as NameMapping
 from remote_env.replay.replayer import Replayer
@@ -57,7 +58,7 @@ def report_replay(
         infos=infos,
         name=name,
         contact_depth_m=contact_depth_m,
-        left_out=reasons(replayer.mapping),
+        left_out=reasons(fitting(replayer.mapping, layout, replayer.scene)),
     )
 
 

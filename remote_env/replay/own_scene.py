@@ -87,7 +87,7 @@ def own_rule(entity: EntityLayout, local: SceneLayout) -> EntityMapping | None:
 def made_from(model: mujoco.MjModel) -> str:
     """What a model of ours was made from, `FROM_MJCF` or `FROM_SHAPES`; "" for any other."""
     for index in range(model.ntext):
-        if model.text(index).name == MARK:
+        if mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_TEXT, index) == MARK:
             start, size = int(model.text_adr[index]), int(model.text_size[index])
             return bytes(model.text_data[start : start + size - 1]).decode()
     return ""
