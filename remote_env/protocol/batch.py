@@ -85,6 +85,8 @@ def join_objects(info: Any, objects: Any) -> Any:
     whole = {"info": info}
     try:
         for path, shape, items in objects:
+            if not path:
+                raise ValueError("an array in place of the info")
             array = np.empty(len(items), np.object_)
             for index, item in enumerate(items):
                 array[index] = item

@@ -7,6 +7,7 @@ Run it to write tests/data/golden_frames.json anew, after a change of the protoc
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import threading
@@ -103,15 +104,29 @@ class RecordingTransport:
         self._inner.close()
 
 
-def record_conversation() -> list[dict[str, str]]:
-    """Each frame that crossed, in order: link, sender, message name, hex."""
+def record_conversation(
+    talk: Callable[[Callable[[float], Any]], None] | None = None,
+    backend: type[Backend] = Toy,
+    loop: type[SimulatorLoop] = SimulatorLoop,
+    welcome: dict[str, Any] | None = None,
+) -> list[dict[str, str]]:
+    """Each frame that crossed, in order: link, sender, message name, hex.
+
+    Args:
+        talk: what the client does, given what dials.
+        backend: what is served.
+        loop: what serves it.
+        welcome: what the server says more of itself.
+    """
     recorded: list[tuple[str, str, bytes]] = []
     with (
         mock.patch.object(handshake, "new_nonce", side_effect=NONCES.values()),
         mock.patch.object(traceback, "format_exc", return_value="Traceback (most recent call last): ..."),
         mock.patch.object(traceback, "print_exc"),
     ):
-        servers = iter([("control", _serve_control), ("data", _serve_data)])
+        serve_control = functools.partial(_serve_control, more=welcome or {})
+        serve_data = functools.partial(_serve_data, kind=backend, loop=loop)
+        servers: Any = iter([("control", serve_control), ("data", serve_data)])
         proofs = [handshake.ServerHandshake(TOKEN), handshake.ServerHandshake(TOKEN)]
         threads: list[threading.Thread] = []
 
@@ -122,7 +137,7 @@ def record_conversation() -> list[dict[str, str]]:
             threads[-1].start()
             return RecordingTransport(ours, link, recorded)
 
-        _talk(dial)
+        (talk or _talk)(dial)
         for thread in threads:
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
@@ -134,18 +149,19 @@ def _talk(dial: Callable[[float], Any]) -> None:
     session.reset(7, None, TIMEOUT_S)
     session.step(1, TIMEOUT_S)
     session.step(np.int32(1), TIMEOUT_S, want_state=True)
-    _expect_error(TaskError, lambda: session.step(9, TIMEOUT_S))
+    expect_error(TaskError, lambda: session.step(9, TIMEOUT_S))
     state = session.get_state(TIMEOUT_S, native=True)
     session.set_state(state, TIMEOUT_S)
     session.render(TIMEOUT_S)
     session.call("difficulty", (), {}, TIMEOUT_S)
-    _expect_error(InputError, lambda: session.call("secret", (), {}, TIMEOUT_S))
+    expect_error(InputError, lambda: session.call("secret", (), {}, TIMEOUT_S))
     session.control.status()
     session.control.stop_server(time.monotonic() + TIMEOUT_S)
     session.close()
 
 
-def _expect_error(kind: type[Exception], call: Callable[[], Any]) -> None:
+def expect_error(kind: type[Exception], call: Callable[[], Any]) -> None:
+    """Call, and fail when nothing of that kind is raised."""
     try:
         call()
     except kind:
@@ -163,10 +179,10 @@ def _shake_hands(sock: socket.socket, server: handshake.ServerHandshake) -> fram
     return stream
 
 
-def _serve_control(sock: socket.socket, server: handshake.ServerHandshake) -> None:
+def _serve_control(sock: socket.socket, server: handshake.ServerHandshake, more: dict[str, Any]) -> None:
     """What a supervisor says, with every number fixed."""
     stream = _shake_hands(sock, server)
-    welcome = {"task": "Toy-v0", "digest": "0011223344556677", "pid": 100, "session": SESSION, "secret": SECRET}
+    welcome = {"task": "Toy-v0", "digest": "0011223344556677", "pid": 100, "session": SESSION, "secret": SECRET, **more}
     counts = {"pid": 101, "steps": 0, "resets": 0, "uptime_s": 1.0}
     starting = {"state": "starting", "phase": "building", "since_s": 0.5, **counts, "log_tail": ""}
     ready = {"state": "ready", "call": "nothing", "since_s": 0.25, **counts}
@@ -179,13 +195,15 @@ def _serve_control(sock: socket.socket, server: handshake.ServerHandshake) -> No
     sock.close()
 
 
-def _serve_data(sock: socket.socket, server: handshake.ServerHandshake) -> None:
+def _serve_data(
+    sock: socket.socket, server: handshake.ServerHandshake, kind: type[Backend], loop: type[SimulatorLoop]
+) -> None:
     stream = _shake_hands(sock, server)
     stream.send(handshake.pack_link(frames.WELCOME, {"session": SESSION}), time.monotonic() + TIMEOUT_S)
-    backend, board = Toy(), Board.create()
+    backend, board = kind(), Board.create()
     backend.make("Toy-v0", {})
     try:
-        SimulatorLoop(backend, board, {"python": "3.11.7"}, frozenset()).serve(sock, epoch=1)
+        loop(backend, board, {"python": "3.11.7"}, frozenset()).serve(sock, epoch=1)
     except ConnectionLost as error:
         raise AssertionError("the client left in mid-call") from error
     finally:

@@ -8,12 +8,14 @@ import struct
 import zlib
 
 import pytest
+from golden_batch import GOLDEN_BATCH, record_batch
 from golden_conversation import GOLDEN, ROOT, record_conversation
 from golden_policy import GOLDEN_POLICY
 
 from remote_env.protocol import frames
 
 GOLDEN_FRAMES = json.loads(GOLDEN.read_text())
+GOLDEN_BATCH_FRAMES = json.loads(GOLDEN_BATCH.read_text())
 
 
 def test_a_conversation_is_byte_for_byte_as_recorded():
@@ -24,7 +26,13 @@ def test_a_conversation_is_byte_for_byte_as_recorded():
     assert by_link(record_conversation()) == by_link(GOLDEN_FRAMES)
 
 
-@pytest.mark.parametrize("golden", GOLDEN_FRAMES, ids=lambda golden: f"{golden['from']}-{golden['message']}")
+def test_a_conversation_with_a_batch_is_too():
+    assert record_batch() == GOLDEN_BATCH_FRAMES
+
+
+@pytest.mark.parametrize(
+    "golden", [*GOLDEN_FRAMES, *GOLDEN_BATCH_FRAMES], ids=lambda golden: f"{golden['from']}-{golden['message']}"
+)
 def test_headers_are_as_documented(golden):
     data = bytes.fromhex(golden["hex"])
     magic, version, kind, flags, epoch, crc, sequence, acknowledged, body, payload = struct.unpack_from(
@@ -46,7 +54,8 @@ def test_the_documents_frames_are_among_them():
     blocks = re.findall(r"```hex\n(.*?)```", text, re.DOTALL)
     shown = ["".join(re.sub(r"#.*", "", block).split()) for block in blocks]
     assert shown
-    assert set(shown) <= {golden["hex"] for golden in (*GOLDEN_FRAMES, *json.loads(GOLDEN_POLICY.read_text()))}
+    recorded = (*GOLDEN_FRAMES, *GOLDEN_BATCH_FRAMES, *json.loads(GOLDEN_POLICY.read_text()))
+    assert set(shown) <= {golden["hex"] for golden in recorded}
 
 
 def test_the_document_lists_every_message():

@@ -51,6 +51,19 @@ def test_what_is_no_policy(fields: dict[str, Any], text: str) -> None:
         PolicySpec(**fields)
 
 
+def test_a_batch_goes_along() -> None:
+    assert TaskSpec.from_plain(json.loads(json.dumps(TaskSpec("a", num_envs=7).to_plain()))).num_envs == 7
+    assert "num_envs" not in TaskSpec("a").to_plain()  # so that digests of earlier versions stay
+
+
+@pytest.mark.parametrize("num_envs", [0, -1, True, 2.0, "2"])
+def test_what_is_no_batch(num_envs: Any) -> None:
+    with pytest.raises(ConfigError, match="a number of environments from 1 on"):
+        TaskSpec("a", num_envs=num_envs)
+    with pytest.raises(ConfigError, match="a number of environments from 1 on"):
+        TaskSpec.from_plain({**TaskSpec("a").to_plain(), "num_envs": num_envs})
+
+
 def test_large_arguments_arrive() -> None:
     kwargs = {"map": np.random.default_rng(1).random((300, 40)), "mask": np.ones(5000, bool)}
     again = TaskSpec.from_plain(TaskSpec("x", kwargs).to_plain()).kwargs
@@ -68,9 +81,11 @@ def test_digests() -> None:
         TaskSpec("a", {"x": 1, "y": 2}, "m:B"),
         TaskSpec("a", {"x": 1, "y": 2}, pickled=b"p"),
         TaskSpec("a", {"x": 1, "y": 2}, policy=PolicySpec("p")),
+        TaskSpec("a", {"x": 1, "y": 2}, num_envs=1),
+        TaskSpec("a", {"x": 1, "y": 2}, num_envs=2),
         TaskSpec("a", {"x": 1, "y": 2}, policy=PolicySpec("p", chunk_size=3)),
     ]
-    assert len({spec.digest for spec in [base, *others]}) == 8
+    assert len({spec.digest for spec in [base, *others]}) == 10
     assert TaskSpec("a", {"x": 1, "y": 2}, allow_calls=("z",)).digest == base.digest
 
 
