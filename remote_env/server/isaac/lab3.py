@@ -50,11 +50,11 @@ class Lab3(Lab):
             arguments.physics = options.physics
         try:
             self._open.enter_context(launch_simulation(cfg, arguments))
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, SystemExit) as error:  # its launcher leaves when Isaac Sim is not there
             raise ConfigError(
-                f"this task needs {error.name!r}, which this interpreter lacks: it asks for Isaac Sim (PhysX, or a "
-                "camera of its renderer). Install isaacsim there, or choose physics='newton_mjwarp' where the task "
-                "has that preset"
+                f"this task asks for Isaac Sim (its PhysX, or a camera of its renderer), which is not installed "
+                f"here or did not start ({type(error).__name__}: {error}); the log says more. Install isaacsim, or choose physics='newton_mjwarp' where the "
+                "task has that preset"
             ) from error
 
     def ask_for_final_observation(self, cfg: Any) -> None:
