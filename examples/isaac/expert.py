@@ -149,9 +149,9 @@ class PickExpert:
         return row.copy()
 
 
-# A linear quadratic regulator of the cart and pole of make_assets.py (1 kg each, 1 m of pole) at 60 Hz, with weights 1,
-# 10, 0.1, 0.1 on the state and 0.01 on the force [N per m, rad, m/s, rad/s].
-_BALANCE = np.array([8.81, -85.8, 11.26, -19.31])
+# A linear quadratic regulator at 60 Hz of the cart and pole of make_assets.py (1 kg each, 1 m of pole) with the cart's
+# damping of 10 N s/m that Isaac Lab's task has; weights 10, 10, 0.1, 0.1 on the state and 0.01 on the force.
+_BALANCE = np.array([28.58, -145.25, 38.59, -35.30])  # N per m, rad, m/s, rad/s
 _FORCE_SCALE_N = 100.0  # of an action of 1
 
 
