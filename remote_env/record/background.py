@@ -79,6 +79,10 @@ class BackgroundPart:
                 self._start_writing()
             self._wait(lambda: not self._is_writing)
 
+    def release(self) -> None:
+        """Let `repair_part` take the file although it is still open."""
+        self._part.release()
+
     def close(self) -> None:
         """Drop what waits and close the file; calling it again does nothing."""
         with self._changed:

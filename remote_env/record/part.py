@@ -10,6 +10,7 @@ seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -54,6 +55,7 @@ class PartWriter:
         self.path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         self._size = 0
+        _lock(self._fd)
         try:
             self._write(MAGIC)
         except CaptureError:
@@ -78,6 +80,10 @@ class PartWriter:
     def flush(self) -> None:
         """Nothing to wait for: the kernel has every record that `append` returned from."""
 
+    def release(self) -> None:
+        """Let `repair_part` take the file although it is still open."""
+        _unlock(self._fd)
+
     def close(self) -> None:
         """Close the file; calling it again does nothing."""
         if self._fd >= 0:
@@ -99,6 +105,37 @@ class PartWriter:
         except BaseException:  # Ctrl-C in between: a torn record would hide every later one
             os.ftruncate(self._fd, self._size)
             raise
+
+
+def is_being_recorded(path: Path) -> bool:
+    """Whether some process has this `.part` open to write to it; False also where the file system cannot tell."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return not _lock(fd)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Take the file for this descriptor; False where another one has it. The kernel lets go when it is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _unlock(fd: int) -> None:
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def check_dtypes(arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -262,9 +262,13 @@ class Recorder:
         part = self._opened()
         if not self.steps:
             raise InputError(f"{part.path.name} has no step yet; record() one or abandon() it")
-        part.flush()
         final = part.path.with_suffix(".hdf5")
-        write_episode(assemble(part.path), final)
+        try:
+            part.flush()
+            write_episode(assemble(part.path), final)
+        except CaptureError:
+            part.release()
+            raise
         part.close()
         part.path.unlink()
         self._part = None

@@ -13,7 +13,7 @@ from remote_env.errors import CaptureError
 from remote_env.record.checks import check_episode
 from remote_env.record.episode import Episode, EpisodeInfo
 from remote_env.record.hdf5 import write_episode
-from remote_env.record.part import Record, read_part
+from remote_env.record.part import Record, is_being_recorded, read_part
 from remote_env.record.reading import read_hdf5
 from remote_env.state import SceneDescription, SceneLayout
 
@@ -57,10 +57,13 @@ def repair_part(path: str | os.PathLike[str]) -> Path:
     A `.part` whose `.hdf5` is there and whole (the crash came after the conversion) is only removed.
 
     Raises:
-        CaptureError: nothing could be recovered, or the disk is full; the `.part` is left as it is.
+        CaptureError: nothing could be recovered, it is still being recorded, or the disk is full; the `.part` is left
+            as it is.
     """
     path = Path(path)
     final = path.with_suffix(".hdf5")
+    if path.is_file() and is_being_recorded(path):
+        raise CaptureError(f"{path} is being recorded by a process that runs; it becomes a capture when that is done")
     if final.exists():
         read_episode(final, images=False)
     else:
