@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import signal
 import subprocess
@@ -18,8 +19,10 @@ import pytest
 from leak_check import wait_until
 
 from remote_env import RemoteEnv, RemoteVectorEnv
+from remote_env.env.local_view import LocalView
 from remote_env.errors import ConfigError, InputError, ReplayError, Unsupported
 from remote_env.replay import Replayer
+from remote_env.session import BatchStates
 from remote_env.state import SceneState
 from remote_env.tasks.aloha_model import aloha_model_path
 
@@ -128,19 +131,23 @@ def test_names_that_do_not_fit_are_told_at_reset_and_leave_nothing(tmp_path: Pat
         env.reset(seed=0)
 
 
-def test_a_mapping_leads_to_a_model_with_other_names(tmp_path: Path) -> None:
+def view_of(**arguments: Any) -> LocalView:
+    """The local view that an environment with these arguments has."""
+    view = RemoteEnv(env=ALOHA, render="local", **arguments)._local
+    assert view is not None
+    return view
+
+
+def test_a_mapping_leads_to_a_model_with_other_names(env: RemoteEnv) -> None:
     spec = mujoco.MjSpec.from_file(str(aloha_model_path("transfer_cube")))
     spec.body("box").name = "cube"
-    model = spec.compile()
     names = {name: {"model": name} for name in ("vx300s_left", "vx300s_right")}
     mapping = {"version": 1, "entities": {**names, "box": {"model": "cube"}}}
-    arguments: dict[str, Any] = {"local_model": model, "local_mapping": mapping, "local_view": SMALL}
-    with RemoteEnv(env=ALOHA, render="local", **arguments) as env:
-        try:
-            env.reset(seed=0)
-        except ReplayError as error:
-            pytest.fail(str(error))
-        assert env.render().any()
+    looks = {**SMALL, "camera": "top"}
+    env.reset(seed=0)
+    with contextlib.closing(view_of(local_model=spec.compile(), local_mapping=mapping, local_view=looks)) as view:
+        view.begin(env.get_state(), env)
+        np.testing.assert_array_equal(view.render(env.get_state(), env), env.render())
 
 
 def test_a_task_that_has_no_states_is_told() -> None:
@@ -206,11 +213,15 @@ def test_a_batch_is_drawn_and_followed_by_numbers(batch: RemoteVectorEnv, env: R
     np.testing.assert_array_equal(mirror.frame(), np.hstack([frames[2], frames[0]]))
 
 
-def test_an_environment_that_the_batch_has_not_is_told_at_reset() -> None:
-    view: dict[str, Any] = {**SMALL, "env_ids": 2}
-    batch = RemoteVectorEnv(env=ALOHA, num_envs=2, render="local", local_view=view)
-    with batch, pytest.raises(InputError, match=r"env_ids=\[2\]: at least one number of an environment, 0 to 1"):
-        batch.reset()
+def test_an_environment_that_the_batch_has_not_is_told_as_it_begins(batch: RemoteVectorEnv) -> None:
+    batch.reset(seed=0)
+    states = batch.get_states()
+    held = BatchStates(states[0].layout, np.arange(3), np.stack([state.values for state in states]))
+    for env_ids in (3, [-1], []):
+        view = view_of(local_view={**SMALL, "env_ids": env_ids})
+        told = pytest.raises(InputError, match=r"at least one number of an environment, 0 to 2")
+        with contextlib.closing(view), told:
+            view.begin(held, batch)
 
 
 PROGRAM = """
