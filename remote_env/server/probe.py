@@ -293,17 +293,19 @@ def isaac() -> "dict[str, Any]":
             libraries[name] = True
         except OSError:
             libraries[name] = False
-    caches = [cache_home() / "ov", Path.home() / ".nv", Path.home() / ".local/share/ov"]
+    caches = [("sim", cache_home() / "ov"), ("sim", Path.home() / ".nv"), ("sim", Path.home() / ".local/share/ov")]
+    caches.append(("warp", Path(os.environ.get("WARP_CACHE_PATH") or cache_home() / "warp")))
     return {
-        "modules": {name: has_module(name) for name in ("isaaclab", "isaacsim", "omni")},
+        "modules": {name: has_module(name) for name in ("isaaclab", "isaaclab_newton", "isaacsim", "omni")},
         "icds": [path for path in named.split(":") if path] or icds,
         "missing_icds": [path for path in named.split(":") if path and not Path(path).exists()],
         "libraries": libraries,
         "environment": {
             name: os.environ.get(name) for name in ("OMNI_KIT_ACCEPT_EULA", "ACCEPT_EULA", "PRIVACY_CONSENT")
         },
-        "caches": [try_folder(path) for path in caches],
+        "caches": [dict(try_folder(path), use=use) for use, path in caches],
         "python": "{}.{}".format(*sys.version_info[:2]),
+        "libc": platform.libc_ver()[1],
     }
 
 

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from command import FAR_PYTHON, login_words, start
 
 from remote_env.cli import main
-from remote_env.cli.isaac_rows import isaac_rows
 from remote_env.cli.link_rows import ClockSample
 from remote_env.cli.machine_rows import gpu_row, rendering_row
 from remote_env.cli.rows import FAIL, OK, WARN, Where
@@ -347,41 +346,6 @@ def test_no_way_to_render_is_a_drawback_with_the_packages() -> None:
     assert row.fix == "ssh box 'sudo apt-get install -y libegl1 libopengl0 libgl1-mesa-dri libosmesa6'"
     ways["osmesa"] = {"renderer": "llvmpipe", "error": ""}
     assert rendering_row({"ways": ways, "by_mujoco": False}, WHERE).status == OK
-
-
-def isaac_facts(**changes: Any) -> dict[str, Any]:
-    facts = {
-        "modules": {"isaaclab": True, "isaacsim": True, "omni": True},
-        "icds": ["/usr/share/vulkan/icd.d/nvidia_icd.json"],
-        "missing_icds": [],
-        "libraries": {"libGLU.so.1": True, "libvulkan.so.1": True, "libXt.so.6": True},
-        "environment": {"OMNI_KIT_ACCEPT_EULA": "YES", "ACCEPT_EULA": None, "PRIVACY_CONSENT": None},
-        "caches": [{"path": "/home/a/.nv", "exists": "/home/a", "free": 2**40, "error": ""}],
-        "python": "3.11",
-    }
-    return {**facts, **changes}
-
-
-def judge_isaac(facts: dict[str, Any], driver: str = "580.65.06", sim: str | None = "5.1.0") -> dict[str, str]:
-    versions = {"isaaclab": "2.3.0", "isaacsim": sim, "isaacsim-kernel": None, "torch": "2.7.0"}
-    gpus = {"found": [{"driver_version": driver}], "error": ""}
-    rows = list(isaac_rows(facts, versions, gpus, WHERE))
-    assert all(row.fix for row in rows if row.status != OK)
-    return {row.name: row.status for row in rows}
-
-
-def test_isaac_needs_are_judged() -> None:
-    assert set(judge_isaac(isaac_facts()).values()) == {OK}
-    assert judge_isaac(isaac_facts(), driver="535.129.03")["Isaac driver"] == FAIL
-    assert judge_isaac(isaac_facts(), driver="535.129.03", sim="4.5.0")["Isaac driver"] == OK
-    assert judge_isaac(isaac_facts(python="3.12"))["Isaac Sim"] == FAIL
-    assert judge_isaac(isaac_facts(icds=[]))["Vulkan"] == FAIL
-    assert judge_isaac(isaac_facts(missing_icds=["/nowhere.json"]))["Vulkan"] == FAIL
-    assert judge_isaac(isaac_facts(libraries={"libGLU.so.1": False}))["Isaac libs"] == FAIL
-    assert judge_isaac(isaac_facts(environment={}))["Isaac licence"] == WARN
-    little = [{"path": "/home/a/.nv", "exists": "/home/a", "free": 2**30, "error": "Read-only file system"}]
-    rows = judge_isaac(isaac_facts(caches=little))
-    assert (rows["Isaac disk"], rows["shader cache"]) == (WARN, FAIL)
 
 
 def test_the_clock_offset_is_that_of_ntp() -> None:
