@@ -22,7 +22,7 @@ from remote_env.tasks.mujoco_scene import MujocoScene
 from remote_env.tasks.scene_writing import followed_joints
 
 _BOUNDARIES = "_/.-:|"
-_MOSTLY = 0.6  # so many of an entity's parts must be found in one of the model's to say that it is that one
+_MOSTLY = 0.5  # so many of an entity's parts must be found in one of the model's to say that it is that one
 
 
 @dataclass(frozen=True)
