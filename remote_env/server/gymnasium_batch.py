@@ -14,7 +14,6 @@ from remote_env.state import Floats, SceneLayout, SceneState
 
 VECTORIZATION_MODES = ("sync", "native")
 VECTOR_ARGUMENTS = ("vectorization_mode", "vector_kwargs")
-Scene = Callable[[Any], Any]
 
 
 def make_batch(
@@ -114,7 +113,7 @@ class TerminalScene(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        self.read_scene: Callable[[Any], SceneState | None] | None = None
+        self.read_scene: Callable[[Any], SceneState] | None = None
         self.final_scene: SceneState | None = None
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -137,17 +136,23 @@ class BatchScenes:
     def __init__(self, batch: Any, read: Callable[[Any], SceneState], write: Callable[[Any, SceneState], None]) -> None:
         self._envs: Sequence[Any] = getattr(batch, "envs", ())
         self._name, self._read, self._write = str(batch), read, write
-        for env in self._envs:
-            if isinstance(env, TerminalScene):
-                env.read_scene = self._read_final
+        self._keeps_finals = False
 
     def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
         """See `Backend.states`."""
         if not self._envs:
             raise Unsupported(f"{self._name} has no scene states: its environments are not its own `envs`")
+        if not self._keeps_finals:  # from the first time that somebody looks, which costs the others nothing
+            self._keep_finals()
         scenes = [self._read(self._envs[index].unwrapped) for index in env_ids or (0,)]
         layout, values = _stack(scenes)
         return layout, values[: len(env_ids)]
+
+    def _keep_finals(self) -> None:
+        self._keeps_finals = True
+        for env in self._envs:
+            if isinstance(env, TerminalScene):
+                env.read_scene = self._read
 
     def final_states(self) -> tuple[Sequence[int], Floats] | None:
         """See `Backend.final_states`."""
@@ -161,12 +166,6 @@ class BatchScenes:
             raise Unsupported(f"{self._name} cannot restore scene states: its environments are not its own `envs`")
         for index, row in zip(env_ids, values, strict=True):
             self._write(self._envs[index].unwrapped, SceneState(layout, row))
-
-    def _read_final(self, env: Any) -> SceneState | None:
-        try:
-            return self._read(env)
-        except Unsupported:
-            return None
 
 
 def _stack(scenes: Sequence[SceneState]) -> tuple[SceneLayout, Floats]:

@@ -27,6 +27,7 @@ from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
 from remote_env.server.error_text import error_text, sendable
 from remote_env.server.layout_numbers import LayoutNumbers
+from remote_env.server.replies import check_parts, encodable, encode_reply
 from remote_env.spaces import space_to_plain
 from remote_env.state import SceneLayout, SceneState
 from remote_env.transport import SocketTransport
@@ -125,12 +126,12 @@ class SimulatorLoop:
         return {
             "observation_space": space_to_plain(backend.observation_space),
             "action_space": space_to_plain(backend.action_space),
-            "metadata": _encodable(dict(backend.metadata)),
+            "metadata": encodable(dict(backend.metadata)),
             "render_mode": backend.render_mode,
-            "spec": _encodable(dict(backend.spec)),
+            "spec": encodable(dict(backend.spec)),
             "callable_names": sorted(self._allowed),
             "facts": self._facts,
-            **({} if self._rollouts is None else {"policy": _encodable(self._rollouts.description)}),
+            **({} if self._rollouts is None else {"policy": encodable(self._rollouts.description)}),
         }
 
     def _serve_one(self) -> bool:
@@ -158,7 +159,7 @@ class SimulatorLoop:
         self._layouts.acknowledge(header.acknowledged)
         # What the request holds is read before anything runs: a bad frame ends the link, not the task.
         request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
-        arguments = _parts(request, parts) if parts else (request,)
+        arguments = check_parts(request, parts) if parts else (request,)
         self._board.steps += kind == frames.STEP
         self._board.resets += kind == frames.RESET
         self._board.received += frames.HEADER_SIZE + header.body_size + header.payload_size
@@ -181,7 +182,7 @@ class SimulatorLoop:
         """A step of the commonest kind, in as few calls as can be."""
         transition = self._backend_step(action)
         _, _, _, _, info = transition
-        tail, arrays = _encode({"info": info}, where="info") if info else (b"", ())
+        tail, arrays = encode_reply({"info": info}, where="info") if info else (b"", ())
         frame = None if arrays else vector.pack_result(transition, tail, self._sequence)
         if frame is None:
             self._send_transition(transition, 0)
@@ -320,7 +321,7 @@ class SimulatorLoop:
             self._add_info(rest, info)
         if rest:
             flags |= frames.TAIL
-            tail, arrays = _encode(rest, where="result")
+            tail, arrays = encode_reply(rest, where="result")
             frame += tail
             payload = [*payload, *arrays]
         self._send(frame, frames.RESULT, self._sequence, flags, payload)
@@ -350,7 +351,7 @@ class SimulatorLoop:
         flags: int = 0,
         start: bytes = b"",
     ) -> None:
-        body, arrays = _encode(value, where=where)
+        body, arrays = encode_reply(value, where=where)
         frame = bytearray(frames.HEADER_SIZE) + start + body
         self._send(frame, kind, sequence, flags | frames.TAIL, arrays)
 
@@ -390,29 +391,3 @@ class SimulatorLoop:
 
 class _LinkEnded(Exception):
     """The data connection is gone; not to be mistaken for what a task raises."""
-
-
-def _encode(value: Any, *, where: str) -> tuple[bytes, list[memoryview]]:
-    """A reply's body and arrays; TaskError when it cannot cross: that is the task's fault, not the caller's."""
-    try:
-        return codec.encode(value, where=where)
-    except InputError as error:
-        raise TaskError(f"it ran, but {error}") from error
-
-
-def _parts(request: Any, count: int) -> Any:
-    if not isinstance(request, (list, tuple)) or len(request) != count:
-        raise ProtocolError(f"a request of {count} parts is due, got {str(request)[:100]}")
-    return request
-
-
-def _encodable(values: dict[str, Any]) -> dict[str, Any]:
-    """The entries that can cross the wire."""
-    kept = {}
-    for key, value in values.items():
-        try:
-            codec.encode(value, where=key)
-        except InputError:
-            continue
-        kept[key] = value
-    return kept

@@ -180,8 +180,9 @@ class Supervisor:
         return str(self.settings["task"]["env"])
 
     def _full_label(self) -> str:
-        policy = self.settings["task"].get("policy")
-        return self._label() + (f" with {Path(policy['source']).name}" if policy else "")
+        policy, num_envs = (self.settings["task"].get(name) for name in ("policy", "num_envs"))
+        beside = f" with {Path(policy['source']).name}" if policy else ""
+        return self._label() + beside + (f" (batch of {num_envs})" if num_envs else "")
 
     def _say(self, text: str) -> None:
         encoding = sys.stdout.encoding or "ascii"
