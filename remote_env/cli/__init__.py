@@ -23,6 +23,7 @@ COMMANDS = (
     "tunnel",
     "replay",
     "captures",
+    "map",
 )  # modules of this package, each with an `add_parsers`
 EPILOG = """
 Begin with a machine that is new to you:   remote-env doctor user@box

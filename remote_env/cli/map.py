@@ -1,0 +1,144 @@
+"""`remote-env map`: which captured name is which of a local model: propose a mapping.yaml, or check one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from remote_env.cli.show import examples, print_table
+from remote_env.errors import ConfigError, ReplayError
+
+_EXAMPLES = """
+examples:
+  remote-env map captures/episode_000.hdf5 arm.xml                       show what matches, and how surely
+  remote-env map captures/episode_000.hdf5 arm.xml -o mapping.yaml       write it down, to be completed by hand
+  remote-env map captures/episode_000.hdf5 arm.xml --check mapping.yaml  does it fit, and what is left out
+
+MODEL is an MJCF, URDF or .mjb file, module:function, robot_descriptions:NAME, or capture.
+Certain matches (equal names, but for case or a prefix) are taken; guesses stand behind a # until you take it away.
+"""
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add `remote-env map`."""
+    parser = subparsers.add_parser(
+        "map",
+        help="which captured name is which of a local model",
+        description="Propose a mapping.yaml from the names of a capture to those of a local model, or check one.",
+        allow_abbrev=False,
+        **examples(_EXAMPLES),
+    )
+    parser.add_argument("capture", metavar="CAPTURE", help="an .hdf5 or .part that holds scene states")
+    parser.add_argument("model", metavar="MODEL", help="the local model")
+    parser.add_argument("-o", "--output", metavar="YAML", help="write the proposal there")
+    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser.add_argument("--check", metavar="YAML", help="check this mapping instead of proposing one")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Propose or check; 0 when every name that a replay needs is settled."""
+    from remote_env.record import read_episode
+
+    episode = read_episode(options.capture, images=False)
+    if episode.layout is None:
+        raise ReplayError(f"{options.capture} holds no scene states; was the episode captured with state?")
+    if options.check is not None:
+        if options.output is not None:
+            raise ConfigError("--check reads a mapping and --output writes one; give one of them")
+        return _check(options, episode)
+    return _propose(options, episode)
+
+
+def _check(options: argparse.Namespace, episode: Any) -> int:
+    from remote_env.replay.fitting import fitting
+    from remote_env.replay.mapping import Mapping
+    from remote_env.replay.replayer import Replayer
+
+    mapping = Mapping.load(options.check)
+    with Replayer(options.model, mapping=mapping, description=episode.description) as replayer:
+        missing = replayer.check_names(episode.layout)
+        shown = replayer.set_states(episode.layout, episode.scene_values)
+        used = fitting(mapping, episode.layout, replayer.scene)
+        fidelity = replayer.fidelity
+    print(f"{options.check} fits: {len(shown.local)} states of {options.capture} in {options.model}")
+    print(f"largest position error {fidelity.max_position_error_m:.3g} m{_at(fidelity.worst_position)}")
+    print(f"largest rotation error {fidelity.max_rotation_error_rad:.3g} rad{_at(fidelity.worst_rotation)}")
+    for name, reason in _left_out(used):
+        print(f"left out: {name}: {reason}")
+    for name in missing:
+        print(f"not compared: {name} has no body in the model")
+    return 0
+
+
+def _at(worst: str) -> str:
+    return f" ({worst})" if worst else ""
+
+
+def _left_out(mapping: Any) -> list[tuple[str, str]]:
+    found = [(name, reason) for name, reason in mapping.ignore_entities.items()]
+    for entity, rule in mapping.entities.items():
+        found += [(f"{entity}/joint {name}", reason) for name, reason in rule.ignore_joints.items()]
+        found += [(f"{entity}/{name}", reason) for name, reason in rule.ignore_links.items()]
+    found += [(f"{name} of the model", reason) for name, reason in mapping.ignore_model_entities.items()]
+    found += [(f"{name} of the model", reason) for name, reason in mapping.ignore_model_joints.items()]
+    return found
+
+
+def _propose(options: argparse.Namespace, episode: Any) -> int:
+    from remote_env.replay.models import load_model
+    from remote_env.replay.proposal_text import proposal_yaml
+    from remote_env.replay.propose import propose
+
+    proposal = propose(episode.layout, load_model(options.model, description=episode.description))
+    print_table(("CAPTURE", "MODEL", "HOW"), _rows(proposal))
+    for where, names in (
+        ("only in the capture", proposal.only_captured),
+        ("only in the model", proposal.only_local),
+        ("links only in the capture", proposal.missing_links),
+    ):
+        if names:
+            print(f"{where}: {', '.join(names)}")
+    if options.output is not None:
+        title = f"From the names of {Path(options.capture).name} to those of {Path(options.model).name}."
+        _write(Path(options.output), proposal_yaml(proposal, title=title), force=options.force)
+    print(_verdict(proposal, options))
+    return 0 if proposal.is_complete else 1
+
+
+def _rows(proposal: Any) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for entity in proposal.entities:
+        if entity.entity is not None:
+            rows.append((entity.name, entity.entity.local, _how(entity.entity)))
+        for match in (*entity.joints, *entity.links):
+            rows.append((f"{entity.name}/{match.captured}", match.local, _how(match)))
+    return rows
+
+
+def _how(match: Any) -> str:
+    from remote_env.replay.alike import MINIMUM
+
+    words = {"exact": "same name", "case": "same but for case", "suffix": "same behind a prefix"}
+    if match.is_certain:
+        return words.get(match.kind, "known by its joints and links")
+    return f"guess, {match.score:.2f} alike" if match.score >= MINIMUM else "guess, the only one left"
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; --force writes over it")
+    path.write_text(text, encoding="utf-8")
+
+
+def _verdict(proposal: Any, options: argparse.Namespace) -> str:
+    file = options.output or "mapping.yaml"
+    check = f"remote-env map {options.capture} {options.model} --check {file}"
+    if proposal.is_complete:
+        return (
+            f"every name is settled; {f'check it: {check}' if options.output else 'write it down with -o mapping.yaml'}"
+        )
+    if options.output:
+        return f"not every name is settled: complete {file}, then check it: {check}"
+    return "not every name is settled: write it down with -o mapping.yaml, and complete it there"
