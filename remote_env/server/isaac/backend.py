@@ -42,6 +42,14 @@ class IsaacLabBackend(Backend):
     States hold what `IsaacScene` says; there is no `native` state, because the solver's own memory has no interface.
     """
 
+    def __init__(self) -> None:
+        self._pending: tuple[Any, dict[str, Any]] | None = None  # what the next plain reset returns
+        self._endings: list[tuple[Any, Any]] = []  # which environments the last step reset, and all scenes before
+        self._ended_scene: Floats | None = None  # of one environment, until its next reset
+        self._ready_raw: Any = None  # all scenes after the last step, where they came along with it
+        self._wants_states = self._is_stepping = False
+        self._left_out: set[str] = set()
+
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
         """Build `env`: a registered id, "module:Id", "module:Class", "file.py:Class", or a callable; see `Options`."""
         self._options = options = Options.parse(kwargs)
@@ -51,12 +59,12 @@ class IsaacLabBackend(Backend):
             self._lab.begin(options)
             task = find_task(env, options.cfg_class)
             self._make_env(task, options)
+            self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))
+            self._reset_hook()
+            self._take_spaces(task)
         except BaseException:
             self._lab.close()
             raise
-        self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))
-        self._reset_hook()
-        self._take_spaces(task)
 
     def _make_env(self, task: Task, options: Options) -> None:
         cfg = None
@@ -126,15 +134,10 @@ class IsaacLabBackend(Backend):
             "final_observation": self._has_final_observation,
             "isaaclab": self._scene.layout.source,
         }
-        self._pending: tuple[Any, dict[str, Any]] | None = None
-        self._ended_scene: Floats | None = None
-        self._left_out: set[str] = set()
 
     def _reset_hook(self) -> None:
         """Keep the scenes of environments that are about to be reset: afterwards they are the next episode's."""
         original = self._task._reset_idx
-        self._endings: list[tuple[Any, Any]] = []  # which environments are reset, and all scenes right before
-        self._is_stepping = self._wants_states = False
 
         def keep_and_reset(env_ids: Any, *args: Any, **kwargs: Any) -> Any:
             if self._is_stepping:
@@ -342,7 +345,11 @@ def _source(cfg: Any) -> str:
     """The simulator and its version, for a state's layout."""
     physics = getattr(getattr(cfg, "sim", None), "physics", None)
     engine = f" {type(physics).__name__.removesuffix('Cfg')}" if physics is not None else ""
-    return f"isaaclab {importlib.metadata.version('isaaclab')}{engine}"
+    try:
+        version = importlib.metadata.version("isaaclab")
+    except importlib.metadata.PackageNotFoundError:  # on PYTHONPATH, not installed
+        version = "of unknown version"
+    return f"isaaclab {version}{engine}"
 
 
 def _own(extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class Lab3(Lab):
             self._open.enter_context(launch_simulation(cfg, arguments))
         except (ModuleNotFoundError, SystemExit) as error:  # its launcher leaves when Isaac Sim is not there
             raise ConfigError(
-                f"this task asks for Isaac Sim (its PhysX, or a camera of its renderer), which is not installed "
-                f"here or did not start ({type(error).__name__}: {error}); the log says more. Install isaacsim, or choose physics='newton_mjwarp' where the "
-                "task has that preset"
+                "this task asks for Isaac Sim (its PhysX, or a camera of its renderer), which is not installed here or "
+                f"did not start ({type(error).__name__}: {error}); the log says more. Install isaacsim, or choose "
+                "physics='newton_mjwarp' where the task has that preset"
             ) from error
 
     def ask_for_final_observation(self, cfg: Any) -> None:
