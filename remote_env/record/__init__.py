@@ -6,6 +6,7 @@ behind.
 
 from remote_env.record.aloha import observe_aloha
 from remote_env.record.episode import Episode, EpisodeInfo
+from remote_env.record.inspection import inspect_capture
 from remote_env.record.metasim import read_metasim, to_metasim
 from remote_env.record.recorder import Observe, Recorder, Seen, observe
 from remote_env.record.recovery import read_episode, recover_part, repair_part
@@ -16,6 +17,7 @@ __all__ = [
     "Observe",
     "Recorder",
     "Seen",
+    "inspect_capture",
     "observe",
     "observe_aloha",
     "read_episode",

@@ -21,7 +21,7 @@ def check_episode(episode: Episode, path: Path) -> None:
     """Raise CaptureError where the episode's parts do not belong together or a state is not one."""
     _check_lengths(episode, path)
     rate_hz = episode.info.rate_hz
-    if not (np.isfinite(rate_hz) and rate_hz > 0):
+    if not (isinstance(rate_hz, (int, float)) and np.isfinite(rate_hz) and rate_hz > 0):
         raise CaptureError(f"{path} is damaged: rate_hz is {rate_hz}")
     if episode.layout is not None and episode.scene_values is not None:
         check_states(episode.layout, episode.scene_values, path)

@@ -6,7 +6,8 @@ Beside it: `/rewards`, `/terminated`, `/truncated` (T,), `/infos` (T + 1 lines o
 reset's), `/final_observation/…` (what was seen after the last action) and `/scene/values` (T + 1, size) with
 the attribute `layout`: row 0 is the state after reset and row t + 1 the state after action t. What the scene
 looks like, where its simulator told, is in `/scene`'s `shapes`, `mjcf` and `notes`. Every number carries a
-checksum (Fletcher-32) that reading verifies. `remote_env.record.reading` is the other half.
+checksum (Fletcher-32) that reading verifies, and so does the file's own structure. `remote_env.record.reading` is
+the other half.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from remote_env.state import Floats, SceneDescription
 
 SCHEMA = "remote-env/episode"
 SCHEMA_VERSION = 1
+# HDF5 1.10's file format, whose structure carries checksums, too: HDF5 crashes on damage that it does not see.
+FORMAT = ("v110", "v110")
 MAX_ATTRIBUTE_BYTES = 60_000  # HDF5 itself takes less than 64 KiB; longer texts become datasets of the same name
 
 
@@ -58,7 +61,7 @@ def write_episode(episode: Episode, path: Path) -> None:
 
 def _write_file(episode: Episode, disk: _Disk, path: Path) -> None:
     try:
-        with h5py.File(disk, "w") as file:
+        with h5py.File(disk, "w", libver=FORMAT) as file:
             _fill_file(file, episode)
     except (OSError, RuntimeError):
         if disk.error is None:

@@ -193,17 +193,23 @@ def _records(view: memoryview) -> Iterator[tuple[Record, int]]:
         payload = view[start + _HEAD.size : end]
         if zlib.crc32(payload) != crc:
             return
-        yield _decode(payload), end
+        try:
+            record = _decode(payload)
+        except (LookupError, TypeError, ValueError, RecursionError, struct.error):
+            return  # the checksum is right, but no `encode` wrote this
+        yield record, end
         start = end
 
 
 def _decode(payload: memoryview) -> Record:
-    """A payload whose CRC was right, so written by `encode`."""
+    """A payload whose CRC was right, so written by `encode` if by any of us; ValueError and the like where not."""
     (text_size,) = _LENGTH.unpack_from(payload)
     offset = _LENGTH.size + text_size
     head = json.loads(bytes(payload[_LENGTH.size : offset]))
     arrays = {}
     for name, dtype, shape in head["arrays"]:
+        if np.dtype(dtype).kind not in _KINDS or min(shape, default=0) < 0:
+            raise ValueError(f"{name} is {dtype} {shape}")
         array = np.frombuffer(payload, dtype, count=math.prod(shape), offset=offset).reshape(shape)
         arrays[name] = array
         offset += array.nbytes

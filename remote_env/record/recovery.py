@@ -77,6 +77,13 @@ def assemble(path: Path) -> Episode:
     records, dropped = read_part(path)
     if not records:
         raise CaptureError(f"{path} holds no whole record, not even the episode's start; nothing can be recovered")
+    try:
+        return _episode(records, dropped)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # whole, but not written by a Recorder
+        raise CaptureError(f"{path} is no recording of an episode: {error!r}") from error
+
+
+def _episode(records: Sequence[Record], dropped: int) -> Episode:
     first, steps = records[0], records[1:]
     fields = first.fields
     keys = [name for name in first.arrays if name.startswith("observation/")]

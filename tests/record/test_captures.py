@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import h5py
@@ -13,7 +15,7 @@ import pytest
 from remote_env.errors import CaptureError
 from remote_env.record import Recorder, read_episode, recover_part, repair_part
 from remote_env.record.checks import name_column
-from remote_env.record.part import encode, read_part
+from remote_env.record.part import MAGIC, encode, read_part
 from remote_env.state import EntityLayout, SceneDescription, SceneLayout, SceneState, Shape
 
 LAYOUT = SceneLayout((EntityLayout("arm", ("elbow",), ("base", "tip")), EntityLayout("box")), "test 1")
@@ -177,6 +179,51 @@ def test_a_capture_that_is_none_is_refused_with_what_and_where(tmp_path, whole, 
         with pytest.raises(CaptureError, match=message) as caught:
             read_episode(path, images=images)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "part"])
+def test_bytes_changed_anywhere_are_refused_or_do_not_matter(tmp_path, whole, kind):
+    """Never another error, a crash of HDF5 or memory without end."""
+    data = whole.read_bytes() if kind == "hdf5" else record(tmp_path / "part", finish=False).read_bytes()
+    path, random, refused = tmp_path / f"damaged.{kind}", np.random.default_rng(0), 0
+    for _ in range(60):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        places = random.integers(len(damaged), size=random.integers(1, 8))
+        damaged[places] = random.integers(256, size=len(places))
+        path.write_bytes(damaged.tobytes())
+        try:
+            read_episode(path)
+        except CaptureError:
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"info": {"rate_hz": 1.0, "unknown": 1}, "layout": None, "step_info": {}},
+        {"info": {"rate_hz": 1.0}, "layout": [1], "step_info": {}},
+        {"info": [], "layout": None, "step_info": {}},
+        {"info": {"rate_hz": "fast"}, "layout": None, "step_info": {}},
+    ],
+)
+def test_a_part_that_no_recorder_wrote_is_refused(tmp_path, fields):
+    path = tmp_path / "episode_000.part"
+    path.write_bytes(MAGIC + encode(fields, {}))
+    with pytest.raises(CaptureError, match=r"episode_000\.part"):
+        recover_part(path)
+
+
+@pytest.mark.parametrize("shape", [[10**12], [-1], ["a"], [3, 3]])
+def test_a_part_that_claims_more_than_it_holds_ends_there(tmp_path, shape):
+    path = record(tmp_path, finish=False)
+    text = json.dumps({"fields": {}, "arrays": [["scene", "<f8", shape]]}).encode()
+    payload = struct.pack("<I", len(text)) + text + bytes(16)
+    path.write_bytes(path.read_bytes() + struct.pack("<II", len(payload), zlib.crc32(payload)) + payload)
+    episode = recover_part(path)
+    assert len(episode) == STEPS
+    assert episode.dropped_bytes == len(payload) + 8
 
 
 def test_what_is_wrong_in_a_readable_capture_can_be_looked_at(tmp_path, whole):
