@@ -17,6 +17,7 @@ from remote_env.render import camera_names
 Frame = NDArray[np.uint8]
 Cameras = str | Sequence[str] | None
 _NUMBERS = ("azimuth", "elevation", "distance")
+_TRACK_EXTENTS = 0.75  # how far a tracking camera stands; MuJoCo's free one stands at 1.5
 _FORMS = 'NAME, "free", "free:azimuth=90,elevation=-30,distance=2,lookat=0/0/0.5", "track:BODY" or "track:BODY:…" alike'
 
 
@@ -49,7 +50,8 @@ def aim(model: mujoco.MjModel, camera: str | None = None) -> Aim:
         model: whose cameras and bodies are meant.
         camera: a camera of the model by name; "free" for MuJoCo's view of the whole, "track:BODY" for one whose
             centre is that body's origin, both with settings after a colon if wanted:
-            "free:azimuth=90,elevation=-30,distance=2,lookat=0/0/0.5" in degrees and metres. None takes the
+            "free:azimuth=90,elevation=-30,distance=2,lookat=0/0/0.5" in degrees and metres; without a distance,
+            "track" stands half as far away as "free". None takes the
             model's first camera, or the free one where it has none. A name of the model's own comes first.
 
     Raises:
@@ -69,7 +71,8 @@ def aim(model: mujoco.MjModel, camera: str | None = None) -> Aim:
         body, settings = _body(model, rest)
         if "lookat" in settings:
             raise ConfigError(f"camera {camera!r}: a camera that tracks a body looks at it; leave lookat out")
-        return Aim(_free(model, settings), body)
+        near = f"distance={_TRACK_EXTENTS * model.stat.extent}," if "distance" not in settings else ""
+        return Aim(_free(model, near + settings), body)
     raise ConfigError(
         f"the model has no camera {camera!r}; its cameras are {', '.join(names) or 'none'}. A camera is {_FORMS}"
     )
