@@ -13,7 +13,7 @@ import gymnasium
 
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.backend import Backend, load_object
-from remote_env.state import Floats, SceneLayout, SceneState
+from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks import register_tasks
 
 # What any Gymnasium environment may be asked for by name; a task adds its own in `remote_calls`.
@@ -100,6 +100,13 @@ class GymnasiumBackend(Backend):
     def restore_states(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
         """See `Backend.restore_states`."""
         self._batch.restore(layout, values, env_ids)
+
+    def describe_scene(self) -> SceneDescription:
+        """See `Backend.describe_scene`: the primitives of a MuJoCo task; of a batch, of its first environment."""
+        task: Any = next(iter(getattr(self._env, "envs", ())), self._env).unwrapped
+        if type(getattr(task, "model", None)).__name__ != "MjModel":
+            return super().describe_scene()
+        return self._mujoco_scene(task).describe()  # type: ignore[no-any-return]
 
     def _mujoco_scene(self, task: Any) -> Any:
         """The reader of a MuJoCo task's scene, made once per model."""

@@ -24,8 +24,9 @@ import numpy as np
 
 from remote_env.errors import ReplayError
 from remote_env.poses import rotate
-from remote_env.state import POSE_SIZE, VELOCITY_SIZE, Floats, SceneLayout, SceneState
+from remote_env.state import POSE_SIZE, VELOCITY_SIZE, Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks.scene_parts import entity_parts, gather_index, object_names
+from remote_env.tasks.scene_shapes import describe_model
 from remote_env.tasks.scene_writing import SceneWriter
 
 STATE_NAME = "mjSTATE_INTEGRATION"  # stored by name: its integer differs between MuJoCo versions
@@ -159,7 +160,8 @@ class MujocoScene:
             data: of this scene's model; left in the last state, with body poses up to date (`mj_kinematics`).
 
         Returns:
-            (T, self.layout.size) float64, as `read` after each.
+            (T, self.layout.size) float64, as `read` after each, but for the velocities of roots that joints of their
+            own move: these are 0.
         """
         shown = np.empty((len(values), self.layout.size))
         for start in range(0, len(values), _ROWS_AT_ONCE):
@@ -187,6 +189,10 @@ class MujocoScene:
         for start, body in self._jointed:
             mujoco.mj_jacBody(self.model, placed, self._jacobian[:3], self._jacobian[3:], body)
             values[start : start + VELOCITY_SIZE] = self._jacobian @ qvel
+
+    def describe(self) -> SceneDescription:
+        """What this model looks like, as primitives of its entities; see `describe_model`."""
+        return describe_model(self.model, self._parts)
 
     def fits(self, native: bytes | None) -> bool:
         """Whether `write` restores these bytes exactly: whole, of this model's structure and version."""
