@@ -1,8 +1,11 @@
 """The backend for MetaSim (RoboVerse): its tasks, and its simulator handlers without a task.
 
-**Never run on MetaSim here**: neither MetaSim nor its simulators can be installed on the machines that this was made
-on. It follows MetaSim's source as published in September 2026 (RoboVerse `packages/metasim`, version 1.0.0b0; what is
-used has been there since 0.2.0) and is tested against a stand-in written after it.
+**Never run on a MetaSim of today**: it and most of its simulators can not be installed on the machines that this was
+made on. It follows MetaSim's source as published in September 2026 (RoboVerse `packages/metasim`, version 1.0.0b0; what
+is used has been there since 0.2.0) and is tested against a stand-in written after it. Once, by hand, it read and wrote
+scenes of a real one: the MuJoCo handler of RoboVerse 0.1.17 (June 2025), through an adapter for the calls that have
+changed since; poses, joints and velocities agreed with MuJoCo's own to 1e-7, and it told that this version forgets
+velocities.
 
 A task is MetaSim's `BaseTaskEnv` or `RLTaskEnv`: batches of torch tensors, `reset(env_ids=…)`, `step(actions)`. An
 `RLTaskEnv` resets what has ended in the same step; a `BaseTaskEnv` leaves that to its caller. A bare handler gets
@@ -48,7 +51,7 @@ class MetaSimBackend(Backend):
         step_dt_s = options.pop("step_dt_s", None)
         self._count = self.num_envs or 1
         made = make_subject(env, options, self._count)
-        is_handler = not hasattr(made, "step") and hasattr(made, "get_states")
+        is_handler = hasattr(made, "get_states") and hasattr(made, "simulate")
         self._handler: Any = made if is_handler else getattr(made, "handler", None) or getattr(made, "env", None)
         if not hasattr(self._handler, "get_states") or not hasattr(self._handler, "set_states"):
             raise ConfigError(f"env={env!r} made a {type(made).__name__}; it must make a MetaSim task or handler")

@@ -1,6 +1,6 @@
 """Making what a MetaSim server serves: a registered task, a class or function of the user's, or a bare handler.
 
-Never run on MetaSim here; see `remote_env.server.metasim_backend`.
+Never run on a MetaSim of today; see `remote_env.server.metasim_backend`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scenes of a MetaSim handler: read as scene values, and written back by name. Never run on MetaSim here.
+"""Scenes of a MetaSim handler: read as scene values, and written back by name. Never run on a MetaSim of today.
 
 What it relies on is MetaSim's own source of September 2026 (RoboVerse `packages/metasim`, 1.0.0b0; the same since
 0.2.0): `get_states(mode="tensor")` gives a `TensorState` of `{robots, objects}: name -> root_state (N, 13), joint_pos

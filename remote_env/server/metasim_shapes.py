@@ -1,4 +1,4 @@
-"""What a MetaSim scenario says of how its objects look. Never run on MetaSim here.
+"""What a MetaSim scenario says of how its objects look. Never run on a MetaSim of today.
 
 Read from the scenario's object configurations (`metasim/scenario/objects.py`): cubes, spheres, cylinders and bodies of
 several boxes are shapes; whatever comes from a file is only named.

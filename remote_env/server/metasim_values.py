@@ -1,4 +1,4 @@
-"""Values that MetaSim gives, as arrays and spaces: tensors, observations, infos. Never run on MetaSim here."""
+"""Values that MetaSim gives, as arrays and spaces: tensors, observations, infos. Never run on a MetaSim of today."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tasks_for_tests.metasim_stand_in import BaseTaskEnv, RLTaskEnv, make_handler, make_task
+from tasks_for_tests.metasim_stand_in import BaseTaskEnv, RLTaskEnv, StandInHandler, make_handler, make_task
 
 from remote_env import RemoteEnv
 from remote_env.errors import ConfigError, InputError, Unsupported
@@ -287,6 +287,13 @@ def test_mistakes_in_the_making_name_what_is_there(monkeypatch: pytest.MonkeyPat
     assert made("reach", 2)._count == 2
     assert RLTaskEnv.scenario is shared
     assert shared.num_envs == 1  # the task's own scenario is not changed
+
+
+def test_a_handler_with_a_step_of_its_own_is_a_handler_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandInHandler, "step", lambda self, action: None, raising=False)  # as before 0.2.0
+    backend = made(make_handler)
+    backend.step(np.array([0.3, -0.2]))
+    assert backend.state(native=False)["arm"].joint_positions.any()
 
 
 def test_a_step_of_unknown_length_has_to_be_given() -> None:
