@@ -20,9 +20,11 @@ from isaaclab.managers import (
     TerminationTermCfg,
 )
 from isaaclab.scene import InteractiveSceneCfg
+from isaaclab.sensors import CameraCfg
 from isaaclab.sim import SimulationCfg
 from isaaclab.utils.configclass import configclass
 from isaaclab_newton.physics import NewtonCfg
+from isaaclab_newton.renderers import NewtonWarpRendererCfg
 
 ASSETS = Path(__file__).parent / "assets"
 BROKEN = 90.0  # an action that breaks the physics
@@ -142,6 +144,39 @@ class SwingEnv(DirectRLEnv):
         blocks.write_body_link_velocity_to_sim_index(
             body_velocities=blocks.data.default_body_vel.torch[env_ids], env_ids=env_ids
         )
+
+
+@configclass
+class SeenSceneCfg(SwingSceneCfg):
+    """The same, and a camera that Newton renders, which looks at the red block from the front."""
+
+    camera = CameraCfg(
+        prim_path="{ENV_REGEX_NS}/Camera",
+        offset=CameraCfg.OffsetCfg(pos=(1.0, 0.5, 2.0), convention="world"),
+        spawn=sim_utils.PinholeCameraCfg(focal_length=24.0),
+        data_types=["rgb", "depth"],
+        width=64,
+        height=48,
+        renderer_cfg=NewtonWarpRendererCfg(),
+    )
+
+
+@configclass
+class SeenEnvCfg(SwingEnvCfg):
+    """Its observation is the picture."""
+
+    scene = SeenSceneCfg(num_envs=1, env_spacing=10.0)
+    observation_space = [48, 64, 3]  # noqa: RUF012
+
+
+class SeenEnv(SwingEnv):
+    """Sees with a camera."""
+
+    cfg: SeenEnvCfg
+
+    def _get_observations(self) -> dict[str, torch.Tensor]:
+        output = self.scene["camera"].data.output
+        return {"policy": output["rgb"].torch[..., :3], "depth": output["depth"].torch}
 
 
 @configclass

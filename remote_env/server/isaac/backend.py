@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
 from remote_env.server.backend import Backend
+from remote_env.server.isaac.cameras import camera_frames, drawn_frame, find_camera
 from remote_env.server.isaac.description import describe
 from remote_env.server.isaac.extras import leaves, plain_extras, success_of, without
 from remote_env.server.isaac.lab import Lab
@@ -60,6 +61,7 @@ class IsaacLabBackend(Backend):
             task = find_task(env, options.cfg_class)
             self._make_env(task, options)
             self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))
+            self._camera = find_camera(self._task.scene, options.camera) if options.render_mode else None
             self._reset_hook()
             self._take_spaces(task)
         except BaseException:
@@ -307,6 +309,15 @@ class IsaacLabBackend(Backend):
         self._scene.write(layout, values, env_ids)
         self._pending = self._ended_scene = self._ready_raw = None
         self._endings = []
+
+    def render(self) -> Any:
+        """See `Backend.render`: what a camera of the scene sees, (H, W, 3) uint8; of a batch a tuple of them."""
+        if self.render_mode != "rgb_array":
+            raise Unsupported(f"render_mode={self.render_mode!r}: pass render_mode='rgb_array' to have frames")
+        if self._camera is None:
+            return drawn_frame(self._env)
+        frames = camera_frames(self._camera)
+        return frames[0] if self.num_envs is None else tuple(frames)
 
     def describe_scene(self) -> SceneDescription:
         """See `Backend.describe_scene`: the primitives of the first environment, and Newton's own MJCF of it."""
