@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tasks_for_tests.metasim_stand_in import BaseTaskEnv, RLTaskEnv, StandInHandler, make_handler, make_task
 
-from remote_env import RemoteEnv
+from remote_env import RemoteEnv, RemoteVectorEnv
 from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.server.backend import load_backend
 from remote_env.server.metasim_backend import MetaSimBackend
@@ -254,6 +254,23 @@ def test_served_like_any_other(isolated_home: Path) -> None:
         np.testing.assert_allclose(env.get_state().values, before.values, atol=TOLERANCE)
         np.testing.assert_allclose(env.step(np.array([0.2, 0.2], np.float32))[0], after[0], atol=1e-5)
         assert env.get_scene_description().shapes[0].entity == "cube"
+
+
+def test_a_batch_served_like_any_other(isolated_home: Path) -> None:
+    stand_in = Path(__file__).parents[1] / "tasks_for_tests/metasim_stand_in.py"
+    with RemoteVectorEnv(env=f"{stand_in}:make_task", simulator="metasim", num_envs=3, capture_state=True) as env:
+        env.reset(seed=1)
+        for _ in range(5):
+            truncated, infos = env.step(np.full((3, 2), 0.1, np.float32))[3:]
+        assert truncated.all()
+        assert infos["_final_obs"].all()
+        assert {env_id: state.time_s for env_id, state in env.final_states.items()} == pytest.approx(
+            {0: 0.1, 1: 0.1, 2: 0.1}
+        )
+        assert [state.time_s for state in env.get_states()] == [0.0] * 3
+        env.set_states([env.final_states[1]], [2])
+        assert env.get_state(2).time_s == pytest.approx(0.1)
+        assert env.get_state(0).time_s == 0.0
 
 
 def test_without_metasim_it_says_what_to_install() -> None:
