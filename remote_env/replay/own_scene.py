@@ -12,6 +12,7 @@ from typing import Any
 import mujoco
 
 from remote_env.errors import ReplayError
+from remote_env.replay.propose import match_names
 from remote_env.replay.targets import EntityMapping, LinkTarget
 from remote_env.state import EntityLayout, SceneDescription, SceneLayout, Shape
 
@@ -24,6 +25,7 @@ _GEOMS = {
     "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
     "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER,
 }
+_HIDDEN_GROUP = 3  # which MuJoCo does not draw unless told to
 _SIZE = 1.5  # [m] of the scene that the free camera is to see; a description does not say where things stand
 
 
@@ -42,7 +44,7 @@ def make_own_model(description: SceneDescription | None) -> mujoco.MjModel:
         )
     if not description.mjcf:
         return compile_spec(_spec_of_shapes(description.shapes), FROM_SHAPES)
-    return compile_spec(_spec_of_mjcf(description.mjcf), FROM_MJCF)
+    return compile_spec(_spec_of_mjcf(description), FROM_MJCF)
 
 
 def add_shapes(spec: Any, shapes: Iterable[Shape], entities: Collection[str]) -> None:
@@ -54,15 +56,21 @@ def add_shapes(spec: Any, shapes: Iterable[Shape], entities: Collection[str]) ->
         name = body_name(shape.entity, shape.link)
         if name not in bodies:
             bodies[name] = spec.worldbody.add_body(name=name, mocap=True)
-        bodies[name].add_geom(
-            type=_GEOMS[shape.kind],
-            size=[*shape.size, 0.0, 0.0][:3],
-            pos=shape.pose[:3],
-            quat=shape.pose[3:],
-            rgba=shape.rgba,
-            contype=0,  # it is told where to be
-            conaffinity=0,
-        )
+        _add_geom(bodies[name], shape)
+
+
+def _add_geom(body: Any, shape: Shape) -> None:
+    """A primitive that is seen, and neither collides nor weighs."""
+    body.add_geom(
+        type=_GEOMS[shape.kind],
+        size=[*shape.size, 0.0, 0.0][:3],
+        pos=shape.pose[:3],
+        quat=shape.pose[3:],
+        rgba=shape.rgba,
+        contype=0,
+        conaffinity=0,
+        mass=0,
+    )
 
 
 def body_name(entity: str, link: str) -> str:
@@ -106,38 +114,65 @@ def _spec_of_shapes(shapes: Collection[Shape]) -> Any:
     spec = mujoco.MjSpec()
     spec.modelname = "capture"
     spec.add_text(name=MARK, data=FROM_SHAPES)
-    add_surroundings(spec)
     add_shapes(spec, shapes, {shape.entity for shape in shapes})
+    add_surroundings(spec)
     return spec
 
 
-def _spec_of_mjcf(mjcf: str) -> Any:
+def _spec_of_mjcf(description: SceneDescription) -> Any:
     try:
-        spec = mujoco.MjSpec.from_string(mjcf)
+        spec = mujoco.MjSpec.from_string(description.mjcf)
     except ValueError as error:
         raise ReplayError(
             f"MuJoCo does not accept the capture's own MJCF: {error}; give an MJCF of your own"
         ) from error
     spec.add_text(name=MARK, data=FROM_MJCF)
+    _dress(spec, description.shapes)
     add_surroundings(spec)
     return spec
 
 
+def _dress(spec: Any, shapes: Iterable[Shape]) -> None:
+    """Draw bodies as their shapes say: a solver's MJCF has what collides, and no colours."""
+    bodies = {body.name: body for body in spec.bodies}
+    drawn: dict[str, dict[str, list[Shape]]] = {}
+    for shape in shapes:
+        drawn.setdefault(shape.entity, {}).setdefault(shape.link, []).append(shape)
+    for entity, links in drawn.items():
+        places = {match.captured: match.local for match in match_names(list(links), list(bodies)) if match.is_certain}
+        if entity in bodies and entity not in places.values():  # its root goes by the entity's own name
+            places.update(dict.fromkeys([link for link in links if link not in places][:1], entity))
+        for link, place in places.items():
+            for geom in bodies[place].geoms:
+                geom.group = _HIDDEN_GROUP
+            for shape in links[link]:
+                _add_geom(bodies[place], shape)
+
+
 def add_surroundings(spec: Any) -> None:
     """Add what a scene lacks to be looked at: a sky, a floor, a light, a camera."""
-    has_plane = any(geom.type == mujoco.mjtGeom.mjGEOM_PLANE for geom in spec.worldbody.geoms)
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.4, 0.4, 0.4], [0.5, 0.5, 0.5]
     spec.stat.extent, spec.stat.center = _SIZE, [0.0, 0.0, 0.3]
     if not any(texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX for texture in spec.textures):
         _add_sky(spec)
-    if not has_plane:
-        _add_floor(spec)
+    _add_floor(spec)
     if not spec.lights:
         spec.worldbody.add_light(name="lamp", pos=[1.0, -1.0, 3.0], dir=[-0.3, 0.3, -1.0], diffuse=[0.6, 0.6, 0.6])
     if not spec.cameras:
-        spec.worldbody.add_camera(
-            name="overview", pos=[1.5, -1.3, 1.2], xyaxes=[0.655, 0.756, 0.0, -0.363, 0.315, 0.877], fovy=45.0
-        )
+        _add_camera(spec)
+
+
+def _add_camera(spec: Any) -> None:
+    """One that goes along with the first body, and never turns: a description does not say where things stand."""
+    roots = list(spec.worldbody.bodies)
+    jointed = [body for body in roots if body.bodies]
+    (*jointed, *roots, spec.worldbody)[0].add_camera(
+        name="overview",
+        mode=mujoco.mjtCamLight.mjCAMLIGHT_TRACK,
+        pos=[1.2, -1.1, 1.0],
+        xyaxes=[0.655, 0.756, 0.0, -0.363, 0.315, 0.877],
+        fovy=45.0,
+    )
 
 
 def _add_sky(spec: Any) -> None:
@@ -164,11 +199,15 @@ def _add_floor(spec: Any) -> None:
     )
     material = spec.add_material(name="floor", texrepeat=[8.0, 8.0])
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "tiles"
-    spec.worldbody.add_geom(
-        name="floor",
-        type=mujoco.mjtGeom.mjGEOM_PLANE,
-        size=[4.0, 4.0, 0.1],
-        material="floor",
-        contype=0,  # what was captured may lie lower
-        conaffinity=0,
-    )
+    planes = [geom for geom in spec.worldbody.geoms if geom.type == mujoco.mjtGeom.mjGEOM_PLANE]
+    for plane in planes:
+        plane.material, plane.rgba = "floor", [0.5, 0.5, 0.5, 1.0]
+    if not planes:
+        spec.worldbody.add_geom(
+            name="floor",
+            type=mujoco.mjtGeom.mjGEOM_PLANE,
+            size=[4.0, 4.0, 0.1],
+            material="floor",
+            contype=0,  # what was captured may lie lower
+            conaffinity=0,
+        )
