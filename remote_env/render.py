@@ -4,8 +4,8 @@ Without a display, MuJoCo's own default (GLFW) fails. `FrameRenderer` makes its 
 it works whenever `mujoco` was imported and without setting `MUJOCO_GL`:
 
 1. `MUJOCO_GL` = `egl`, `osmesa`, `glfw` … is obeyed;
-2. Linux without a display: EGL when a device can be initialised, else OSMesa (software);
-3. otherwise MuJoCo's default for the platform.
+2. Linux without a display that GLFW can open: EGL when a device can be initialised, else OSMesa (software);
+3. otherwise MuJoCo's default for the platform, which is GLFW.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ctypes
 import importlib
 import os
 import sys
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -186,18 +187,34 @@ def gl_backend() -> str:
     """Which OpenGL a new renderer will use: "egl", "osmesa" or "default" (what MuJoCo chose at its import).
 
     Raises:
-        ConfigError: rendering is switched off by `MUJOCO_GL`, or neither EGL nor OSMesa is installed.
+        ConfigError: rendering is switched off by `MUJOCO_GL`, it asks for GLFW without a display, or neither EGL nor
+            OSMesa is installed.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower().strip()
     if asked in ("disable", "disabled", "off", "false", "0"):
         raise ConfigError(f"MUJOCO_GL={asked} switches rendering off; unset it, or set it to egl or osmesa")
     if asked in ("egl", "osmesa"):
         return asked
-    if asked or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or _display_opens():
         return "default"
-    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        return "default"
+    if asked:
+        raise ConfigError(
+            f"MUJOCO_GL={asked} needs a display, and GLFW opens none here (DISPLAY="
+            f"{os.environ.get('DISPLAY', '')!r}); unset MUJOCO_GL, or set it to egl (on Debian and Ubuntu: "
+            f"`sudo apt-get install {_PACKAGES['egl']}`) or osmesa (`sudo apt-get install {_PACKAGES['osmesa']}`)"
+        )
     return _headless_backend()
+
+
+def _display_opens() -> bool:
+    """Whether GLFW can open a display; one that is named may be gone, as after a cut `ssh -X`."""
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    import glfw  # type: ignore[import-untyped,unused-ignore]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of what it also returns
+        return bool(glfw.init())
 
 
 def _headless_backend() -> str:
@@ -210,7 +227,7 @@ def _headless_backend() -> str:
     if _library("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so") is not None:
         return "osmesa"
     raise ConfigError(
-        "no display, and neither EGL nor OSMesa can be used to render here; install one of them, such as "
+        "no display opens, and neither EGL nor OSMesa can be used to render here; install one of them, such as "
         f"`sudo apt-get install {_PACKAGES['osmesa']}` (software) or "
         f"`sudo apt-get install {_PACKAGES['egl']}`"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from ctypes.util import find_library
@@ -142,6 +143,57 @@ def test_without_a_display_some_backend_is_found() -> None:
     done = in_fresh_process()
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] in ("egl", "osmesa")
+
+
+def test_a_display_that_is_gone_is_as_none() -> None:
+    done = in_fresh_process(DISPLAY=":4077")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] in ("egl", "osmesa")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("display", [{}, {"DISPLAY": ":4077"}])
+def test_glfw_without_a_display_says_what_to_do(display: dict[str, str]) -> None:
+    done = in_fresh_process(MUJOCO_GL="glfw", **display)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("remote_env.errors.ConfigError: MUJOCO_GL=glfw needs a display, and GLFW opens none here")
+    assert f"DISPLAY='{display.get('DISPLAY', '')}'" in said
+    assert "apt-get install libegl1 libopengl0 libgl1-mesa-dri" in said
+    assert "apt-get install libosmesa6" in said
+
+
+@pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs the Debian package xvfb")
+@pytest.mark.parametrize("asked", [{}, {"MUJOCO_GL": "glfw"}])
+def test_glfw_renders_where_there_is_a_display(asked: dict[str, str]) -> None:
+    ours, theirs = os.pipe()
+    command = ["Xvfb", "-displayfd", str(theirs), "-screen", "0", "320x200x24", "-nolisten", "tcp"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, pass_fds=[theirs], **quiet) as server:
+        os.close(theirs)
+        try:
+            with os.fdopen(ours) as told:
+                done = in_fresh_process(DISPLAY=f":{told.readline().strip()}", **asked)
+        finally:
+            server.terminate()
+    assert done.returncode == 0, done.stderr
+    backend, total = done.stdout.split()
+    assert backend == "default"
+    assert int(total) > 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "packages"), [("egl", "libegl1 libopengl0 libgl1-mesa-dri"), ("osmesa", "libosmesa6")]
+)
+def test_a_backend_that_is_asked_for_and_not_there_names_its_packages(
+    scene: tuple[mujoco.MjModel, mujoco.MjData], monkeypatch: pytest.MonkeyPatch, backend: str, packages: str
+) -> None:
+    def missing(name: str) -> None:  # as PyOpenGL fails where the library is not there
+        raise AttributeError(f"'NoneType' object has no attribute {name!r}")
+
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setattr("remote_env.render.importlib.import_module", missing)
+    with pytest.raises(ConfigError, match=f"{backend}.*AttributeError.*`sudo apt-get install {packages}`"):
+        FrameRenderer(scene[0], width=60, height=40)
 
 
 FORKED = """
