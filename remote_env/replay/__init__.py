@@ -12,6 +12,7 @@ from remote_env.replay.episode import ReplayReport, replay_episode
 from remote_env.replay.fidelity import Fidelity
 from remote_env.replay.frames import View
 from remote_env.replay.images import save_contact_sheet, save_still
+from remote_env.replay.mapping import Mapping
 from remote_env.replay.mirror import Mirror
 from remote_env.replay.replayer import Frame, Model, Replayer, load_model
 from remote_env.replay.show import Replay, replay
@@ -21,6 +22,7 @@ from remote_env.replay.viewer import view
 __all__ = [
     "Fidelity",
     "Frame",
+    "Mapping",
     "Mirror",
     "Model",
     "Replay",

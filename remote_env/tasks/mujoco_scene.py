@@ -160,9 +160,12 @@ class MujocoScene:
             data: of this scene's model; left in the last state, with body poses up to date (`mj_kinematics`).
 
         Returns:
-            (T, self.layout.size) float64, as `read` after each, but for the velocities of roots that joints of their
-            own move: these are 0.
+            (T, self.layout.size) float64, as `read` after each.
         """
+        if len(values) == 1:  # the arithmetic of many has a price of its own
+            writer.set(values[0], data)
+            mujoco.mj_kinematics(self.model, data)
+            return self.read(data, kinematics_current=True).values[None]
         shown = np.empty((len(values), self.layout.size))
         for start in range(0, len(values), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
