@@ -48,7 +48,7 @@ def _draw_kind(axis: Any, report: FidelityReport, kind: str) -> None:
             largest = max(largest, float(values.max()))
     if largest > 0:
         axis.set_yscale("log")
-        axis.set_ylim(bottom=max(largest * 1e-6, 1e-18))
+        axis.set_ylim(max(largest * 1e-6, 1e-18), largest * 3)
     else:
         axis.set_ylim(-1.0, 1.0)
         axis.set_yticks([0.0])

@@ -217,6 +217,7 @@ class _Hints:
         self._meter = meter
         self._worst_rad, self._worst_turned_rad = 0.0, 0.0
         self._offsets: list[Floats] = []
+        self._states = self._moved_states = 0
 
     def look(self, wanted: Floats, shown: Floats) -> None:
         theirs, ours = self._meter.poses_of(wanted, shown)
@@ -230,6 +231,8 @@ class _Hints:
             self._worst_turned_rad = max(self._worst_turned_rad, float(turned.max()))
         offsets = theirs[..., :3] - ours[..., :3]
         moved = np.linalg.norm(offsets, axis=-1) > _CLEARLY_WRONG_M
+        self._states += len(moved)
+        self._moved_states += int(moved.any(axis=1).sum())
         if moved.any():
             self._offsets.append(offsets[moved])
 
@@ -237,7 +240,7 @@ class _Hints:
         said = []
         if self._worst_rad > _CLEARLY_WRONG_RAD and self._worst_turned_rad <= _RIGHT_RAD:
             said.append("the captured quaternions look like x, y, z, w; states hold w, x, y, z")
-        if self._offsets:
+        if self._offsets and self._moved_states == self._states and self._worst_rad <= _RIGHT_RAD:
             offsets = np.concatenate(self._offsets)
             middle = np.median(offsets, axis=0)
             if np.abs(offsets - middle).max() <= _CLEARLY_WRONG_M / 5:

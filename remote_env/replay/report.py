@@ -22,6 +22,7 @@ VERSION = 1
 CONTACT_DEPTH_M = 1e-3
 JSON_NAME, PLOT_NAME = "fidelity.json", "fidelity.png"
 _NAMED = 5  # how many links a message names
+_WORTH_SAYING = 1e-3  # [rad or m] beyond a joint's range: less is how a solver's soft limits give
 _SAID = 3  # how many lines of one kind a person is told
 
 
@@ -192,6 +193,7 @@ class FidelityReport:
             [
                 f"{limit.joint} is {limit.max_excess:.3g} beyond its range {limit.limits} at state {limit.at_state}"
                 for limit in self.limits
+                if limit.max_excess > _WORTH_SAYING
             ]
         )
         return said + self.time_base.notes() + list(self.hints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -12,6 +13,7 @@ from full_disk import file_size_limit
 from PIL import Image
 
 from remote_env.errors import CaptureError, InputError, ReplayError
+from remote_env.replay.contacts import LimitViolation
 from remote_env.replay.fidelity import FidelityMeter
 from remote_env.replay.mapping import Mapping
 from remote_env.replay.measuring import measure_replay, report_replay
@@ -169,6 +171,15 @@ def test_links_that_the_model_lacks_are_listed(values):
     assert any("lacks them: arm/hand" in line for line in report.lines())
 
 
+def test_a_person_is_told_the_worst_few_and_where_the_rest_is(values):
+    limits = tuple(LimitViolation(f"arm/j{index}", 0.1, 0, 1, (0.0, 1.0)) for index in range(8))
+    report = dataclasses.replace(measure(values, model_of()), limits=limits)
+    first, *some, rest = report.lines()
+    assert first == "largest error 0 m, 0 rad"
+    assert len(some) == 3
+    assert rest == "and 5 more of these, in fidelity.json"
+
+
 # ---- what the local model sees
 
 
@@ -217,7 +228,13 @@ def test_a_joint_beyond_its_range_is_told(values):
     assert limit.joint == "arm/lift"
     assert limit.max_excess == pytest.approx(0.25)
     assert (limit.at_state, limit.states, limit.limits) == (3, 1, (-1.0, 1.0))
+    assert any("arm/lift is 0.25 beyond its range" in line for line in report.lines())
     assert measure(changed, model_of()).limits == ()
+    changed[3, column("arm", 13)] = 1.0001
+    barely = measure(changed, model_of(limited=True))
+    assert len(barely.limits) == 1
+    assert not any("range" in line for line in barely.lines())
+    assert barely.hints == ()
 
 
 def test_states_that_are_none_are_refused(values):
