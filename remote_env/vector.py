@@ -148,7 +148,7 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         """
         session = self._renewed()
         seeds = _check_seeds(seed, session.num_envs)
-        if options is not None and options.get("reset_mask") is not None:
+        if isinstance(options, dict) and options.get("reset_mask") is not None:
             _check_mask(options["reset_mask"], session.num_envs)
         if isinstance(seeds, int):
             VectorEnv.reset(self, seed=seeds)
@@ -279,6 +279,8 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
     def set_states(self, states: Sequence[SceneState], env_ids: Sequence[int] | None = None) -> None:
         """Put these environments into these scenes, one each; the others stay as they are.
 
+        By their values: what `native` holds of a single environment does not go along.
+
         Args:
             states: one per environment, all of one layout.
             env_ids: which; None: all.
@@ -290,6 +292,8 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         """
         session = self._running()
         ids = _check_ids(env_ids, session.num_envs)
+        if not all(isinstance(state, SceneState) for state in states):
+            raise InputError("set_states takes a list of SceneState, as get_states returns it")
         if len(states) != len(ids):
             raise InputError(f"{len(states)} states for {len(ids)} environments; give one each")
         if not states:

@@ -101,6 +101,8 @@ def test_states_that_do_not_fit(scenes: RemoteVectorEnv) -> None:
     ball = SceneState(other, np.zeros(other.size))
     with pytest.raises(InputError, match="1 states for 4 environments"):
         scenes.set_states([cube_at(1)])
+    with pytest.raises(InputError, match="takes a list of SceneState"):
+        scenes.set_states([np.zeros(14)], [0])  # type: ignore[list-item]
     with pytest.raises(InputError, match="different layouts"):
         scenes.set_states([cube_at(1), ball], [0, 1])
     scenes.reset()
