@@ -21,6 +21,9 @@ from remote_env.tasks.metasim_states import KINDS, QUATERNIONS, check_convention
 
 __all__ = ["read_metasim", "to_metasim"]
 
+# What a value of another kind than its place calls for raises, somewhere: a number for a dictionary, a missing key.
+_MISSHAPEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 def read_metasim(
     source: Any,
@@ -69,10 +72,14 @@ def read_metasim(
             return _episode(take, rate_hz, quaternions, task or (Path(name).name.partition(".")[0] if is_file else ""))
     except InputError as error:
         raise CaptureError(f"{name}: {error}") from error
+    except _MISSHAPEN as error:
+        raise CaptureError(f"{name} is no recording in a form that is known: {error!r}") from error
     raise InputError(f"rate_hz is {rate_hz}; say how many steps a simulated second has, such as rate_hz=50.0")
 
 
 def _episode(take: Take, rate_hz: float, quaternions: str | None, task: str) -> Episode:
+    if not take.columns:
+        raise InputError("it holds no robot and no object")
     order = _quaternion_order(take, quaternions)
     layout = layout_of(take.columns, take.source, take.joint_names)
     values = values_of(take.columns, layout, np.arange(take.rows) / rate_hz, quaternions=order)

@@ -48,7 +48,7 @@ def read_file(path: Path) -> Any:
                 return _nested_group(file)
     except FileNotFoundError as error:
         raise CaptureError(f"there is no {path}") from error
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, LookupError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         raise CaptureError(f"{path} cannot be read as {path.suffix}: {error}") from error
     raise CaptureError(f"{path} is of no format that is read here; these are: {', '.join(READABLE)}")
 

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from remote_env.errors import CaptureError, InputError
 from remote_env.record import read_episode
 from remote_env.record.hdf5 import write_episode
 from remote_env.record.metasim import read_metasim, to_metasim
+from remote_env.record.metasim_files import read_file
 from remote_env.replay import replay_episode
 from remote_env.state import SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
@@ -305,6 +307,7 @@ def test_a_bad_value_is_named_with_its_place(recorded: Any, path: str, value: An
         ([{"robots": {"a": {"pos": [0, 0, 0]}}}] * 2, r"robots/a has no 'rot' in state 0; it has \['pos'\]"),
         ([{"robots": {"a": {}}, "objects": {"a": {}}}] * 2, "a robot and an object share a name"),
         ({"robots": {"a": {"pos": [0, 0, 0]}}}, r"'robots/a': \(3,\).*a recording has \(steps, 3\)"),
+        ([{"robots": {}, "objects": {}}] * 2, "it holds no robot and no object"),
         ([{"objects": {"a": {"pos": [0, 0, 0], "rot": [1, 0, 0, 0]}}}], "it holds one state alone"),
     ],
 )
@@ -343,6 +346,7 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(recorded: Any, tmp_path:
 def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     for name, data, text in (
         ("a.json", b'{"a": ', "cannot be read as .json"),
+        ("deep.json", b"[" * 100_000, "cannot be read as .json"),
         ("b.json.gz", b"not gzip", "cannot be read as .gz"),
         ("c.npz", b"PK\x03\x04 and no more", "cannot be read as .npz"),
         ("d.hdf5", b"no", "cannot be read as .hdf5"),
@@ -376,3 +380,48 @@ def test_the_rate_is_asked_for_and_actions_must_fit(recorded: Any) -> None:
         read_metasim({"states": rows, "actions": spoilt}, rate_hz=RATE_HZ)
     with pytest.raises(CaptureError, match="action 0 of 'arm' has no dof_pos_target"):
         read_metasim({"states": rows, "actions": [{"arm": {"dof_vel_target": {}}}]}, rate_hz=RATE_HZ)
+
+
+JUNK = (None, 1, 0.5, "x", [], {}, [1, 2], {"a": 1}, True, float("nan"), np.zeros((2, 2)), np.zeros(0), 10**400)
+
+
+def places(held: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    for key in held if isinstance(held, dict) else range(min(1, len(held))) if isinstance(held, list) else ():
+        yield from places(held[key], (*path, key))
+
+
+@pytest.mark.parametrize("form", ["states", "trajectory", "v2", "episode", "arrays"])
+def test_whatever_is_wrong_with_a_recording_it_is_refused_as_one(form: str, recorded: Any, tmp_path: Path) -> None:
+    """Each value in turn is taken away, or replaced by something of another kind."""
+    handler, states, actions = recorded
+    rows = [batch[0] for batch in states][:3]
+    if form == "episode":
+        write_roboverse(tmp_path / "a.npz", handler, states[:3], actions[:2])
+    held = {
+        "states": lambda: rows,
+        "trajectory": lambda: {"states": rows, "actions": targets(actions[:2])},
+        "v2": lambda: {"arm": [{"init_state": flat(states)[0], "states": flat(states)[1:3], "actions": []}]},
+        "episode": lambda: read_file(tmp_path / "a.npz"),
+        "arrays": lambda: read_file_of(arrays(states[:3], actions[:2]), tmp_path),
+    }[form]()
+    tried = refused = 0
+    for place in list(places(held)):
+        for value in JUNK:
+            spoilt = copy.deepcopy(held)
+            parent = spoilt
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = copy.deepcopy(value)
+            tried += 1
+            try:
+                read_metasim(spoilt, rate_hz=RATE_HZ)
+            except (CaptureError, InputError):
+                refused += 1
+    assert refused > tried / 3
+
+
+def read_file_of(by_path: dict[str, Any], folder: Path) -> Any:
+    np.savez(folder / "b.npz", **by_path)
+    return read_file(folder / "b.npz")
