@@ -144,6 +144,13 @@ def test_a_step_after_a_restore_equals_the_step_after_the_original(env: RemoteEn
     assert second[1] == first[1], "the episode's clock is restored too"
 
 
+def test_what_the_task_opens_may_be_read(env: RemoteEnv) -> None:
+    env.reset(seed=0)
+    before = env.get_wrapper_attr("common_step_counter")
+    env.step(REST)
+    assert env.get_wrapper_attr("common_step_counter") == before + 1
+
+
 def test_states_are_restored_by_name(env: RemoteEnv) -> None:
     env.reset(seed=0)
     state = env.get_state()

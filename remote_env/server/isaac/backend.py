@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Dict
 from gymnasium.vector.utils import batch_space
 
-from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
+from remote_env.errors import InputError, TaskError, Unsupported
 from remote_env.server.backend import Backend
+from remote_env.server.isaac.building import build, find_lab
 from remote_env.server.isaac.cameras import camera_frames, drawn_frame, find_camera
 from remote_env.server.isaac.description import describe
 from remote_env.server.isaac.extras import leaves, plain_extras, success_of, without
-from remote_env.server.isaac.lab import Lab
 from remote_env.server.isaac.observations import check_action, choose_groups, nan_parts, observed_space, row
-from remote_env.server.isaac.options import Options, apply_overrides
+from remote_env.server.isaac.options import Options
 from remote_env.server.isaac.scene import IsaacScene
 from remote_env.server.isaac.tasks import Task, find_task
 from remote_env.server.isaac.transfer import to_host
@@ -55,71 +54,38 @@ class IsaacLabBackend(Backend):
         """Build `env`: a registered id, "module:Id", "module:Class", "file.py:Class", or a callable; see `Options`."""
         self._options = options = Options.parse(kwargs)
         sys.argv[1:] = []  # ours; Isaac's launchers and Hydra read what is there
-        self._lab = make_lab()
+        self._lab = find_lab()
         try:
             self._lab.begin(options)
             task = find_task(env, options.cfg_class)
-            self._make_env(task, options)
-            self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))
-            self._camera = find_camera(self._task.scene, options.camera) if options.render_mode else None
-            self._reset_hook()
-            self._take_spaces(task)
+            built = build(task, self._lab, options, self.num_envs or 1)
         except BaseException:
             self._lab.close()
             raise
+        self._env, self._mjcf = built.env, built.mjcf
+        try:
+            self._look(task)
+        except BaseException:
+            self.close()
+            raise
 
-    def _make_env(self, task: Task, options: Options) -> None:
-        cfg = None
-        if task.task_id is not None:
-            cfg = self._lab.registered_cfg(task.task_id, options)
-        elif task.cfg_class is not None:
-            cfg = task.cfg_class()
-        with tempfile.TemporaryDirectory(prefix="remote-env-mjcf-") as folder:
-            if cfg is not None:
-                self._lab.ask_for_final_observation(cfg)
-                self._configure(cfg, options)
-                self._lab.ask_for_mjcf(cfg, f"{folder}/scene.xml")
-            self._lab.launch(cfg, options)
-            self._env = self._construct(task, cfg, options)
-            written = Path(folder, "scene.xml")
-            self._mjcf = written.read_text() if written.exists() else ""
+    def _look(self, task: Task) -> None:
+        """Learn what the environment is like."""
         self._task: Any = self._env.unwrapped
         self._has_final_observation = bool(getattr(self._task.cfg, "compute_final_obs", False))
-        count = self._task.num_envs
-        if count != (self.num_envs or 1):
-            self._env.close()
-            raise ConfigError(f"{task.name} made {count} environments where {self.num_envs or 1} were asked for")
-
-    def _configure(self, cfg: Any, options: Options) -> None:
-        if not hasattr(cfg, "sim") or not hasattr(cfg, "scene"):
-            raise ConfigError(f"{type(cfg).__name__} is no configuration of an Isaac Lab environment: no sim and scene")
-        apply_overrides(cfg, options.cfg)
-        cfg.sim.device = options.device
-        cfg.scene.num_envs = self.num_envs or 1
-        if options.seed is not None:
-            cfg.seed = options.seed
-
-    def _construct(self, task: Task, cfg: Any, options: Options) -> Any:
-        import gymnasium
-
-        given = dict(options.task_kwargs)
-        if options.render_mode is not None:
-            given["render_mode"] = options.render_mode
-        if task.task_id is not None:
-            return gymnasium.make(task.task_id, cfg=cfg, disable_env_checker=True, **given)
-        if cfg is not None:
-            return task.factory(cfg=cfg, **given)
-        return task.factory(num_envs=self.num_envs or 1, device=options.device, **given)
+        self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))
+        self._camera = find_camera(self._task.scene, self._options.camera) if self._options.render_mode else None
+        self.callable_names = frozenset(getattr(self._task, "remote_calls", ()))
+        self._reset_hook()
+        self._take_spaces(task)
 
     def _take_spaces(self, task: Task) -> None:
         """Look at a first observation: spaces are advertised that it obeys."""
         env, single = self._task, self.num_envs is None
         observation = to_host(choose_groups(self._env.reset()[0], self._options.observation))
-        declared = choose_groups(getattr(env.single_observation_space, "spaces", {}), self._options.observation)
-        if isinstance(declared, dict):
-            from gymnasium import spaces
-
-            declared = spaces.Dict(declared)
+        declared = env.single_observation_space
+        if self._options.observation != "all" and isinstance(declared, Dict):
+            declared = declared.spaces.get(self._options.observation)
         self.single_observation_space = observed_space(declared, observation)
         self.single_action_space = env.single_action_space
         self.observation_space = self.single_observation_space
@@ -323,33 +289,21 @@ class IsaacLabBackend(Backend):
         """See `Backend.describe_scene`: the primitives of the first environment, and Newton's own MJCF of it."""
         return describe(self._task, self._scene, self._mjcf)
 
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `Backend.call`; of a batch, a row for each environment where the value has them, else the value each."""
+        value = getattr(self._task, name)
+        value = to_host(value(*args, **kwargs) if callable(value) else value)
+        if self.num_envs is None:
+            return value
+        has_rows = isinstance(value, np.ndarray) and value.ndim > 0 and len(value) == self.num_envs
+        return tuple(value) if has_rows else (value,) * self.num_envs
+
     def close(self) -> None:
         """See `Backend.close`."""
         try:
             self._env.close()
         finally:
             self._lab.close()
-
-
-def make_lab() -> Lab:
-    """What the installed version of Isaac Lab does its own way; nothing of Isaac is imported for it.
-
-    Raises:
-        ConfigError: Isaac Lab is not installed here.
-    """
-    spec = importlib.util.find_spec("isaaclab")
-    if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"simulator='isaaclab': {sys.executable} has no isaaclab; pass python= with the interpreter that has it, "
-            "such as '~/IsaacLab/isaaclab.sh -p'"
-        )
-    if Path(spec.origin).with_name("app").joinpath("sim_launcher.py").exists():
-        from remote_env.server.isaac.lab3 import Lab3
-
-        return Lab3()
-    from remote_env.server.isaac.lab2 import Lab2
-
-    return Lab2()
 
 
 def _source(cfg: Any) -> str:

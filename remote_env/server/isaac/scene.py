@@ -4,8 +4,12 @@ On the device a scene is one float32 tensor with a row per environment, in the s
 so that it crosses to the host together with a step's observation. Here it becomes what this project means by a state:
 environment frame, quaternions wxyz, velocities of frame origins, float64.
 
-Restoring writes root poses, root velocities and joints, and nothing else: neither a task's own buffers nor what a
-solver keeps between steps. Measured with Isaac Lab 3.0.0, Newton's MuJoCo solver, on a CPU: see `RESTORE_TOLERANCE`.
+Every scalar joint is a joint here, one that mimics another too; a tendon is part of no state.
+
+Restoring writes root poses, root velocities, joints and the episode's clock, and nothing else: neither a task's own
+buffers nor what a solver keeps between steps. Measured with Isaac Lab 3.0.0 and Newton's MuJoCo solver on a CPU:
+after a restore every value of the step that follows was within 3.8e-6 (m, rad, m/s, rad/s) of the step after the
+original, which is float32's rounding of its largest velocity, contacts included; 25 steps later within 1e-5.
 """
 
 from __future__ import annotations

@@ -92,7 +92,10 @@ def _bytes_of(tensor: Any) -> Any:
 
 
 def _pinned_copy(packed: Any) -> Any:
-    """The bytes in pinned memory of their own; torch keeps a pool of it, so this allocates seldom."""
+    """The bytes in pinned memory of their own; torch keeps a pool of it, so this allocates seldom.
+
+    Never run here: it takes a GPU.
+    """
     import torch
 
     host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
