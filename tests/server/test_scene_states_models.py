@@ -269,3 +269,16 @@ def test_time_advances_and_comes_back_with_the_state() -> None:
     assert data.time == state.time_s
     steps(model, data, 1)
     assert scene.read(data).time_s == pytest.approx(0.052)
+
+
+def test_many_states_shown_at_once_have_the_same_numbers_as_each_read_alone() -> None:
+    slides = '<joint name="along" type="slide" axis="1 0 0"/><joint name="pitch" axis="0 1 0"/>'  # as a planar walker's
+    scene, model, data = made(arm(slides, '<body name="ball" pos="1 0 1"><freejoint/><geom size="0.1"/></body>'))
+    data.qvel[:] = np.linspace(-1, 1, model.nv)
+    values = []
+    for _ in range(5):
+        steps(model, data, 3)
+        values.append(scene.read(data).values)
+    assert scene.read(data)["arm"].root_velocity.any()
+    shown = scene.show(scene.writer(scene.layout), np.array(values), mujoco.MjData(model))
+    np.testing.assert_allclose(shown, values, rtol=0, atol=1e-12)
