@@ -122,12 +122,12 @@ class _Show:
             time.sleep(max(next_s - time.monotonic(), 0.0))
 
     def _advance(self, now_s: float, keys: Iterable[int]) -> None:
-        episode = self._playback.episode
+        self._playback.advance(now_s)  # first: what passed so far passed before the keys
         for key in keys:
+            episode = self._playback.episode
             self._playback.press(key)
-        if self._playback.episode != episode:
-            self._episode = self._load()
-        self._playback.advance(now_s)
+            if self._playback.episode != episode:
+                self._episode = self._load()
 
     def _load(self) -> Episode:
         episode = self._shelf.open(self._playback.episode)

