@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from remote_env.replay.mapping import Mapping
-from remote_env.replay.own_scene import FROM_MJCF, FROM_SHAPES, made_from, own_rule
+from remote_env.replay.own_scene import FROM_MJCF, FROM_SHAPES, has_added, made_from, own_rule
 from remote_env.replay.propose import propose
 from remote_env.state import SceneLayout
 from remote_env.tasks.mujoco_scene import MujocoScene
@@ -22,9 +22,10 @@ def fitting(mapping: Mapping, layout: SceneLayout, scene: MujocoScene) -> Mappin
             ignore_model_joints={**own.ignore_model_joints, **mapping.ignore_model_joints},
         )
     known = {entity.name for entity in scene.layout.entities} | set(mapping.entities) | set(mapping.ignore_entities)
+    is_ours = has_added(scene.model)
     rules, ignored = dict(mapping.entities), dict(mapping.ignore_entities)
     for entity in layout.entities:
-        rule = None if entity.name in known else own_rule(entity, scene.layout)
+        rule = own_rule(entity, scene.layout) if is_ours and entity.name not in known else None
         if rule is not None:
             rules[entity.name] = rule
         elif source == FROM_SHAPES and entity.name not in known:

@@ -17,6 +17,7 @@ from remote_env.replay.targets import EntityMapping, LinkTarget
 from remote_env.state import EntityLayout, SceneDescription, SceneLayout, Shape
 
 MARK = "remote_env_model"  # a text in the model: how it was made, which travels with it to other processes
+ADDED = "remote_env_added"  # a text in a model that has bodies of ours
 FROM_MJCF = "the capture's own MJCF"
 FROM_SHAPES = "the capture's shapes"
 _GEOMS = {
@@ -49,6 +50,7 @@ def make_own_model(description: SceneDescription | None) -> mujoco.MjModel:
 
 def add_shapes(spec: Any, shapes: Iterable[Shape], entities: Collection[str]) -> None:
     """Add to an MjSpec the primitives of these entities."""
+    spec.add_text(name=ADDED, data="from a capture's shapes")
     bodies: dict[str, Any] = {}
     for shape in shapes:
         if shape.entity not in entities:
@@ -94,11 +96,22 @@ def own_rule(entity: EntityLayout, local: SceneLayout) -> EntityMapping | None:
 
 def made_from(model: mujoco.MjModel) -> str:
     """What a model of ours was made from, `FROM_MJCF` or `FROM_SHAPES`; "" for any other."""
-    for index in range(model.ntext):
-        if mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_TEXT, index) == MARK:
-            start, size = int(model.text_adr[index]), int(model.text_size[index])
-            return bytes(model.text_data[start : start + size - 1]).decode()
-    return ""
+    return _texts(model).get(MARK, "")
+
+
+def has_added(model: mujoco.MjModel) -> bool:
+    """Whether there are bodies in it that `add_shapes` made."""
+    return ADDED in _texts(model)
+
+
+def _texts(model: mujoco.MjModel) -> dict[str, str]:
+    starts, sizes = model.text_adr, model.text_size
+    return {
+        mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_TEXT, index): bytes(
+            model.text_data[starts[index] : starts[index] + sizes[index] - 1]
+        ).decode()
+        for index in range(model.ntext)
+    }
 
 
 def compile_spec(spec: Any, source: str) -> mujoco.MjModel:

@@ -233,6 +233,13 @@ def test_what_a_model_lacks_is_added_from_the_shapes(tmp_path):
     assert load_model(spec, description=SceneDescription(SHAPES), mapping=Mapping(add_missing=True)).nmocap == 1
 
 
+def test_names_like_ours_in_a_model_of_the_user_s_are_never_matched_without_being_asked_to(tmp_path):
+    path = tmp_path / "scene.xml"
+    path.write_text(SCENE.replace('name="cube"', 'name="cube/cube"'))
+    with Replayer(path) as replayer, pytest.raises(ReplayError, match="only in the model: cube/cube;"):
+        replayer.check_names(captured().layout)
+
+
 def test_nothing_can_be_added_to_what_is_compiled_or_from_nothing():
     model = mujoco.MjModel.from_xml_string(ARM_ALONE)
     mapping = Mapping(add_missing=True)
