@@ -15,7 +15,7 @@ from leak_check import isolated_home, marked_processes, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from command import TIMEOUT_S, run, start
+from command import TIMEOUT_S, start
 
 from remote_env.cli import main
 from remote_env.cli.local_models import known_model
@@ -123,7 +123,7 @@ def test_a_bad_capture_stops_no_other(here: Path, captures: Path, capsys: pytest
 def test_what_is_finished_is_skipped_when_resumed(
     here: Path, captures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["replay", str(captures), "--model", "arm.xml", *SMALL, "-o", "out", "--resume"]
+    words = ["replay", str(captures), "--model", "arm.xml", *SMALL, "--no-images", "-o", "out", "--resume"]
     assert main(words) == 0
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.mp4")}
     Path("out/episode_001/episode_001.mp4").unlink()
@@ -198,15 +198,9 @@ def test_no_window_without_a_display_is_said(
     assert "DISPLAY" in capsys.readouterr().err
 
 
-def test_the_program_itself_replays(here: Path, captures: Path) -> None:
-    done = run("replay", captures / "episode_000.hdf5", "--model", "arm.xml", *QUICK, "--max-error-m", "0.001")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "episode_000  6       0 m" in done.stdout
-
-
 def test_ctrl_c_leaves_whole_files_and_says_so(here: Path, captures: Path) -> None:
     folder = shutil.copytree(captures, here / "captures")
-    shutil.copy(record(here / "long", steps=1500), folder / "episode_002.hdf5")
+    shutil.copy(record(here / "long", steps=1000), folder / "episode_002.hdf5")
     words = ("--model", "arm.xml", "--size", "320x240", "--processes", "1", "--no-images", "-o", "out")
     with start("replay", folder, *words) as process:
         try:
