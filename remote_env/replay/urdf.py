@@ -98,11 +98,11 @@ def _add_mimics(spec: Any, robot: ET.Element) -> None:
         mimic = joint.find("mimic")
         if mimic is None:
             continue
-        coefficients = [float(mimic.get("offset", "0")), float(mimic.get("multiplier", "1")), 0.0, 0.0, 0.0]
-        spec.add_equality(
+        equality = spec.add_equality(
             type=mujoco.mjtEq.mjEQ_JOINT,
             objtype=mujoco.mjtObj.mjOBJ_JOINT,
             name1=joint.get("name", ""),
             name2=mimic.get("joint", ""),
-            data=[*coefficients, *[0.0] * 6],
         )
+        coefficients = [float(mimic.get("offset", "0")), float(mimic.get("multiplier", "1")), 0.0, 0.0, 0.0]
+        equality.data[:5] = coefficients  # how many numbers there are differs between MuJoCo versions
