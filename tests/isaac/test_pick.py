@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import START_TIMEOUT_S
-from ssh_client import ssh_arguments
+from ssh_client import remains, ssh_arguments
 from ssh_server import SshServer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
