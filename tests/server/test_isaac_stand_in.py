@@ -68,6 +68,14 @@ def test_presets_of_3x_are_refused(make: Make) -> None:
         make(physics="newton_mjwarp")
 
 
+def test_a_version_whose_quaternions_are_others_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = stand_in.tensor([[0, 0, 0, 1]])
+    monkeypatch.setattr(sys.modules["isaaclab.utils.math"], "quat_from_euler_xyz", lambda *_: last)
+    with pytest.raises(ConfigError, match="has quaternions xyzw, where that has wxyz"):
+        make()
+    assert stand_in.events[-2:] == ["env closed", "app closed"]
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_states_are_wxyz_in_the_environments_frame_with_velocities_of_the_origin(make: Make, *, old: bool) -> None:
     backend = make(2, cfg={"old": old})

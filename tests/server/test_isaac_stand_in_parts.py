@@ -26,7 +26,7 @@ BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"num_envs": 4}, r"no keyword argument 'num_envs'.* Known are device, headless"),
+        ({"num_envs": 4}, r"no keyword argument 'num_envs'; how many .* Known are device, headless"),
         ({"device": 0}, "device=0 is a int; the isaaclab backend takes str"),
         ({"seed": True}, "seed=True is a bool; the isaaclab backend takes int or None"),
         ({"arguments": "--x"}, "takes list or tuple"),

@@ -63,6 +63,7 @@ def _torch() -> ModuleType:
     module = ModuleType("torch")
     module.uint8, module.float32 = np.uint8, np.float32  # type: ignore[attr-defined]
     module.as_tensor = lambda values, device=None: np.array(values).view(Tensor)  # type: ignore[attr-defined]
+    module.zeros = lambda size: tensor(np.zeros(size))  # type: ignore[attr-defined]
     module.cat = lambda parts, dim=0: np.concatenate(parts, axis=dim).view(Tensor)  # type: ignore[attr-defined]
     return module
 
@@ -93,7 +94,14 @@ def modules() -> dict[str, ModuleType]:
     """What to put into `sys.modules`. `isaaclab.envs` is not there before Isaac Sim runs."""
     events.clear()
     app = _module("isaaclab.app", AppLauncher=AppLauncher)
-    return {"torch": _torch(), "isaaclab": _module("isaaclab", app=app, __path__=[]), "isaaclab.app": app}
+    mathematics = _module("isaaclab.utils.math", quat_from_euler_xyz=lambda *_: tensor([[1, 0, 0, 0]]))
+    return {
+        "torch": _torch(),
+        "isaaclab": _module("isaaclab", app=app, __path__=[]),
+        "isaaclab.app": app,
+        "isaaclab.utils": _module("isaaclab.utils", math=mathematics, __path__=[]),
+        "isaaclab.utils.math": mathematics,
+    }
 
 
 class Body:

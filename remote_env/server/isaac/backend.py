@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 
 from remote_env.errors import InputError, TaskError, Unsupported
 from remote_env.server.backend import Backend
-from remote_env.server.isaac.building import build, find_lab
+from remote_env.server.isaac.building import build, check_quaternions, find_lab
 from remote_env.server.isaac.cameras import camera_frames, drawn_frame, find_camera
 from remote_env.server.isaac.description import describe
 from remote_env.server.isaac.extras import leaves, plain_extras, success_of, without
@@ -71,6 +71,7 @@ class IsaacLabBackend(Backend):
 
     def _look(self, task: Task) -> None:
         """Learn what the environment is like."""
+        check_quaternions(self._lab)
         self._task: Any = self._env.unwrapped
         self._has_final_observation = bool(getattr(self._task.cfg, "compute_final_obs", False))
         self._scene = IsaacScene(self._task, self._lab, _source(self._task.cfg))

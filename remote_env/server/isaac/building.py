@@ -53,6 +53,25 @@ def find_lab() -> Lab:
     return Lab2()
 
 
+def check_quaternions(lab: Lab) -> None:
+    """Ask Isaac Lab's own mathematics whether its quaternions begin with w, as told by its version.
+
+    Raises:
+        ConfigError: they do not: a pre-release between 2.x and 3.0, whose states would all be wrong.
+    """
+    import torch
+    from isaaclab.utils.math import quat_from_euler_xyz
+
+    zero = torch.zeros(1)
+    identity = quat_from_euler_xyz(zero, zero, zero)[0]
+    found = "wxyz" if float(identity[0]) > 0.5 else "xyzw"
+    if found != lab.quaternion_order:
+        raise ConfigError(
+            f"this Isaac Lab starts as {type(lab).__name__} does and has quaternions {found}, where that has "
+            f"{lab.quaternion_order}: a version between 2.3 and 3.0; install 3.0, or 2.3"
+        )
+
+
 def build(task: Task, lab: Lab, options: Options, num_envs: int) -> Built:
     """Make the environment of a task; what it needs is started, and stays until `lab.close()`.
 

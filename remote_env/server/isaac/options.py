@@ -68,7 +68,8 @@ class Options:
         for name, value in kwargs.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
-                meant = f"; did you mean {close[0]!r}?" if close else ""
+                meant = f"; did you mean {close[0]!r}?" if close else "."
+                meant = "; how many is said by RemoteVectorEnv(num_envs=…)." if name == "num_envs" else meant
                 raise ConfigError(
                     f"the isaaclab backend has no keyword argument {name!r}{meant} Known are {', '.join(known)}; what "
                     "the task's configuration holds goes into cfg={'dotted.path': value}, what its class takes into "

@@ -57,7 +57,8 @@ def find_task(env: Any, cfg_class: str | None) -> Task:
     if not colon:
         _import_tasks()
         return Task(name, task_id=_registered(name))
-    loaded = load_object(f"{module}:__name__", f"env={name!r}") and importlib.import_module(module)
+    load_object(f"{module}:__name__", f"env={name!r}")
+    loaded = sys.modules[module]
     if part in gymnasium.registry:
         return Task(name, task_id=part)
     if not hasattr(loaded, part):
