@@ -159,7 +159,7 @@ case "$job" in
     isaac) # Isaac Lab 3 without Isaac Sim: its Newton physics runs on the CPU (8 GB with torch)
         "${BASH_SOURCE[0]}" test
         isaac="$(find_version 3.12)" || fail "Isaac Lab 3 needs Python 3.12, and there is none here"
-        make_environment .venv-isaac "$isaac" 'isaaclab==3.0.0' pytest pytest-timeout
+        make_environment .venv-isaac "$isaac" 'isaaclab==3.0.0' msgpack # msgpack travels over SSH, not to a local interpreter
         ;;
     *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters|isaac" ;;
 esac

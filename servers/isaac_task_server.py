@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--task", required=True, help="a registered id, module:id, module:Class or file.py:Class")
     add("--num-envs", type=_positive, metavar="N", help="a batch of N, for RemoteVectorEnv (default: one environment)")
-    add("--device", default="cpu", help="where physics and tensors live: cpu or cuda:0 (default cpu)")
+    add("--device", help="where physics and tensors live: cpu or cuda:0 (default: the first GPU, else cpu)")
     add("--physics", metavar="PRESET", help="a preset of the task: newton_mjwarp, isaacsim_physx, … (3.x only)")
     add("--headless", action=argparse.BooleanOptionalAction, default=True, help="no window (default: none)")
     add("--enable-cameras", action="store_true", help="start what Isaac Sim's cameras need; Newton's need nothing")
@@ -92,7 +92,7 @@ def _positive(text: str) -> int:
 def make_task(options: argparse.Namespace) -> TaskSpec:
     """What to serve; ConfigError when it cannot be had so."""
     kwargs = {
-        "device": options.device,
+        **({"device": options.device} if options.device else {}),
         "headless": options.headless,
         "enable_cameras": options.enable_cameras,
         "observation": options.observation,

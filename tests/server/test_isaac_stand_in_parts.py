@@ -16,7 +16,7 @@ from remote_env.errors import ConfigError, InputError
 from remote_env.server.isaac.extras import leaves, plain_extras, success_of, without
 from remote_env.server.isaac.mjcf import own_names, rename
 from remote_env.server.isaac.observations import check_action, choose_groups, nan_parts, observed_space
-from remote_env.server.isaac.options import Options, apply_overrides
+from remote_env.server.isaac.options import Options, apply_overrides, present_device
 from remote_env.server.isaac.shapes import EntityPrims
 
 ROOT = Path(__file__).parents[2]
@@ -141,3 +141,12 @@ def test_the_programs_flags_make_a_task() -> None:
     assert task.kwargs["cfg"] == {"sim.dt": 0.01, "name": "word"}
     assert (task.kwargs["device"], task.kwargs["headless"]) == ("cuda:0", False)
     assert task.kwargs["arguments"] == ["--livestream", "2"]
+
+
+def test_a_task_without_a_device_gets_the_gpu_if_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert present_device(tmp_path / "gpus") == "cpu"
+    (tmp_path / "gpus" / "0000:65:00.0").mkdir(parents=True)
+    assert present_device(tmp_path / "gpus") == "cuda:0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert present_device(tmp_path / "gpus") == "cpu"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError
@@ -25,12 +27,18 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+def present_device(gpus: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """Where a task runs that does not say it: told without torch, which 2.x must not import before Isaac Sim runs."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda:0" if not is_hidden and gpus.is_dir() and any(gpus.iterdir()) else "cpu"
+
+
 @dataclass(frozen=True)
 class Options:
     """What `env_kwargs` may hold.
 
     Attributes:
-        device: where physics and tensors live: "cpu", "cuda:0".
+        device: where physics and tensors live: "cpu", "cuda:0"; by default the first GPU, else the CPU.
         headless: no window; Isaac Sim only, Newton has none.
         enable_cameras: start what cameras need; Isaac Sim only, Newton's renderer needs nothing started.
         cfg: overrides of the task's configuration, by dotted path: {"sim.dt": 0.005, "scene.cube.spawn.size": […]}.
@@ -44,7 +52,7 @@ class Options:
         camera: the name of the scene's camera for `render()`; None for its first.
     """
 
-    device: str = "cpu"
+    device: str = field(default_factory=present_device)
     headless: bool = True
     enable_cameras: bool = False
     cfg: Mapping[str, Any] = field(default_factory=dict)
