@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import abc
 import importlib
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError, Unsupported
@@ -165,9 +168,28 @@ def load_object(target: str, asked: str) -> Any:
         raise ConfigError(f"{asked}: the module {module_name!r} ({module.__file__}) has no {name!r}") from error
 
 
+def load_from_file(path: Path, name: str, asked: str) -> Any:
+    """What the Python file at `path` calls `name`.
+
+    Raises:
+        ConfigError: there is no such file here, or it has no such name.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(
+            f"{asked}: no task file {path.absolute()} where the server runs; to send yours along: "
+            f"env=LocalFolder('{path}')"
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(module.__name__, module)  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise ConfigError(f"{asked}: {path} has no {name!r}")
+    return getattr(module, name)
+
+
 def _not_importable(module_name: str, asked: str) -> str:
     import platform
-    import sys
 
     return (
         f"{asked}: the interpreter {sys.executable} of {platform.node()} cannot import {module_name!r}; "

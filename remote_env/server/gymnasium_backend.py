@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import gymnasium
 
 from remote_env.errors import ConfigError, Unsupported
-from remote_env.server.backend import Backend, load_object
+from remote_env.server.backend import Backend, load_from_file, load_object
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks import register_tasks
 
@@ -178,27 +176,14 @@ def _find_factory(env: Any) -> Callable[..., Any] | None:
     if not colon:
         return None
     if module.endswith(".py"):
-        return _load_from_file(Path(module).expanduser(), function)
-    if "/" in function or "-v" in function:
+        found = load_from_file(Path(module).expanduser(), function, f"env={name!r}")
+    elif "/" in function or "-v" in function:
         return None  # "module:id": gymnasium imports the module itself
-    found = load_object(name, f"env={name!r}")
+    else:
+        found = load_object(name, f"env={name!r}")
     if not callable(found):
         raise ConfigError(f"env={name!r} names {found!r}; it must be a function or class that makes a gymnasium.Env")
     return found  # type: ignore[no-any-return]
-
-
-def _load_from_file(path: Path, function: str) -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(
-            f"no task file {path.absolute()} where the server runs; to send yours along: env=LocalFolder('{path}')"
-        )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(module.__name__, module)  # dataclasses and pickle look their module up there
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise ConfigError(f"{path} has no function {function!r} that makes the environment")
-    return getattr(module, function)  # type: ignore[no-any-return]
 
 
 def _make_registered(env: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError
-from remote_env.server.backend import load_object
+from remote_env.server.backend import load_from_file, load_object
 
 BARE = "scenario"  # env="scenario": a handler alone, of the scenario that the keyword arguments describe
 PREFIX = "RoboVerse/"  # of the ids that MetaSim registers with Gymnasium
@@ -78,9 +77,10 @@ def _find(env: Any) -> Any:
     module, colon, name = str(env).rpartition(":")
     if not colon:
         return _find_registered(str(env))
-    found = (
-        _load_from_file(Path(module).expanduser(), name) if module.endswith(".py") else load_object(env, f"env={env!r}")
-    )
+    if module.endswith(".py"):
+        found = load_from_file(Path(module).expanduser(), name, f"env={env!r}")
+    else:
+        found = load_object(env, f"env={env!r}")
     if not callable(found):
         raise ConfigError(
             f"env={env!r} names {found!r}; it must be a task class, or a function that makes a task or handler"
@@ -110,15 +110,3 @@ def metasim_object(module: str, name: str) -> Any:
         raise ConfigError(f"simulator='metasim': {sys.executable} cannot import {error.name!r}. {INSTALL}") from error
     except AttributeError as error:
         raise ConfigError(f"simulator='metasim': {module} has no {name!r}; MetaSim 0.2.0 or later is needed") from error
-
-
-def _load_from_file(path: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"no task file {path.absolute()} where the server runs")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(module.__name__, module)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise ConfigError(f"{path} has no {name!r}")
-    return getattr(module, name)

@@ -15,8 +15,7 @@ from typing import Any
 import gymnasium
 
 from remote_env.errors import ConfigError
-from remote_env.server.backend import load_object
-from remote_env.server.gymnasium_backend import _load_from_file
+from remote_env.server.backend import load_from_file, load_object
 
 TASK_PACKAGES = ("isaaclab_tasks", "isaaclab_contrib", "isaaclab_tasks_experimental")
 
@@ -53,7 +52,7 @@ def find_task(env: Any, cfg_class: str | None) -> Task:
     name = str(env)
     module, colon, part = name.rpartition(":")
     if colon and module.endswith(".py"):
-        return _task_of(_load_from_file(Path(module).expanduser(), part), name, cfg_class)
+        return _task_of(load_from_file(Path(module).expanduser(), part, f"env={name!r}"), name, cfg_class)
     if not colon:
         _import_tasks()
         return Task(name, task_id=_registered(name))
