@@ -1,9 +1,11 @@
 """Mirror: a local model that follows a scene elsewhere while it moves, at its own frame rate.
 
-with Mirror("model.xml", rate_hz=30) as mirror:
-mirror.begin(state)  # of each episode's start: does it fit?
-mirror.show(state)  # of each step: one reference is handed over
-image = mirror.frame()
+In use:
+
+    with Mirror("model.xml", rate_hz=30) as mirror:
+        mirror.begin(state)  # of each episode's start: does it fit?
+        mirror.show(state)  # of each step: one reference is handed over
+        image = mirror.frame()
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import mujoco
-import numpy as np
 
 from remote_env.errors import ConfigError, DeadlineExceeded, RemoteEnvError
 from remote_env.render import Quality
+from remote_env.replay.cameras import tile
 from remote_env.replay.mapping import MappingLike
 from remote_env.replay.replayer import Frame, Model, Replayer
 from remote_env.replay.video import save_video
@@ -173,11 +175,11 @@ class Mirror:
             As `remote_env.replay.save_video`, at the block's end.
         """
         self.frame()
-        ended, errors = threading.Event(), []
+        block, errors = _Block(), []
 
         def record() -> None:
             try:
-                save_video(path, self._live(ended), self.rate_hz)
+                save_video(path, self._live(block), self.rate_hz)
             except BaseException as error:  # noqa: BLE001  # raised below
                 errors.append(error)
 
@@ -186,7 +188,7 @@ class Mirror:
         try:
             yield
         finally:
-            ended.set()
+            block.end()
             thread.join()
         if errors:
             raise errors[0]
@@ -240,14 +242,13 @@ class Mirror:
 
     def _try_to_show(self, states: tuple[SceneState, ...]) -> None:
         try:
-            frame = grid([self._render(state) for state in states])
+            frame = tile([self._render(state) for state in states])
         except RemoteEnvError as error:
             if self._error is None:
                 log.warning("the mirror cannot show the state at %g s: %s", states[0].time_s, error)
-            self._shown = states
-            self._error = error
+            self._error, self._shown = error, states
         else:
-            self._frame, self._shown, self._frames = frame, states, self._frames + 1
+            self._frame, self._frames, self._shown = frame, self._frames + 1, states  # others wait for the last
         with self._rendered:
             self._rendered.notify_all()
 
@@ -268,9 +269,9 @@ class Mirror:
             self._window = None
             window.close()
 
-    def _live(self, ended: threading.Event) -> Iterator[Frame]:
-        began_s, frames = time.monotonic(), 0
-        while not ended.wait(max(began_s + frames / self.rate_hz - time.monotonic(), 0.0)):
+    def _live(self, block: _Block) -> Iterator[Frame]:
+        frames = 0
+        while block.reaches(frames / self.rate_hz):
             assert self._frame is not None  # noqa: S101  save_video waited for it
             yield self._frame
             frames += 1
@@ -309,20 +310,28 @@ class Mirror:
             raise ConfigError("this mirror is closed; make a new one")
 
 
+class _Block:
+    """How long a `with` block has lasted by the clock."""
+
+    def __init__(self) -> None:
+        self._began_s, self._lasted_s = time.monotonic(), math.inf
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """It is over."""
+        self._lasted_s = time.monotonic() - self._began_s
+        self._ended.set()
+
+    def reaches(self, time_s: float) -> bool:
+        """Wait until it has lasted so long; False when it ended before."""
+        self._ended.wait(max(self._began_s + time_s - time.monotonic(), 0.0))
+        return time_s <= self._lasted_s
+
+
 def check_rate(rate_hz: float) -> None:
     """Raise ConfigError unless a mirror can have this rate."""
     if not 0.0 < rate_hz <= MAX_RATE_HZ:
         raise ConfigError(f"rate_hz={rate_hz!r}: frames a second, above 0 and up to {MAX_RATE_HZ:g}")
-
-
-def grid(frames: Sequence[Frame]) -> Frame:
-    """Images of one size in as many rows as columns, or one row less; black where none is left; one alone as it is."""
-    if len(frames) == 1:
-        return frames[0]
-    columns = math.ceil(math.sqrt(len(frames)))
-    blank = [np.zeros_like(frames[0])] * (-len(frames) % columns)
-    tiles = [*frames, *blank]
-    return np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
 
 
 def _together(states: States) -> tuple[SceneState, ...]:

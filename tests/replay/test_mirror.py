@@ -19,7 +19,6 @@ from leak_check import isolated_home, no_leaks, wait_until  # noqa: F401  fixtur
 
 from remote_env.errors import ConfigError, DeadlineExceeded, InputError, ReplayError
 from remote_env.replay import Mirror, Replayer
-from remote_env.replay.mirror import grid
 from remote_env.state import SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
 
@@ -110,11 +109,6 @@ def test_several_scenes_make_a_grid(mirror, model, states):
     assert not frame[48:, 64:].any()
 
 
-@pytest.mark.parametrize(("count", "shape"), [(1, (2, 3)), (2, (2, 6)), (3, (4, 6)), (5, (4, 9)), (7, (6, 9))])
-def test_grids_are_about_as_many_rows_as_columns(count, shape):
-    assert grid([np.ones((2, 3, 3), np.uint8)] * count).shape == (*shape, 3)
-
-
 def test_names_that_do_not_fit_are_told_at_once(mirror, states):
     other = MujocoScene(mujoco.MjModel.from_xml_string(BOX.replace('name="box"', 'name="ball"')))
     state = other.read(mujoco.MjData(other.model))
@@ -184,7 +178,7 @@ def test_a_live_video_lasts_as_long_as_its_block(mirror, states, tmp_path):
         showing(mirror, states[-1])
         wait_until(lambda: time.monotonic() - began_s > 0.3, "some frames")
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "live.mp4"))
-    assert frames >= 10
+    assert frames >= 30  # also where the encoder was late
     assert seconds == pytest.approx(frames / 100.0, abs=0.02)
 
 
