@@ -99,6 +99,7 @@ def test_environments_that_there_are_not(scenes: RemoteVectorEnv, env_ids: Any, 
 def test_states_that_do_not_fit(scenes: RemoteVectorEnv) -> None:
     other = SceneLayout((EntityLayout("ball", ("hinge",)),), "toy 2")
     ball = SceneState(other, np.zeros(other.size))
+    ball["ball"].root_pose[3] = 1.0
     with pytest.raises(InputError, match="1 states for 4 environments"):
         scenes.set_states([cube_at(1)])
     with pytest.raises(InputError, match="takes a list of SceneState"):

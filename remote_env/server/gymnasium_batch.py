@@ -142,10 +142,10 @@ class BatchScenes:
         """See `Backend.states`."""
         if not self._envs:
             raise Unsupported(f"{self._name} has no scene states: its environments are not its own `envs`")
-        if not self._keeps_finals:  # from the first time that somebody looks, which costs the others nothing
-            self._keep_finals()
         scenes = [self._read(self._envs[index].unwrapped) for index in env_ids or (0,)]
         layout, values = _stack(scenes)
+        if not self._keeps_finals:  # from the first time that somebody sees one, which costs the others nothing
+            self._keep_finals()
         return layout, values[: len(env_ids)]
 
     def _keep_finals(self) -> None:
@@ -164,8 +164,11 @@ class BatchScenes:
         """See `Backend.restore_states`."""
         if not self._envs:
             raise Unsupported(f"{self._name} cannot restore scene states: its environments are not its own `envs`")
-        for index, row in zip(env_ids, values, strict=True):
-            self._write(self._envs[index].unwrapped, SceneState(layout, row))
+        states = [SceneState(layout, row) for row in values]
+        for state in states:  # all of them before one is written: half a batch must not move
+            state.check()
+        for index, state in zip(env_ids, states, strict=True):
+            self._write(self._envs[index].unwrapped, state)
 
 
 def _stack(scenes: Sequence[SceneState]) -> tuple[SceneLayout, Floats]:

@@ -90,7 +90,10 @@ class Channel:
 
     def next_connection(self) -> tuple[socket.socket, int] | None:
         """The next data connection and its session's epoch; None when the supervisor wants this process to end."""
-        line, descriptors, _, _ = socket.recv_fds(self._sock, 4096, 1)
+        try:
+            line, descriptors, _, _ = socket.recv_fds(self._sock, 4096, 1)
+        except ConnectionResetError:  # it closed its end with something of ours unread
+            return None
         if not line or not descriptors:
             return None
         return socket.socket(fileno=descriptors[0]), int(json.loads(line)["epoch"])

@@ -10,7 +10,7 @@ import pytest
 from tasks_for_tests.batches import Flock
 from tasks_for_tests.counter_backend import CounterBackend
 
-from remote_env.errors import ConfigError, Unsupported
+from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.protocol.task import PolicySpec, TaskSpec
 from remote_env.server import simulator
 from remote_env.server.backend import Backend
@@ -103,3 +103,27 @@ def test_a_policy_beside_a_batch_is_refused() -> None:
     task = TaskSpec("CartPole-v1", policy=PolicySpec("scripted:x"), num_envs=2)
     with pytest.raises(Unsupported, match="a policy beside a batch"):
         simulator._choose_loop(task)
+
+
+def test_asking_in_vain_for_states_leaves_later_ends_alone() -> None:
+    backend = make("CartPole-v1", vector_kwargs={"autoreset_mode": "SameStep"})
+    backend.reset(0, None)
+    with pytest.raises(Unsupported, match="no scene state"):
+        backend.states([0, 1])
+    ended = [backend.step(np.ones(2, np.int64))[2].any() for _ in range(15)]
+    assert any(ended)
+    backend.close()
+
+
+@pytest.mark.parametrize("quaternion", [[np.nan, 0, 0, 0], [0, 0, 0, 0]])
+def test_states_of_which_one_is_none_move_no_environment(quaternion: list[float]) -> None:
+    backend = make("tasks_for_tests.batches:ShortScene")
+    backend.reset(0, None)
+    layout, before = backend.states([0, 1])
+    wanted = before.copy()
+    wanted[:, 3] = 5.0
+    wanted[1, 4:8] = quaternion
+    with pytest.raises(InputError, match="'cube'"):
+        backend.restore_states(layout, wanted, [0, 1])
+    np.testing.assert_array_equal(backend.states([0, 1])[1], before)
+    backend.close()

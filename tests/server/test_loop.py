@@ -14,6 +14,7 @@ from remote_env.protocol import codec, frames
 from remote_env.server import loop
 from remote_env.server.board import Board
 from remote_env.server.gymnasium_backend import GymnasiumBackend
+from remote_env.server.simulator import Channel
 
 
 def test_a_client_that_announces_a_payload_and_stalls_costs_its_link_and_not_the_simulator(
@@ -32,6 +33,17 @@ def test_a_client_that_announces_a_payload_and_stalls_costs_its_link_and_not_the
     assert "the data connection ended" in capfd.readouterr().out
     backend.close()
     board.close()
+
+
+@pytest.mark.parametrize("is_unread", [True, False])
+def test_a_supervisor_that_is_gone_ends_the_simulator_quietly(*, is_unread: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        channel = Channel(theirs)
+        if is_unread:  # what it has not read when it closes makes the kernel report a reset instead of an end
+            channel.say(event="released", epoch=1)
+        ours.close()
+        assert channel.next_connection() is None
 
 
 def modules_after(imports: str) -> set[str]:
