@@ -30,6 +30,8 @@ no shadows) unless you say `--quality full`: in software OpenGL that is some ten
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import itertools
 import json
 import os
@@ -128,25 +130,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not a whole number from 1 on")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
 
 
 def _distance(text: str) -> float:
-    number = float(text)
-    if not number >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is no distance in metres")
-    return number
+    with contextlib.suppress(ValueError):
+        if (number := float(text)) >= 0:
+            return number
+    raise argparse.ArgumentTypeError(f"{text} is no distance in metres")
 
 
 def choose_task(options: argparse.Namespace) -> Task:
     """The task with what the flags change of it.
 
     Raises:
-        ConfigError: --simulator for a task that has its own.
+        ConfigError: --simulator for a task that has its own, or a name that is nearly one of ours.
     """
+    nearly = difflib.get_close_matches(options.task, TASKS, n=1, cutoff=0.8)
+    if nearly and options.task not in TASKS and not options.simulator:
+        raise ConfigError(f"there is no task {options.task}; did you mean --task {nearly[0]}?")
     task = TASKS.get(options.task, Task(options.task))
     if options.simulator and options.task in TASKS:
         raise ConfigError(f"--simulator is for a task by its id; {options.task} runs on {task.simulator}")

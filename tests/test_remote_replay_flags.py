@@ -26,6 +26,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--task", "isaac-pick", "--mapping", "nowhere.yaml"], "nowhere.yaml"),
         (["--task", "isaac-pick", "--camera", "behind"], "front"),
         (["--task", "isaac-pick", "--model", "nowhere.xml"], "nowhere.xml"),
+        (["--task", "isaac-pik"], "did you mean --task isaac-pick?"),
     ],
 )
 def test_what_is_wrong_on_this_machine_is_told_before_anything_is_started(
