@@ -17,6 +17,7 @@ from remote_env.tasks.mujoco_scene import MujocoScene
 
 ARM = """
 <mujoco>
+  <visual><quality shadowsize="256"/></visual>
   <worldbody>
     <light pos="0 0 3"/>
     <camera name="front" pos="0 -2.5 1" xyaxes="1 0 0 0 0.3 1"/>

@@ -160,7 +160,7 @@ def test_a_late_step_is_resumed_once_or_abandoned(batch: RemoteVectorEnv, isolat
     steps = batch.get_attr("total_steps")[1]
     for resumes in (True, False):
         batch.call("plan", f"until:{gate}")
-        batch._step_timeout_s = 0.2
+        batch._step_timeout_s = 0.5
         with pytest.raises(DeadlineExceeded, match=r"busy in step.*resume\(\)"):
             batch.step(ACTIONS)
         with pytest.raises(InputError, match="was interrupted"):

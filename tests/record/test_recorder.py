@@ -407,7 +407,7 @@ def test_a_disk_that_is_slower_than_the_steps_holds_them_up_and_loses_none(tmp_p
     write = PartWriter.append
 
     def slow(part, *record):
-        assert turns.acquire(timeout=10)
+        assert turns.acquire(timeout=60)
         write(part, *record)
 
     with Recorder(tmp_path, rate_hz=50.0) as recorder:
@@ -433,11 +433,12 @@ def test_a_disk_that_takes_nothing_is_told_in_time(tmp_path, monkeypatch):
     record_steps(recorder, 1)
     recorder.flush()
     write = PartWriter.append
-    monkeypatch.setattr(PartWriter, "append", lambda part, *record: go_on.wait(10) and write(part, *record))
+    monkeypatch.setattr(PartWriter, "append", lambda part, *record: go_on.wait(60) and write(part, *record))
     recorder.record(*late_step(2), state=state_at(2))
     with pytest.raises(CaptureError, match=r"has not taken a record of .*episode_000\.part for 0\.05 s; 1 wait"):
         recorder.finish()
     go_on.set()
+    monkeypatch.setattr(background, "STALL_S", 60.0)
     assert len(read_episode(recorder.finish())) == 2
 
 

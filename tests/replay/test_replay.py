@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -447,36 +446,3 @@ def test_a_damaged_capture_is_refused(tmp_path, model, capture):
     with pytest.raises(CaptureError):
         replay_episode(capture, model, video=tmp_path / "a.mp4")
     assert not (tmp_path / "a.mp4").exists()
-
-
-def test_ctrl_c_leaves_a_shorter_video_that_plays_and_no_process(tmp_path):
-    code = f"""
-import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(Path(__file__).parent)!r}]
-import test_replay as t
-model = t.made_model()
-show = t.replay(t.simulate(model) * 1000, model, width=64, height=48, processes=2)
-
-def told():
-    for number, frame in enumerate(show):
-        if number == 20:
-            print("running", flush=True)
-        yield frame
-
-t.save_video({str(tmp_path / "a.mp4")!r}, told(), 50)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    with process:
-        assert process.stdout.readline() == "running\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: ffmpeg gets it too
-        assert process.wait(timeout=30) != 0
-    assert [path.name for path in tmp_path.iterdir()] == ["a.partial.mp4"]
-    assert len(read_video(tmp_path / "a.partial.mp4")[1]) >= 20
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
