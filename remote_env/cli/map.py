@@ -19,6 +19,13 @@ MODEL is an MJCF, URDF or .mjb file, module:function, robot_descriptions:NAME, o
 Certain matches (equal names, but for case or a prefix) are taken; guesses stand behind a # until you take it away.
 """
 
+_FAR_M, _FAR_RAD = 0.01, 0.05  # beyond what two models of one robot differ by
+_POSES_DIFFER = (
+    "the names fit, the poses do not: a joint has another sign, scale or zero, or a link's frame lies elsewhere in its "
+    "body. `remote-env replay` leaves a fidelity.json with the errors of each link: begin with the one nearest to the "
+    "root. Where every link behind it is wrong, too, it is the joint; where they are right, it is the frame"
+)
+
 
 def add_parsers(subparsers: Any) -> None:
     """Add `remote-env map`."""
@@ -65,6 +72,8 @@ def _check(options: argparse.Namespace, episode: Any) -> int:
     print(f"{options.check} fits: {len(shown.local)} states of {options.capture} in {options.model}")
     print(f"largest position error {fidelity.max_position_error_m:.3g} m{_at(fidelity.worst_position)}")
     print(f"largest rotation error {fidelity.max_rotation_error_rad:.3g} rad{_at(fidelity.worst_rotation)}")
+    if fidelity.max_position_error_m > _FAR_M or fidelity.max_rotation_error_rad > _FAR_RAD:
+        print(_POSES_DIFFER)
     for name, reason in _left_out(used):
         print(f"left out: {name}: {reason}")
     for name in missing:
@@ -114,6 +123,7 @@ def _rows(proposal: Any) -> list[tuple[str, ...]]:
             rows.append((entity.name, entity.entity.local, _how(entity.entity)))
         for match in (*entity.joints, *entity.links):
             rows.append((f"{entity.name}/{match.captured}", match.local, _how(match)))
+        rows += [(f"{entity.name}/{joint}", "?", "a joint that nothing is like") for joint in entity.unlike_joints]
     return rows
 
 

@@ -42,6 +42,9 @@ def _entity_lines(entity: EntityProposal) -> Iterator[str]:
     yield f"  {mark}{_quoted(entity.name)}:" + ("" if match.is_certain else _score(match))
     yield f"  {mark}  model: {_quoted(match.local)}"
     yield from _table(mark, "joints", entity.joints)
+    if entity.unlike_joints:
+        free = f"; free in the model: {', '.join(entity.free_joints)}" if entity.free_joints else ""
+        yield f"  {mark}    # joints that nothing is like: {', '.join(entity.unlike_joints)}{free}"
     yield from _table(mark, "links", entity.links)
 
 

@@ -49,12 +49,23 @@ class Match:
 
 @dataclass(frozen=True)
 class EntityProposal:
-    """What is proposed for one captured entity; `entity` is None where nothing in the model is like it."""
+    """What is proposed for one captured entity.
+
+    Attributes:
+        name: of the captured entity.
+        entity: its match; None where nothing in the model is like it.
+        joints: the matches of its joints.
+        links: the matches of its links.
+        free_joints: what is left of the model's joints for those of its own that nothing is like.
+        unlike_joints: those.
+    """
 
     name: str
     entity: Match | None
     joints: tuple[Match, ...] = ()
     links: tuple[Match, ...] = ()
+    free_joints: tuple[str, ...] = ()
+    unlike_joints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,17 @@ def _match_parts(
     if entity.link_names and home.local not in {match.local for match in link_matches if match.is_certain}:
         root = Match(entity.link_names[0], home.local, "parts" if home.is_certain else "guess", home.score)
         link_matches = [root, *(m for m in link_matches if m.local != home.local and m.captured != root.captured)]
-    return EntityProposal(entity.name, home, tuple(match_names(entity.joint_names, joints)), tuple(link_matches))
+    joint_matches = match_names(entity.joint_names, joints)
+    free = set(local.entity(home.local).joint_names) - taken - {match.local for match in joint_matches}
+    unlike = set(entity.joint_names) - {match.captured for match in joint_matches}
+    return EntityProposal(
+        entity.name,
+        home,
+        tuple(joint_matches),
+        tuple(link_matches),
+        free_joints=tuple(joint for joint in joints if joint in free),
+        unlike_joints=tuple(joint for joint in entity.joint_names if joint in unlike),
+    )
 
 
 def match_names(captured: Sequence[str], local: Sequence[str]) -> list[Match]:

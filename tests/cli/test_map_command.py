@@ -40,6 +40,8 @@ def test_guesses_are_shown_and_written_to_be_completed(capsys, tmp_path):
     lines = [line.split() for line in output.splitlines()]
     assert ["robot/shoulder_pan_joint", "pan", "guess,", "0.70", "alike"] in lines
     assert ["robot", "arm", "guess,", "the", "only", "one", "left"] in lines
+    assert ["robot/elbow_joint", "?", "a", "joint", "that", "nothing", "is", "like"] in lines
+    assert "; free in the model: bend, twist, left_opening, right_opening\n" in written.read_text()
     assert "only in the model: arm, box" in output
     assert f"complete {written}" in output
     status, _, error = run(capsys, CAPTURE, PICK, "--check", written)
@@ -75,6 +77,8 @@ def test_one_wrong_sign_is_seen(capsys, tmp_path):
     _, output, _ = run(capsys, CAPTURE, PICK, "--check", wrong)
     position = float(output.split("largest position error ")[1].split()[0])
     assert position > 0.1
+    assert "the names fit, the poses do not" in output
+    assert "the poses do not" not in run(capsys, CAPTURE, PICK, "--check", MAPPING)[1]
 
 
 @pytest.mark.parametrize(
