@@ -131,8 +131,44 @@ def test_states_of_another_scene_are_refused(make: Make) -> None:
         backend.restore(SceneState(type(state.layout).from_plain(plain), state.values))
     with pytest.raises(InputError, match="not finite"):
         backend.restore(SceneState(state.layout, state.values * np.nan))
+    for change, said in (
+        ({0: -1.0}, "begins at 0 s"),
+        ({0: 1e20}, "begins at 0 s"),
+        ({1: 1e300}, "too large for float32"),
+        ({4: 0.0, 7: 0.0}, "'robot' .*norm 0"),
+    ):
+        wrong = state.values.copy()
+        for index, value in change.items():
+            wrong[index] = value
+        with pytest.raises(InputError, match=said):
+            backend.restore(SceneState(state.layout, wrong))
+    np.testing.assert_array_equal(backend.state(native=False).values, state.values)
     with pytest.raises(Unsupported, match="no native state"):
         backend.state(native=True)
+
+
+def test_a_state_that_came_along_with_a_step_is_not_told_of_a_later_scene(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make()
+    backend.reset(0, None)
+    backend.state(native=False)
+    backend.step([0.25, 0.0])  # brings its scene along, since the last one was asked for
+    box, step = backend._task.scene.rigid_objects["box"], backend._task.step
+
+    def fall_and_raise(action: Any) -> Any:
+        box.pose[:, 2] = -1.0
+        raise ValueError("fell")
+
+    monkeypatch.setattr(backend._task, "step", fall_and_raise)
+    with pytest.raises(ValueError, match="fell"):
+        backend.step([0.0, 0.0])
+    assert backend.state(native=False)["box"].root_pose[2] == -1.0
+    monkeypatch.setattr(backend._task, "step", step)
+    backend.step([0.0, 0.0])
+    monkeypatch.setattr(backend._task, "lift", lambda: box.pose[:, 2].fill(4.0), raising=False)
+    backend.call("lift", (), {})
+    assert backend.state(native=False)["box"].root_pose[2] == 4.0
 
 
 def test_without_a_final_observation_none_is_faked_and_the_reset_is_not_done_twice(make: Make) -> None:

@@ -97,8 +97,16 @@ def test_extras_become_infos() -> None:
     assert (info["each"], info["rows"].tolist(), info["words"], info["note"]) == (3, [1, 2], ["a", "b"], None)
     assert left_out == {"task"}
     assert plain_extras(extras, 1, single=False, left_out=left_out)["each"].tolist() == [3]
-    assert success_of({"success": np.array([0.0, 1.0])}).tolist() == [False, True]
-    assert success_of({"log": {}}) is None
+    count = plain_extras({"count": np.array(2**53 + 1)}, 1, single=True, left_out=left_out)["count"]
+    assert (type(count), count) == (int, 2**53 + 1)
+
+
+def test_success_is_of_each_environment_or_not_told() -> None:
+    assert success_of({"success": np.array([0.0, 1.0])}, 2).tolist() == [False, True]
+    assert success_of({"success": 0.37}, 2) is None, "a rate of them all"
+    assert success_of({"success": 1.0}, None) is True
+    assert success_of({"success": {"lift": True}}, None) is None
+    assert success_of({"log": {}}, None) is None
 
 
 def test_what_extras_still_hold_of_a_step_is_none_of_a_resets() -> None:

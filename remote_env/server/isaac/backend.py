@@ -62,7 +62,7 @@ class IsaacLabBackend(Backend):
         except BaseException:
             self._lab.close()
             raise
-        self._env, self._mjcf = built.env, built.mjcf
+        self._env, self._mjcf, self._model_file = built.env, built.mjcf, built.model_file
         try:
             self._look(task)
         except BaseException:
@@ -137,7 +137,7 @@ class IsaacLabBackend(Backend):
         import torch
 
         given = check_action(action, self.single_action_space, self.num_envs)
-        self._pending = self._ended_scene = None
+        self._pending = self._ended_scene = self._ready_raw = None  # whatever becomes of this step, it moves the scene
         self._endings = []
         self._forget_final_observation()
         self._is_stepping = True
@@ -212,7 +212,7 @@ class IsaacLabBackend(Backend):
     def _info(self, extras: Any) -> dict[str, Any]:
         """A step's info, with what the task says about success."""
         info = self._plain(extras)
-        success = success_of(info)
+        success = success_of(info, self.num_envs)
         if success is None:
             success = self._success_term()
         if success is not None:
@@ -292,6 +292,7 @@ class IsaacLabBackend(Backend):
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `Backend.call`; of a batch, a row for each environment where the value has them, else the value each."""
+        self._ready_raw = None  # a method may move things
         value = getattr(self._task, name)
         value = to_host(value(*args, **kwargs) if callable(value) else value)
         if self.num_envs is None:
@@ -304,6 +305,7 @@ class IsaacLabBackend(Backend):
         try:
             self._env.close()
         finally:
+            self._model_file.close()
             self._lab.close()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gymnasium
 
@@ -26,10 +26,12 @@ class Built:
     Attributes:
         env: as it was made, with wrappers if it has some.
         mjcf: the MuJoCo model that its solver made; "" where none did.
+        model_file: where the solver writes it; to be closed after the environment.
     """
 
     env: Any
     mjcf: str
+    model_file: IO[str]
 
 
 def find_lab() -> Lab:
@@ -79,18 +81,22 @@ def build(task: Task, lab: Lab, options: Options, num_envs: int) -> Built:
         ConfigError: the configuration has no such parts, or what it asks for is not installed.
     """
     cfg = _configuration(task, lab, options, num_envs)
-    with tempfile.TemporaryDirectory(prefix="remote-env-mjcf-") as folder:
-        written = Path(folder, "scene.xml")
+    # In memory, so that a start that is killed leaves no file; for as long as the environment, since a solver that is
+    # made again writes its model again.
+    model_file = os.fdopen(os.memfd_create("remote-env-scene.xml"), encoding="utf-8")
+    try:
         if cfg is not None:
-            lab.ask_for_mjcf(cfg, str(written))
+            lab.ask_for_mjcf(cfg, f"/proc/self/fd/{model_file.fileno()}")
         lab.launch(cfg, options)
         env = _construct(task, cfg, options, num_envs)
-        mjcf = written.read_text() if written.exists() else ""
-    if env.unwrapped.num_envs != num_envs:
-        made = env.unwrapped.num_envs
-        env.close()
-        raise ConfigError(f"{task.name} made {made} environments where {num_envs} were asked for")
-    return Built(env, mjcf)
+        if env.unwrapped.num_envs != num_envs:
+            made = env.unwrapped.num_envs
+            env.close()
+            raise ConfigError(f"{task.name} made {made} environments where {num_envs} were asked for")
+        return Built(env, model_file.read(), model_file)
+    except BaseException:
+        model_file.close()
+        raise
 
 
 def _configuration(task: Task, lab: Lab, options: Options, num_envs: int) -> Any:

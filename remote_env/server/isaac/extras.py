@@ -11,7 +11,7 @@ SUCCESS_NAMES = ("is_success", "success", "successes")
 
 
 def plain_extras(extras: Mapping[str, Any], num_envs: int, *, single: bool, left_out: set[str], path: str = "") -> Any:
-    """An info from `extras` that are on the host: arrays per environment, floats for single numbers.
+    """An info from `extras` that are on the host: arrays per environment, Python's own for single numbers.
 
     Args:
         extras: nested; arrays where tensors were.
@@ -38,18 +38,26 @@ def plain_extras(extras: Mapping[str, Any], num_envs: int, *, single: bool, left
 
 def _plain_array(array: Any, num_envs: int, *, single: bool) -> Any:
     if array.ndim == 0:
-        return bool(array) if array.dtype.kind == "b" else float(array)
+        return array.item()
     if single and len(array) == num_envs == 1:
         return array[0].item() if array.ndim == 1 else array[0]
     return array
 
 
-def success_of(info: Mapping[str, Any]) -> Any:
-    """What the task says about success, by one of the names in use; None when it says nothing."""
+def success_of(info: Mapping[str, Any], num_envs: int | None) -> Any:
+    """What the task says about success, by one of the names in use; None when it says nothing.
+
+    Args:
+        info: plain.
+        num_envs: of a batch, of which (num_envs,) values are wanted: a rate of all of them says nothing about each.
+            None: of one environment, one value.
+    """
     for name in SUCCESS_NAMES:
-        if name in info:
-            value = info[name]
-            return value.astype(bool) if isinstance(value, np.ndarray) else bool(value)
+        value = info.get(name)
+        if num_envs is not None and isinstance(value, np.ndarray) and value.shape == (num_envs,):
+            return value.astype(bool)
+        if num_envs is None and isinstance(value, (bool, int, float)):
+            return bool(value)
     return None
 
 

@@ -25,10 +25,11 @@ from remote_env.errors import InputError, TaskError
 from remote_env.server import poses
 from remote_env.server.isaac.lab import Lab
 from remote_env.server.isaac.transfer import to_host
-from remote_env.state import POSE_SIZE, VELOCITY_SIZE, EntityLayout, Floats, SceneLayout
+from remote_env.state import POSE_SIZE, VELOCITY_SIZE, EntityLayout, Floats, SceneLayout, SceneState
 
 PREFIX_SIZE = 4  # of a raw row: steps since the episode's start, and the environment's origin x y z [m]
 CENTRE_SIZE = 3
+MAX_STEPS = 2**31  # what the narrowest of its clocks can count
 RAW_ORDER = {"wxyz": (3, 4, 5, 6), "xyzw": (6, 3, 4, 5)}  # where w x y z stand in a raw pose
 
 
@@ -139,8 +140,11 @@ class IsaacScene:
             raise InputError(
                 f"states of shape {values.shape}; for {len(env_ids)} environments: {(len(env_ids), layout.size)}"
             )
-        if not np.isfinite(values).all():
-            raise InputError("the states to restore hold values that are not finite")
+        # As the simulator will have them: what float32 cannot hold would become infinite there.
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(values.astype(np.float32)).all()
+        if not is_finite:
+            raise InputError("the states to restore hold values that are not finite, or too large for float32")
         theirs = {entity.name: entity for entity in layout.entities}
         ours = {part.layout.name: part.layout for part in self.parts}
         wrong = [f"{name} is missing" for name in ours.keys() - theirs.keys()]
@@ -150,6 +154,13 @@ class IsaacScene:
             wrong += [f"{name}/{joint} is only on one side" for joint in sorted(differing)]
         if wrong:
             raise InputError(f"the states to restore are of another scene: {'; '.join(sorted(wrong))}")
+        steps = values[:, 0] / self._env.step_dt
+        if not ((steps > -0.5) & (steps < MAX_STEPS)).all():
+            raise InputError(
+                f"the states to restore are at {values[:, 0].tolist()} s; an episode's clock begins at 0 s"
+            )
+        for row in values:
+            SceneState(layout, row).check()
 
     def _pieces(self, part: Part) -> list[Any]:
         """The tensors of one entity's raw block, each with a row per environment."""
