@@ -19,19 +19,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
-from remote_env.errors import ConfigError
-from remote_env.protocol.handshake import new_token
 from remote_env.protocol.task import TaskSpec
-from remote_env.server import supervisor
-from remote_env.server.folder import remove_folder, write_atomically
+from remote_env.server.by_hand import add_listening_flags, json_object, positive, serve
 from remote_env.server.isaac.options import Options
 
 
@@ -40,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--task", required=True, help="a registered id, module:id, module:Class or file.py:Class")
-    add("--num-envs", type=_positive, metavar="N", help="a batch of N, for RemoteVectorEnv (default: one environment)")
+    add("--num-envs", type=positive, metavar="N", help="a batch of N, for RemoteVectorEnv (default: one environment)")
     add("--device", help="where physics and tensors live: cpu or cuda:0 (default: the first GPU, else cpu)")
     add("--physics", metavar="PRESET", help="a preset of the task: newton_mjwarp, isaacsim_physx, … (3.x only)")
     add("--headless", action=argparse.BooleanOptionalAction, default=True, help="no window (default: none)")
@@ -48,11 +43,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--observation", default="policy", metavar="GROUP", help="a group of observations, or all (default policy)")
     add("--seed", type=int, help="of the configuration: what is drawn while the scene is built")
     add("--set", action="append", default=[], type=_override, metavar="PATH=VALUE", help="sim.dt=0.005, JSON values")
-    add("--task-kwargs", type=_json_object, default={}, metavar="JSON", help="for the environment's class itself")
-    add("--port", type=_port, default=8888, help="TCP port to listen on (default 8888)")
-    add("--host", default="127.0.0.1", help="address to listen on; anything beyond loopback needs --insecure")
-    add("--insecure", action="store_true", help="listen beyond loopback; the traffic is authenticated, not encrypted")
-    add("--allow-call", action="append", default=[], metavar="NAME", help="open an attribute or method to clients")
+    add("--task-kwargs", type=json_object, default={}, metavar="JSON", help="for the environment's class itself")
+    add_listening_flags(parser)
     add("launcher", nargs="*", metavar="-- …", help="arguments of Isaac Lab's own launcher")
     return parser.parse_args(arguments)
 
@@ -65,28 +57,6 @@ def _override(text: str) -> tuple[str, Any]:
         return path, json.loads(value)
     except ValueError:
         return path, value  # a plain word
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("give a JSON object, such as '{\"size\": 3}'")
-    return value
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError("give a port from 1 to 65535, or 0 for any that is free")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError("give a whole number, at least 1")
-    return int(text)
 
 
 def make_task(options: argparse.Namespace) -> TaskSpec:
@@ -115,32 +85,7 @@ def make_task(options: argparse.Namespace) -> TaskSpec:
 def main() -> int:
     """Serve until Ctrl-C."""
     options = parse_arguments()
-    token = os.environ.pop("REMOTE_ENV_TOKEN", None) or new_token()
-    if len(token) < 32:
-        print("REMOTE_ENV_TOKEN is shorter than 32 characters; make one: openssl rand -hex 32", file=sys.stderr)
-        return 1
-    try:
-        task = make_task(options)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
-    settings = {
-        "token": token,
-        "listen": {"tcp": [options.host, options.port]},
-        "insecure": options.insecure,
-        "task": task.to_plain(),
-        "digest": task.digest,
-        "max_sessions": 1,  # one Isaac per GPU; --num-envs is how to have more of them
-        "idle_timeout_s": float("inf"),
-        "python_path": [str(Path.cwd())],
-        "stop_on_failure": True,
-    }
-    write_atomically(folder / "settings.json", settings)
-    try:
-        return supervisor.main(str(folder))
-    finally:
-        remove_folder(folder)
+    return serve(lambda: make_task(options), options, max_sessions=1)  # one Isaac per GPU; --num-envs has more of them
 
 
 if __name__ == "__main__":

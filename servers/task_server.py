@@ -23,19 +23,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing
 
 from remote_env.errors import ConfigError
-from remote_env.protocol.handshake import new_token
 from remote_env.protocol.task import PolicySpec, TaskSpec
-from remote_env.server import supervisor
-from remote_env.server.folder import remove_folder, write_atomically
+from remote_env.server.by_hand import add_listening_flags, json_object, positive, serve
 
 
 def make_env(**_kwargs: Any) -> Any:
@@ -48,18 +44,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--env", help="a registered id, module:id, module:function or file.py:function")
-    add("--kwargs", type=_json_object, default={}, metavar="JSON", help="keyword arguments for the task")
-    add("--port", type=_port, default=8888, help="TCP port to listen on (default 8888)")
-    add("--host", default="127.0.0.1", help="address to listen on; anything beyond loopback needs --insecure")
-    add("--insecure", action="store_true", help="listen beyond loopback; the traffic is authenticated, not encrypted")
+    add("--kwargs", type=json_object, default={}, metavar="JSON", help="keyword arguments for the task")
     add("--simulator", default="gymnasium", help="the backend: gymnasium, or module:Class (default gymnasium)")
     add(
         "--max-sessions",
-        type=_positive,
+        type=positive,
         default=1,
         help="clients at once, each with a simulator of its own (default 1)",
     )
-    add("--num-envs", type=_positive, metavar="N", help="a batch of N environments, for RemoteVectorEnv")
+    add("--num-envs", type=positive, metavar="N", help="a batch of N environments, for RemoteVectorEnv")
     add(
         "--policy",
         metavar="POLICY",
@@ -69,32 +62,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--policy-mapping", metavar="FILE", help="JSON or YAML that says where the policy's features come from")
     add("--policy-dataset-id", default="", metavar="ID", help="whose normalisation to use (default: the first)")
     add("--policy-device", default="", metavar="DEVICE", help="where it computes (default cpu)")
-    add("--policy-chunk-size", type=_positive, metavar="K", help="the most actions of one inference (default: all)")
+    add("--policy-chunk-size", type=positive, metavar="K", help="the most actions of one inference (default: all)")
     add("--policy-instruction", default="", metavar="TEXT", help="for policies that take a text")
-    add("--allow-call", action="append", default=[], metavar="NAME", help="open an attribute or method to clients")
+    add_listening_flags(parser)
     return parser.parse_args(arguments)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("give a JSON object, such as '{\"size\": 3}'")
-    return value
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError("give a port from 1 to 65535, or 0 for any that is free")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError("give a whole number, at least 1")
-    return int(text)
 
 
 def _make_policy(options: argparse.Namespace) -> PolicySpec | None:
@@ -141,43 +112,22 @@ def _parse_yaml(text: str, path: str) -> Any:
         raise ValueError(f"it is no YAML: {error}") from error
 
 
+def make_task(options: argparse.Namespace) -> TaskSpec:
+    """What to serve; ConfigError when it cannot be had so."""
+    return TaskSpec(
+        env=options.env or f"{Path(__file__).resolve()}:make_env",
+        kwargs=options.kwargs,
+        simulator=options.simulator,
+        allow_calls=tuple(options.allow_call),
+        policy=_make_policy(options),
+        num_envs=options.num_envs,
+    )
+
+
 def main() -> int:
     """Serve until Ctrl-C."""
     options = parse_arguments()
-    token = os.environ.pop("REMOTE_ENV_TOKEN", None) or new_token()
-    if len(token) < 32:
-        print("REMOTE_ENV_TOKEN is shorter than 32 characters; make one: openssl rand -hex 32", file=sys.stderr)
-        return 1
-    try:
-        task = TaskSpec(
-            env=options.env or f"{Path(__file__).resolve()}:make_env",
-            kwargs=options.kwargs,
-            simulator=options.simulator,
-            allow_calls=tuple(options.allow_call),
-            policy=_make_policy(options),
-            num_envs=options.num_envs,
-        )
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
-    settings = {
-        "token": token,
-        "listen": {"tcp": [options.host, options.port]},
-        "insecure": options.insecure,
-        "task": task.to_plain(),
-        "digest": task.digest,
-        "policy_token": os.environ.pop("REMOTE_ENV_POLICY_TOKEN", None),
-        "max_sessions": options.max_sessions,
-        "idle_timeout_s": float("inf"),
-        "python_path": [str(Path.cwd())],
-        "stop_on_failure": True,
-    }
-    write_atomically(folder / "settings.json", settings)
-    try:
-        return supervisor.main(str(folder))
-    finally:
-        remove_folder(folder)
+    return serve(lambda: make_task(options), options, max_sessions=options.max_sessions)
 
 
 if __name__ == "__main__":
