@@ -7,6 +7,7 @@ from typing import Any
 
 import isaaclab.envs.mdp as mdp
 import isaaclab.sim as sim_utils
+import numpy as np
 import torch
 from isaaclab.actuators import ImplicitActuatorCfg
 from isaaclab.assets import ArticulationCfg, RigidObjectCfg, RigidObjectCollectionCfg
@@ -144,6 +145,71 @@ class SwingEnv(DirectRLEnv):
         blocks.write_body_link_velocity_to_sim_index(
             body_velocities=blocks.data.default_body_vel.torch[env_ids], env_ids=env_ids
         )
+
+
+class FaultySwingEnv(SwingEnv):
+    """Goes wrong on demand, once, where it is told to."""
+
+    cfg: SwingEnvCfg
+    remote_calls = ("plan",)
+    how = ""
+
+    def plan(self, how: str) -> None:
+        """Go wrong like this in the next step or reset; "short" lets all episodes end with their first step."""
+        if how in ("short", "long"):
+            self.cfg.episode_length_s = 0.01 if how == "short" else 0.05
+        else:
+            self.how = how
+
+    def _is_planned(self, how: str) -> bool:
+        is_planned = self.how == how
+        if is_planned:
+            self.how = ""
+        return is_planned
+
+    def _pre_physics_step(self, actions: torch.Tensor) -> None:
+        super()._pre_physics_step(actions)
+        if self._is_planned("raise before physics"):
+            raise ValueError("before physics")
+
+    def _get_dones(self) -> tuple[torch.Tensor, torch.Tensor]:
+        dones = super()._get_dones()
+        if self._is_planned("odd extras"):
+            weight = torch.ones(2, requires_grad=True)
+            self.extras["odd"] = {
+                "graph": weight * 2,
+                "nested": [[1, 2], [3]],
+                "tensors": [torch.ones(1)],
+                "texts": np.array(["a", None], object),
+                "complex": torch.ones(1, dtype=torch.complex64),
+                "sparse": torch.ones(2, 2).to_sparse(),
+                "small": torch.ones(2, dtype=torch.float8_e4m3fn),
+                "bytes": b"x",
+                "none": None,
+                "huge": 2**80,
+                "empty": torch.zeros(0, 3),
+                3: "a number's",
+            }
+        if self._is_planned("raise in dones"):
+            raise ValueError("in dones")
+        return dones
+
+    def _get_rewards(self) -> torch.Tensor:
+        rewards = super()._get_rewards()
+        return rewards * float("nan") if self._is_planned("NaN reward") else rewards
+
+    def _get_observations(self) -> dict[str, torch.Tensor]:
+        if self._is_planned("raise in observations"):
+            raise ValueError("in observations")
+        observations = super()._get_observations()
+        if self._is_planned("wider"):
+            observations["policy"] = torch.cat([observations["policy"]] * 2, -1)
+        return observations
+
+    def _reset_idx(self, env_ids: Any) -> None:
+        super()._reset_idx(env_ids)
+        if self._is_planned("raise in reset"):
+            raise ValueError("in reset")
 
 
 @configclass

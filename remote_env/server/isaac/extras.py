@@ -27,13 +27,19 @@ def plain_extras(extras: Mapping[str, Any], num_envs: int, *, single: bool, left
             info[str(key)] = plain_extras(value, num_envs, single=single, left_out=left_out, path=f"{name}/")
         elif isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub":
             info[str(key)] = _plain_array(np.asarray(value), num_envs, single=single)
-        elif value is None or isinstance(value, (str, bool, int, float)):
+        elif value is None or _is_plain(value):
             info[str(key)] = value
-        elif isinstance(value, (list, tuple)) and all(isinstance(item, (str, bool, int, float)) for item in value):
+        elif isinstance(value, (list, tuple)) and all(map(_is_plain, value)):
             info[str(key)] = list(value)
         else:
             left_out.add(name)
     return info
+
+
+def _is_plain(value: Any) -> bool:
+    """A text, or a number that the wire has: of an integer 64 bits."""
+    is_integer = isinstance(value, int)
+    return -(2**63) <= value < 2**64 if is_integer else isinstance(value, (str, float))
 
 
 def _plain_array(array: Any, num_envs: int, *, single: bool) -> Any:

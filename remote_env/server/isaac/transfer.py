@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# What numpy has too, and bfloat16, which becomes float32. Others, such as float8, stay tensors, as sparse ones do.
+_DTYPES = {"bool", "bfloat16", "complex64", "complex128", *(f"float{bits}" for bits in (16, 32, 64))}
+_DTYPES |= {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+
 
 class _Slot:
     """Where a tensor stood in a tree."""
@@ -25,7 +29,7 @@ def to_host(tree: Any) -> Any:
     What comes back shares no memory with the simulator, which uses its buffers again, CPU or not.
 
     Args:
-        tree: of anything; what `as_tensor` does not know stays as it is.
+        tree: of anything; what `as_tensor` does not know stays as it is, as do tensors that numpy has no kind of.
     """
     tensors: list[Any] = []
     skeleton = _replace(tree, tensors)
@@ -43,8 +47,10 @@ def as_tensor(value: Any) -> Any:
 def _replace(value: Any, tensors: list[Any]) -> Any:
     tensor = as_tensor(value)
     if tensor is not None:
-        is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"  # numpy has none
-        tensors.append(tensor.detach().float() if is_bfloat16 else tensor.detach())
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES or str(getattr(tensor, "layout", "torch.strided")) != "torch.strided":
+            return value
+        tensors.append(tensor.detach().float() if dtype == "bfloat16" else tensor.detach())
         return _Slot(len(tensors) - 1)
     if isinstance(value, dict):
         return {key: _replace(part, tensors) for key, part in value.items()}
