@@ -59,7 +59,8 @@ def check_states(layout: SceneLayout, values: Floats, path: Path) -> None:
         row = int(backwards[0]) + 1
         raise CaptureError(
             f"{path}: time runs backwards in row {row} of /scene/values, from {values[row - 1, 0]} s to "
-            f"{values[row, 0]} s: two episodes in one, or rows in disorder"
+            f"{values[row, 0]} s: two episodes in one, or rows in disorder; a capture holds one episode, in order: "
+            "start() a new one at each reset()"
         )
 
 

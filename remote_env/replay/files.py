@@ -33,6 +33,8 @@ def whole_file(path: Path, *, partial: Path | None = None) -> Iterator[Path]:
     except RemoteEnvError:
         raise
     except OSError as error:
-        raise CaptureError(f"{path} cannot be written: {error.strerror or error}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise CaptureError(f"{path} cannot be written: {error.strerror or error}{where}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # a file stands where the folder was to be made
+            temporary.unlink(missing_ok=True)

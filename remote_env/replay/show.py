@@ -56,7 +56,7 @@ class Replay:
     ) -> None:
         self._states = list(states)
         if not self._states:
-            raise ReplayError("there are no scene states to replay; was the episode captured with state?")
+            raise ReplayError("there are no scene states to replay; capture them: record(..., state=env.get_state())")
         if any(state.layout != self._states[0].layout for state in self._states):
             raise ReplayError("the states have different layouts; replay the episodes one by one")
         check_image_settings(view.width, view.height, view.quality)

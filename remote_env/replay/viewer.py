@@ -90,7 +90,9 @@ class _Shelf:
             capture = self._captures[number]
             episode = capture if isinstance(capture, Episode) else read_episode(capture, images=False)
             if episode.layout is None or episode.scene_values is None or not len(episode.scene_values):
-                raise ReplayError(f"{self.name(number)} holds no scene states; was it captured with state?")
+                raise ReplayError(
+                    f"{self.name(number)} holds no scene states; capture them: record(..., state=env.get_state())"
+                )
             self._at, self._open = number, episode
         return self._open
 

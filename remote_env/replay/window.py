@@ -22,8 +22,8 @@ OPEN_TIMEOUT_S = 60.0  # large meshes on a slow OpenGL
 CLOSE_TIMEOUT_S = 10.0
 _GL_RENDERER = 0x1F01
 _INSTEAD = (
-    "make a video instead (`remote-env replay CAPTURE --video FILE`), or give it a display: `xvfb-run` (Debian package "
-    "xvfb) makes one that nobody sees, `ssh -X` brings yours"
+    "make a video instead (`remote-env replay CAPTURE` without --view), or give it a display: `xvfb-run` (Debian "
+    "package xvfb) makes one that nobody sees, `ssh -X` brings yours"
 )
 
 Rows = Sequence[tuple[str, str]]

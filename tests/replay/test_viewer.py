@@ -250,7 +250,9 @@ def no_display(monkeypatch):
 
 
 def test_without_a_display_it_says_what_to_do(folder, no_display):
-    with pytest.raises(ConfigError, match=r"no display to open a window on .*--video FILE.*xvfb-run.*ssh -X"):
+    with pytest.raises(
+        ConfigError, match=r"no display to open a window on .*remote-env replay CAPTURE.*xvfb-run.*ssh -X"
+    ):
         view(folder / "captures", folder / "box.xml")
 
 

@@ -19,7 +19,7 @@ from server_process import ServerProcess, serving
 from ssh_client import nothing_is_left, over_ssh
 from ssh_server import SshServer
 
-from remote_env import RemoteEnv
+from remote_env import RemoteEnv, RemoteVectorEnv
 from remote_env.errors import DeadlineExceeded
 from remote_env.session import Session
 from remote_env.transport import connect_tcp
@@ -95,6 +95,11 @@ def test_a_pickle(running: RemoteEnv) -> None:
 @produces("ConfigError: this server ends with this process, so it cannot be kept; …")
 def test_a_server_that_cannot_be_kept(running: RemoteEnv) -> None:
     running.close(keep=True)
+
+
+@produces("ConfigError: that server holds one environment, and a RemoteVectorEnv is for a batch: …")
+def test_a_batch_at_a_server_of_one_environment(server: ServerProcess) -> None:
+    RemoteVectorEnv(port=server.port).start()
 
 
 @produces("ConfigError: this environment is closed; make a new one")
