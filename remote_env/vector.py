@@ -302,6 +302,9 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         if any(state.layout != layout for state in states):
             raise InputError("the states have different layouts; those of one call are all of the same task")
         session.set_states(layout, np.stack([state.values for state in states]), ids, self._step_timeout_s)
+        if self._local is not None:
+            everywhere = _check_ids(None, session.num_envs)
+            self._local.show(session.get_states(everywhere, self._step_timeout_s))
 
     @property
     def final_states(self) -> dict[int, SceneState]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from remote_env.tasks import ALOHA_TASKS
+
 ALOHA = {
-    "remote_env/AlohaTransferCube-v0": "transfer_cube",
-    "remote_env/AlohaInsertion-v0": "insertion",
+    **ALOHA_TASKS,
     "gym_aloha/AlohaTransferCube-v0": "transfer_cube",
     "gym_aloha/AlohaInsertion-v0": "insertion",
 }

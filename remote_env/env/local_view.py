@@ -10,14 +10,13 @@ from remote_env.env.arguments import Arguments
 from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.session import BatchStates
 from remote_env.state import SceneDescription, SceneState
-from remote_env.tasks import INSERTION_ID, TRANSFER_CUBE_ID
+from remote_env.tasks import ALOHA_TASKS
 
 if TYPE_CHECKING:
     from remote_env.replay.mirror import Mirror
     from remote_env.replay.replayer import Frame, Replayer
 
 OPTIONS = ("width", "height", "camera", "quality", "rate_hz", "env_ids")
-_KNOWN_TASKS = {TRANSFER_CUBE_ID: "transfer_cube", INSERTION_ID: "insertion"}
 _OF_ALOHA = ("width", "height", "quality")  # arguments of those tasks that say how they render themselves
 
 States: TypeAlias = SceneState | BatchStates
@@ -169,10 +168,10 @@ class LocalView:
         if self._given_model is not None and not self._needs_description():
             return self._given_model, None
         task_id = source.remote_spec.get("id")
-        if self._given_model is None and task_id in _KNOWN_TASKS:
+        if self._given_model is None and task_id in ALOHA_TASKS:
             from remote_env.tasks.aloha_model import aloha_model_path
 
-            return aloha_model_path(_KNOWN_TASKS[task_id]), None
+            return aloha_model_path(ALOHA_TASKS[task_id]), None
         try:
             description = source.get_scene_description()
         except Unsupported as error:
@@ -190,7 +189,7 @@ class LocalView:
 
 def _own_options(arguments: Arguments) -> dict[str, Any]:
     """How the task would render itself, where we know its arguments."""
-    if arguments.env not in _KNOWN_TASKS or arguments.local_model is not None:
+    if arguments.env not in ALOHA_TASKS or arguments.local_model is not None:
         return {}
     kwargs = arguments.env_kwargs or {}
     options = {name: kwargs[name] for name in _OF_ALOHA if name in kwargs}

@@ -254,6 +254,9 @@ def test_a_batch_is_drawn_and_followed_by_numbers(batch: RemoteVectorEnv, env: R
     np.testing.assert_array_equal(mirror.shown[0].values, newest[2].values)
     frames = batch.render()
     np.testing.assert_array_equal(mirror.frame(), np.hstack([frames[2], frames[0]]))
+    batch.set_states([newest[1]], [2])
+    wait_until(lambda: np.array_equal(mirror.shown[0].values, newest[1].values), "the state that was set")
+    np.testing.assert_array_equal(mirror.shown[1].values, newest[0].values)
 
 
 def test_an_environment_that_the_batch_has_not_is_told_as_it_begins(batch: RemoteVectorEnv) -> None:
