@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from remote_env.cli.show import examples, print_table
+from remote_env.cli.show import examples, one_line, print_table
 from remote_env.errors import ConfigError, ReplayError
 
 _EXAMPLES = """
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
     episode = read_episode(options.capture, images=False)
     if episode.layout is None:
-        raise ReplayError(f"{options.capture} holds no scene states; was the episode captured with state?")
+        raise ReplayError(f"{options.capture} holds no scene states; capture them: record(..., state=env.get_state())")
     if options.check is not None:
         if options.output is not None:
             raise ConfigError("--check reads a mapping and --output writes one; give one of them")
@@ -69,16 +69,21 @@ def _check(options: argparse.Namespace, episode: Any) -> int:
         shown = replayer.set_states(episode.layout, episode.scene_values)
         used = fitting(mapping, episode.layout, replayer.scene)
         fidelity = replayer.fidelity
-    print(f"{options.check} fits: {len(shown.local)} states of {options.capture} in {options.model}")
-    print(f"largest position error {fidelity.max_position_error_m:.3g} m{_at(fidelity.worst_position)}")
-    print(f"largest rotation error {fidelity.max_rotation_error_rad:.3g} rad{_at(fidelity.worst_rotation)}")
+    _say(f"{options.check} fits: {len(shown.local)} states of {options.capture} in {options.model}")
+    _say(f"largest position error {fidelity.max_position_error_m:.3g} m{_at(fidelity.worst_position)}")
+    _say(f"largest rotation error {fidelity.max_rotation_error_rad:.3g} rad{_at(fidelity.worst_rotation)}")
     if fidelity.max_position_error_m > _FAR_M or fidelity.max_rotation_error_rad > _FAR_RAD:
         print(_POSES_DIFFER)
     for name, reason in _left_out(used):
-        print(f"left out: {name}: {reason}")
+        _say(f"left out: {name}: {reason}")
     for name in missing:
-        print(f"not compared: {name} has no body in the model")
+        _say(f"not compared: {name} has no body in the model")
     return 0
+
+
+def _say(line: str) -> None:
+    """Names come from files that others may have made."""
+    print(one_line(line))
 
 
 def _at(worst: str) -> str:
@@ -108,11 +113,11 @@ def _propose(options: argparse.Namespace, episode: Any) -> int:
         ("links only in the capture", proposal.missing_links),
     ):
         if names:
-            print(f"{where}: {', '.join(names)}")
+            _say(f"{where}: {', '.join(names)}")
     if options.output is not None:
         title = f"From the names of {Path(options.capture).name} to those of {Path(options.model).name}."
         _write(Path(options.output), proposal_yaml(proposal, title=title), force=options.force)
-    print(_verdict(proposal, options))
+    _say(_verdict(proposal, options))
     return 0 if proposal.is_complete else 1
 
 
@@ -139,7 +144,10 @@ def _how(match: Any) -> str:
 def _write(path: Path, text: str, *, force: bool) -> None:
     if path.exists() and not force:
         raise ConfigError(f"{path} exists; --force writes over it")
-    path.write_text(text, encoding="utf-8")
+    from remote_env.replay.files import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _verdict(proposal: Any, options: argparse.Namespace) -> str:

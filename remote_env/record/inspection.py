@@ -97,7 +97,9 @@ def _images(path: Path, episode: Episode) -> dict[str, Any]:
         found = {key: value for key, value in episode.observations.items() if key.startswith("images/")}
         return {key.removeprefix("images/"): _shape(np.asarray(value)) for key, value in found.items()}
     with h5py.File(path, "r") as file:
-        images = file["observations"].get("images", {})
+        images = file["observations"].get("images")
+        if not isinstance(images, h5py.Group):
+            return {}
         return {
             camera: {"shape": list(images[camera].shape), "dtype": str(images[camera].dtype)}
             for camera in images

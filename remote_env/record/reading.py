@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from remote_env.state import SceneDescription, SceneLayout
 
 MAX_COMPRESSION = 1100  # deflate shrinks by 1032 at the most
 FREE_BYTES = 1 << 20  # a claim up to this is believed
+MAX_TEXT_BYTES = 64 << 20  # of one text, unpacked: what describes a scene has a few KiB
+_NUMBERS = "biufc"  # kinds of dtypes
 
 
 def read_hdf5(path: Path, *, images: bool, check: bool = True) -> Episode:
@@ -32,6 +36,7 @@ def read_hdf5(path: Path, *, images: bool, check: bool = True) -> Episode:
     """
     try:
         with h5py.File(path, "r") as file:
+            _check_links(file)
             episode = _read_file(file, images=images)
             if check:
                 _check_images(file, len(episode), path)
@@ -60,20 +65,21 @@ def _read_file(file: h5py.File, *, images: bool) -> Episode:
     layout = None
     if "scene/values" in file:
         layout = SceneLayout.from_plain(_read_json(file["scene"], "layout"))
-    natives: Any = _read_array(file, "scene/native") if "scene/native" in file else ()
+        _ = layout.offsets  # InputError where two entities share a name
+    natives: Any = _claimed(file["scene/native"])[()] if "scene/native" in file else ()
     return Episode(
         _read_info(file),
-        actions=_read_array(file, "action"),
-        rewards=_read_array(file, "rewards"),
-        terminated=_read_array(file, "terminated"),
-        truncated=_read_array(file, "truncated"),
+        actions=_read_rows(file, "action"),
+        rewards=_read_column(file, "rewards"),
+        terminated=_read_column(file, "terminated"),
+        truncated=_read_column(file, "truncated"),
         infos=_read_infos(file),
-        observations=_read_observations(file["observations"], images=images),
-        final_observation=_read_observations(file["final_observation"], images=images)
+        observations=_read_observations(file["observations"], _read_rows, images=images),
+        final_observation=_read_observations(file["final_observation"], _read_array, images=images)
         if "final_observation" in file
         else {},
         layout=layout,
-        scene_values=_read_array(file, "scene/values") if layout is not None else None,
+        scene_values=_read_rows(file, "scene/values") if layout is not None else None,
         natives=[row.tobytes() for row in natives],
         description=_read_description(file["scene"]) if "scene" in file else None,
     )
@@ -118,30 +124,67 @@ def _read_json(group: h5py.Group, name: str) -> Any:
 
 
 def _read_string(dataset: h5py.Dataset) -> str:
+    if _claimed(dataset).size * dataset.dtype.itemsize > MAX_TEXT_BYTES:
+        raise ValueError(f"{dataset.name} is a text of more than {MAX_TEXT_BYTES} bytes")
     return str(_claimed(dataset).asstr()[0])
 
 
-def _read_observations(group: h5py.Group, *, images: bool) -> dict[str, Array]:
-    found = {key: _read_array(group, key) for key in group if key != "images"}
+def _read_observations(
+    group: h5py.Group, read: Callable[[h5py.Group, str], Array], *, images: bool
+) -> dict[str, Array]:
+    found = {key: read(group, key) for key in group if key != "images"}
     if images and "images" in group:
-        found |= {f"images/{camera}": _read_array(group["images"], camera) for camera in group["images"]}
+        found |= {f"images/{camera}": read(group["images"], camera) for camera in group["images"]}
     return found
 
 
 def _read_array(group: h5py.Group, name: str) -> Array:
-    return np.asarray(_claimed(group[name])[()])
+    dataset = _claimed(group[name])
+    if dataset.dtype.kind not in _NUMBERS:
+        raise ValueError(f"{dataset.name} has dtype {dataset.dtype}; numbers were expected")
+    return np.asarray(dataset[()])
+
+
+def _read_rows(group: h5py.Group, name: str) -> Array:
+    """An array with a first axis, the steps."""
+    array = _read_array(group, name)
+    if not array.ndim:
+        raise ValueError(f"{group[name].name} is one number; a row for each step was expected")
+    return array
+
+
+def _read_column(group: h5py.Group, name: str) -> Array:
+    """(T,) real numbers or booleans."""
+    array = _read_array(group, name)
+    if array.ndim != 1 or array.dtype.kind == "c":
+        raise ValueError(f"{group[name].name} is {array.dtype} {array.shape}; a real number for each step was expected")
+    return array
+
+
+def _check_links(file: h5py.File) -> None:
+    """Make sure that the file stands alone: links could lead into any other file of this machine."""
+
+    def leads_out(name: bytes, info: Any) -> str | None:  # raising in here would confuse h5py
+        return None if info.type in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT) else name.decode(errors="replace")
+
+    found = file.id.links.visit(leads_out, info=True)
+    if found is not None:
+        raise ValueError(f"/{found} is a link into another file; a capture stands alone")
 
 
 def _claimed(dataset: h5py.Dataset) -> h5py.Dataset:
     """`dataset`, once it is known that the file can hold what it claims: no memory is taken on a word.
 
     Raises:
-        ValueError: it claims more bytes than its part of the file can unpack to.
+        ValueError: it claims more bytes than its part of the file can unpack to, or its bytes lie in other files.
     """
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{dataset.name} is a group; numbers were expected")
-    claimed = dataset.size * dataset.dtype.itemsize if dataset.size is not None else 0
-    stored = dataset.id.get_storage_size()
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{dataset.name} has its numbers in other files; a capture stands alone")
+    count = max(dataset.size or 0, math.prod(dataset.chunks or ()))  # a chunk is unpacked as a whole
+    claimed = count * dataset.dtype.itemsize
+    stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
     if claimed > FREE_BYTES + MAX_COMPRESSION * stored:
         raise ValueError(f"{dataset.name} claims {dataset.shape} {dataset.dtype}, {claimed} bytes, and holds {stored}")
     return dataset

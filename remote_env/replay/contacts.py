@@ -19,6 +19,7 @@ from remote_env.state import Floats
 from remote_env.tasks.scene_parts import object_names
 from remote_env.tasks.scene_writing import SceneWriter
 
+MAX_PAIRS = 1000  # of one state, the deepest: a scene in which everything overlaps has millions
 THROUGHOUT = 0.95  # of the states: a contact that flickers is still one that is always there
 LIMIT_TOLERANCE = 1e-6  # [rad or m] beyond a joint's range that is rounding
 
@@ -74,14 +75,14 @@ def find_contacts(
 ) -> tuple[LocalContact, ...]:
     """Every pair of bodies that touches in any of (T, writer.layout.size) states, the deepest first."""
     pairs, states, depths = _touching(model, writer, values)
-    if not len(pairs):
-        return ()
+    order = np.argsort(pairs, kind="stable")
+    starts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
     names = body_names(model)
     found = []
-    for pair in np.unique(pairs, axis=0):
-        mine = (pairs == pair).all(axis=1)
+    for start, mine in zip(starts, np.split(order, starts)[1:], strict=True):
+        first, second = divmod(int(pairs[order[start]]), model.nbody)
         contact = _summary(states[mine], depths[mine], len(values), deeper_than_m)
-        found.append(LocalContact(names[pair[0]], names[pair[1]], *contact))
+        found.append(LocalContact(names[first], names[second], *contact))
     return tuple(sorted(found, key=lambda contact: -contact.max_depth_m))
 
 
@@ -97,9 +98,9 @@ def _summary(
 def _touching(
     model: mujoco.MjModel, writer: SceneWriter, values: Floats
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-    """(N, 2) bodies, (N,) state and (N,) depth [m] of every contact of every state."""
+    """(N,) pairs of bodies as first * nbody + second, (N,) state and (N,) depth [m]: each pair's deepest by state."""
     data = mujoco.MjData(model)
-    pairs, states, depths = [np.zeros((0, 2), np.intp)], [np.zeros(0, np.intp)], [np.zeros(0)]
+    pairs, states, depths = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)], [np.zeros(0)]
     for state, row in enumerate(values):
         writer.set(row, data)
         mujoco.mj_kinematics(model, data)
@@ -108,9 +109,14 @@ def _touching(
         touching = distances < 0
         geoms = np.array(data.contact.geom).reshape(-1, 2)[touching]
         whole = (geoms >= 0).all(axis=1)  # the others are of flexible bodies
-        pairs.append(np.sort(model.geom_bodyid[geoms[whole]], axis=1))
-        states.append(np.full(int(whole.sum()), state))
-        depths.append(-distances[touching][whole])
+        bodies = np.sort(model.geom_bodyid[geoms[whole]], axis=1).astype(np.intp)
+        deepest = np.argsort(distances[touching][whole])
+        _, first = np.unique((bodies[:, 0] * model.nbody + bodies[:, 1])[deepest], return_index=True)
+        kept = np.sort(first)[:MAX_PAIRS]
+        chosen = deepest[kept]
+        pairs.append(bodies[chosen, 0] * model.nbody + bodies[chosen, 1])
+        states.append(np.full(len(chosen), state))
+        depths.append(-distances[touching][whole][chosen])
     return np.concatenate(pairs), np.concatenate(states), np.concatenate(depths)
 
 

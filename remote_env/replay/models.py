@@ -13,7 +13,7 @@ import mujoco
 
 from remote_env.errors import ReplayError
 from remote_env.replay.mapping import Mapping
-from remote_env.replay.own_scene import add_shapes, body_name, compile_spec, make_own_model
+from remote_env.replay.own_scene import REFUSALS, add_shapes, body_name, compile_spec, make_own_model
 from remote_env.replay.urdf import urdf_spec
 from remote_env.state import SceneDescription
 
@@ -105,7 +105,9 @@ def _told(path: Path) -> Iterator[None]:
     """What MuJoCo says of a file becomes a ReplayError."""
     try:
         yield
-    except ValueError as error:
+    except ReplayError:
+        raise
+    except REFUSALS as error:
         raise ReplayError(f"MuJoCo does not load {str(path)!r}: {error}{_mesh_hint(str(error))}") from error
 
 

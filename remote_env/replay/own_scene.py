@@ -12,6 +12,7 @@ from typing import Any
 import mujoco
 
 from remote_env.errors import ReplayError
+from remote_env.replay.foreign_mjcf import tamed
 from remote_env.replay.propose import match_names
 from remote_env.replay.targets import EntityMapping, LinkTarget
 from remote_env.state import EntityLayout, SceneDescription, SceneLayout, Shape
@@ -26,7 +27,9 @@ _GEOMS = {
     "capsule": mujoco.mjtGeom.mjGEOM_CAPSULE,
     "cylinder": mujoco.mjtGeom.mjGEOM_CYLINDER,
 }
+REFUSALS = (ValueError, RuntimeError, MemoryError)  # what MuJoCo raises where it accepts something not
 _HIDDEN_GROUP = 3  # which MuJoCo does not draw unless told to
+MAX_SHAPES = 1_000  # 2000 bodies take MuJoCo half a minute already
 _SIZE = 1.5  # [m] of the scene that the free camera is to see; a description does not say where things stand
 
 
@@ -34,7 +37,8 @@ def make_own_model(description: SceneDescription | None) -> mujoco.MjModel:
     """The model "capture".
 
     Raises:
-        ReplayError: the capture says nothing of its scene, or MuJoCo does not accept what it says.
+        ReplayError: the capture says nothing of its scene, or what it says names files, asks for too much, or is not
+            accepted by MuJoCo.
     """
     if description is None or not (description.mjcf or description.shapes):
         notes = "; ".join(description.notes) if description else ""
@@ -49,7 +53,8 @@ def make_own_model(description: SceneDescription | None) -> mujoco.MjModel:
 
 
 def add_shapes(spec: Any, shapes: Iterable[Shape], entities: Collection[str]) -> None:
-    """Add to an MjSpec the primitives of these entities."""
+    """Add to an MjSpec the primitives of these entities; ReplayError where they are too many."""
+    shapes = _checked(shapes)
     spec.add_text(name=ADDED, data="from a capture's shapes")
     bodies: dict[str, Any] = {}
     for shape in shapes:
@@ -59,6 +64,13 @@ def add_shapes(spec: Any, shapes: Iterable[Shape], entities: Collection[str]) ->
         if name not in bodies:
             bodies[name] = spec.worldbody.add_body(name=name, mocap=True)
         _add_geom(bodies[name], shape)
+
+
+def _checked(shapes: Iterable[Shape]) -> list[Shape]:
+    known = list(shapes)
+    if len(known) > MAX_SHAPES:
+        raise ReplayError(f"the capture tells of {len(known)} shapes; up to {MAX_SHAPES} are drawn")
+    return known
 
 
 def _add_geom(body: Any, shape: Shape) -> None:
@@ -119,7 +131,7 @@ def compile_spec(spec: Any, source: str) -> mujoco.MjModel:
     try:
         model: mujoco.MjModel = spec.compile()
         return model
-    except ValueError as error:
+    except REFUSALS as error:
         raise ReplayError(f"MuJoCo does not accept {source}: {error}; give an MJCF of your own") from error
 
 
@@ -134,8 +146,8 @@ def _spec_of_shapes(shapes: Collection[Shape]) -> Any:
 
 def _spec_of_mjcf(description: SceneDescription) -> Any:
     try:
-        spec = mujoco.MjSpec.from_string(description.mjcf)
-    except ValueError as error:
+        spec = mujoco.MjSpec.from_string(tamed(description.mjcf))
+    except REFUSALS as error:
         raise ReplayError(
             f"MuJoCo does not accept the capture's own MJCF: {error}; give an MJCF of your own"
         ) from error
@@ -149,7 +161,7 @@ def _dress(spec: Any, shapes: Iterable[Shape]) -> None:
     """Draw bodies as their shapes say: a solver's MJCF has what collides, and no colours."""
     bodies = {body.name: body for body in spec.bodies}
     drawn: dict[str, dict[str, list[Shape]]] = {}
-    for shape in shapes:
+    for shape in _checked(shapes):
         drawn.setdefault(shape.entity, {}).setdefault(shape.link, []).append(shape)
     for entity, links in drawn.items():
         places = {match.captured: match.local for match in match_names(list(links), list(bodies)) if match.is_certain}

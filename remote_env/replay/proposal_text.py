@@ -20,7 +20,7 @@ def proposal_yaml(proposal: Proposal, *, title: str = "") -> str:
 
 def _lines(proposal: Proposal, title: str) -> Iterator[str]:
     if title:
-        yield f"# {title}"
+        yield f"# {_on_one_line([title])}"
     if proposal.guesses:
         yield "# Lines with a score are guesses: take the # away from those that are right, and correct the others."
     yield "version: 1"
@@ -30,7 +30,7 @@ def _lines(proposal: Proposal, title: str) -> Iterator[str]:
     yield from _ignored_lines(proposal)
     for where, names in (("capture", proposal.only_captured), ("model", proposal.only_local)):
         if names:
-            yield f"# Not settled yet, in the {where}: {', '.join(names)}"
+            yield f"# Not settled yet, in the {where}: {_on_one_line(names)}"
 
 
 def _entity_lines(entity: EntityProposal) -> Iterator[str]:
@@ -43,9 +43,14 @@ def _entity_lines(entity: EntityProposal) -> Iterator[str]:
     yield f"  {mark}  model: {_quoted(match.local)}"
     yield from _table(mark, "joints", entity.joints)
     if entity.unlike_joints:
-        free = f"; free in the model: {', '.join(entity.free_joints)}" if entity.free_joints else ""
-        yield f"  {mark}    # joints that nothing is like: {', '.join(entity.unlike_joints)}{free}"
+        free = f"; free in the model: {_on_one_line(entity.free_joints)}" if entity.free_joints else ""
+        yield f"  {mark}    # joints that nothing is like: {_on_one_line(entity.unlike_joints)}{free}"
     yield from _table(mark, "links", entity.links)
+
+
+def _on_one_line(names: Iterable[str]) -> str:
+    """For a comment, which ends with its line: what stands behind a line break in a name would be YAML."""
+    return "".join(letter if letter.isprintable() else " " for letter in ", ".join(names))
 
 
 def _table(mark: str, key: str, matches: Iterable[Match]) -> Iterator[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import yaml
 
 from remote_env import cli
 from remote_env.record import Recorder
@@ -112,3 +115,22 @@ def test_the_example_s_mapping_is_complete(capsys, tmp_path):
     status, output, _ = run(capsys, CAPTURE, PICK, "--check", tmp_path / "copy.yaml")
     assert status == 0
     assert "not compared" not in output
+
+
+def test_names_that_would_steer_a_terminal_or_break_out_of_a_comment_do_neither(capsys, tmp_path):
+    evil, capture, written = (
+        "\x1b]0;title\x07[red]\nadd_missing: true",
+        tmp_path / "evil.hdf5",
+        tmp_path / "mapping.yaml",
+    )
+    shutil.copy(CAPTURE, capture)
+    with h5py.File(capture, "r+") as file:
+        layout = json.loads(file["scene"].attrs["layout"])
+        layout["entities"][0]["joints"][0] = evil
+        layout["entities"][1]["name"] = evil
+        file["scene"].attrs["layout"] = json.dumps(layout)
+    status, output, error = run(capsys, capture, "capture", "-o", written)
+    assert status == 1
+    assert "\x1b" not in output + error
+    assert "[red]" in output
+    assert "add_missing" not in yaml.safe_load(written.read_text())
