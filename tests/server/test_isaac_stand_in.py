@@ -193,6 +193,17 @@ def test_without_a_final_observation_none_is_faked_and_the_reset_is_not_done_twi
     assert backend._task.resets == resets + 1, "a seed resets again"
 
 
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_the_first_plain_reset_is_the_one_that_showed_the_spaces(make: Make, num_envs: int | None) -> None:
+    backend = make(num_envs)
+    assert backend._task.resets == 1
+    observation, _ = backend.reset(None, None)
+    assert backend._task.resets == 1
+    assert observation.shape == ((1,) if num_envs is None else (num_envs, 1))
+    backend.reset(None, None)
+    assert backend._task.resets == 2
+
+
 def test_a_batch_tells_which_environments_ended_in_which_scene(make: Make) -> None:
     backend = make(3)
     backend.reset(None, None)

@@ -83,7 +83,10 @@ class IsaacLabBackend(Backend):
     def _take_spaces(self, task: Task) -> None:
         """Look at a first observation: spaces are advertised that it obeys."""
         env, single = self._task, self.num_envs is None
-        observation = to_host(choose_groups(self._env.reset()[0], self._options.observation))
+        observation, extras = self._env.reset()
+        observation, extras = to_host([choose_groups(observation, self._options.observation), extras])
+        # What was drawn from the configuration's seed is the first episode's, unless that is given a seed of its own.
+        self._pending = (row(observation, 0) if single else observation), self._plain(extras)
         declared = env.single_observation_space
         if self._options.observation != "all" and isinstance(declared, Dict):
             declared = declared.spaces.get(self._options.observation)
