@@ -2,8 +2,9 @@
 
 Each step brings the scene's state along with the observation, so capturing costs no round trip. The captures
 (`captures/episode_000.hdf5`, the layout that ACT and ALOHA tools read) are then replayed by name in the local
-model: `videos/episode_000.mp4` at the task's true rate, stills and a contact sheet in `images/`, and `report.json`
-with how fast it all was, how often the task succeeded, and how far the replay is from the capture, link by link.
+model: `videos/episode_000.mp4` at the task's true rate, stills and a contact sheet in `images/`, how far the replay is
+from the capture, link by link, in `fidelity/episode_000/` (`fidelity.json`, `fidelity.png`), and `report.json` with how
+fast it all was, how often the task succeeded, and the fidelity of all.
 
 On this machine, without any server:
 
@@ -326,6 +327,7 @@ def replay_captures(options: argparse.Namespace, task: Task, captures: Sequence[
                 **filmed,
             )
         )
+        reports[-1].report.save(options.output_dir / "fidelity" / capture.stem)
     return reports
 
 
@@ -395,7 +397,7 @@ def show(report: Mapping[str, Any], output_dir: Path) -> None:
         f"replayed at {report['replay_frames_per_s']:.0f} frames/s; largest error "
         f"{report['max_position_error_m']:.3g} m, {report['max_rotation_error_rad']:.3g} rad"
     )
-    console.print(f"videos, images, captures and report.json are in {output_dir}")
+    console.print(f"videos, images, captures, fidelity and report.json are in {output_dir}")
 
 
 def _progress() -> Progress:
