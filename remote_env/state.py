@@ -85,6 +85,10 @@ class SceneLayout:
         text = json.dumps(self.to_plain(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def __hash__(self) -> int:
+        """Of little, and so equal for many: layouts are looked up at every step, and few meet in one table."""
+        return hash((self.source, len(self.entities)))
+
     def entity(self, name: str) -> EntityLayout:
         """The layout of the entity called `name`; InputError lists the known names."""
         for entity in self.entities:

@@ -23,11 +23,11 @@ def observe_aloha(observation: Any, state: SceneState | None) -> Seen:
     qpos is the observation's `agent_pos`, also where the observation is only that (`obs_type="agent_pos"`) or
     begins with it (`obs_type="state"`). qvel comes from the scene state [rad/s, 1/s].
     """
-    seen = observe(observation, None)
-    qpos = seen.qpos if isinstance(observation, Mapping) else np.asarray(observation, np.float64)[:14]
-    if state is None:
-        return Seen(qpos, None, seen.images)
-    return Seen(qpos, state.values[_velocity_index(state.layout)] / _SCALE, seen.images)
+    qvel = state.values[_velocity_index(state.layout)] / _SCALE if state is not None else None
+    if isinstance(observation, Mapping):
+        seen = observe(observation, None)
+        return Seen(seen.qpos, qvel, seen.images)
+    return Seen(np.asarray(observation, np.float64)[:14], qvel, {})
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,28 +9,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from remote_env.errors import CaptureError
-from remote_env.record.part import PartWriter, check_dtypes
+from remote_env.record.part import Frozen, PartWriter
 
 PENDING_BYTES = 64 << 20  # how much may wait in memory before who records waits, too
+# The thread writes what has come together, because waking it costs who records more than handing over does.
+BATCH_S = 0.05
+BATCH_BYTES = 1 << 20  # so much is written at once
 STALL_S = 60.0  # a disk that takes not one record for so long is told as an error
 RECORD_BYTES = 1024  # what a record costs beside its arrays, about
 
 
 class _Record(NamedTuple):
     fields: Mapping[str, Any]
-    arrays: Mapping[str, NDArray[Any]]
+    arrays: Frozen
     size_bytes: int
 
 
 class BackgroundPart:
     """As `PartWriter`, but `append` only hands over; `flush` says when everything is with the kernel.
 
-    At most `PENDING_BYTES` wait. What waits is lost when the process is killed; when it ends by itself, Python lets
-    the thread finish first.
+    A record is written after `BATCH_S` or once `BATCH_BYTES` wait; at most `PENDING_BYTES` do. What waits is lost when
+    the process is killed; when it ends by itself, Python lets the thread finish first.
 
     Args:
         part: to write to; only the thread does from now on.
@@ -40,32 +40,33 @@ class BackgroundPart:
         self.path: Path = part.path
         self._part = part
         self._thread = ThreadPoolExecutor(1, "record")
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._pending: deque[_Record] = deque()
         self._pending_bytes = 0
         self._written = 0
         self._is_writing = False
+        self._at_once = threading.Event()
         self._error: BaseException | None = None
 
-    def append(self, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Hand one record over; the arrays are copied, the fields are not.
+    def append(self, fields: Mapping[str, Any], arrays: Frozen) -> None:
+        """Hand one record over.
 
         Raises:
-            InputError: an array has a dtype that is not plain numbers; nothing was taken.
             CaptureError: the disk did not take an earlier record; this one was not taken. What waits stays in memory
                 and is tried again at the next call.
         """
-        check_dtypes(arrays)
-        size = RECORD_BYTES + sum(array.nbytes for array in arrays.values())
-        with self._changed:
-            self._raise_error()
+        size = RECORD_BYTES + arrays.size_bytes
+        with self._lock:
+            if self._error is not None:
+                self._raise_error()
             if self._pending_bytes + size > PENDING_BYTES and self._pending:
-                self._start_writing()
+                self._start_writing(at_once=True)
                 self._wait(lambda: not self._pending or self._pending_bytes + size <= PENDING_BYTES)
-            copies = {name: np.array(array) for name, array in arrays.items()}
-            self._pending.append(_Record(fields, copies, size))
+            self._pending.append(_Record(fields, arrays, size))
             self._pending_bytes += size
-            self._start_writing()
+            if not self._is_writing or self._pending_bytes >= BATCH_BYTES:
+                self._start_writing(at_once=self._pending_bytes >= BATCH_BYTES)
 
     def flush(self) -> None:
         """Wait until the kernel has every record.
@@ -76,7 +77,7 @@ class BackgroundPart:
         with self._changed:
             self._error = None
             if self._pending:
-                self._start_writing()
+                self._start_writing(at_once=True)
             self._wait(lambda: not self._is_writing)
 
     def release(self) -> None:
@@ -88,6 +89,7 @@ class BackgroundPart:
         with self._changed:
             self._pending.clear()
             self._pending_bytes = 0
+            self._at_once.set()
         self._thread.shutdown()
         self._part.close()
 
@@ -112,12 +114,15 @@ class BackgroundPart:
                 )
         self._raise_error()
 
-    def _start_writing(self) -> None:
+    def _start_writing(self, *, at_once: bool) -> None:
+        if at_once:
+            self._at_once.set()
         if not self._is_writing:
             self._is_writing = True
             self._thread.submit(self._write_all)
 
     def _write_all(self) -> None:
+        self._at_once.wait(BATCH_S)
         while (record := self._next()) is not None:
             try:
                 self._part.append(record.fields, record.arrays)
@@ -135,12 +140,15 @@ class BackgroundPart:
         with self._changed:
             if self._pending:
                 return self._pending[0]
-            self._is_writing = False
-            self._changed.notify_all()
+            self._end_writing()
             return None
 
     def _stop(self, error: BaseException) -> None:
         with self._changed:
-            self._is_writing = False
             self._error = error
-            self._changed.notify_all()
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        self._is_writing = False
+        self._at_once.clear()
+        self._changed.notify_all()

@@ -11,6 +11,7 @@ seconds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import mmap
@@ -63,15 +64,15 @@ class PartWriter:
             path.unlink()
             raise
 
-    def append(self, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def append(self, fields: Mapping[str, Any], arrays: Frozen) -> None:
         """Write one record through to the kernel.
 
         Args:
             fields: what JSON can hold.
-            arrays: of numbers or booleans, any shape.
+            arrays: from `freeze`.
 
         Raises:
-            InputError: an array has a dtype that is not plain numbers; nothing was written.
+            InputError: the record is larger than `MAX_RECORD_BYTES`; nothing was written.
             CaptureError: the disk is full; the file ends with the record before, and the same call may be
                 tried again.
         """
@@ -138,25 +139,54 @@ def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def check_dtypes(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise InputError where an array is not of plain numbers."""
+class Frozen(NamedTuple):
+    """Copies of a record's arrays, as they go into the file.
+
+    Attributes:
+        table: name, dtype and shape of each.
+        data: the bytes of each, little-endian, in C order.
+    """
+
+    table: list[tuple[str, str, tuple[int, ...]]]
+    data: list[bytes]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all together."""
+        return sum(map(len, self.data))
+
+
+def freeze(arrays: Mapping[str, NDArray[Any]]) -> Frozen:
+    """Copies of arrays, for a record; InputError where one is not of plain numbers."""
+    table, data = [], []
     for name, array in arrays.items():
-        if array.dtype.kind not in _KINDS:
+        dtype, dtype_name = _little(array.dtype)
+        if not dtype_name:
             raise InputError(f"{name} has dtype {array.dtype}; captures hold numbers and booleans")
+        table.append((name, dtype_name, array.shape))
+        data.append((array if dtype is array.dtype else array.astype(dtype)).tobytes())
+    return Frozen(table, data)
 
 
-def encode(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+@functools.cache
+def _little(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], str]:
+    """A dtype in little-endian order (itself where it is that already), and its name; "" where captures take it not.
+
+    Remembered, because numpy works out the name anew at each question.
+    """
+    little = dtype.newbyteorder("<")
+    return (dtype if little == dtype else little), little.str if dtype.kind in _KINDS else ""
+
+
+def encode(fields: Mapping[str, Any], arrays: Frozen) -> bytes:
     """One record as bytes, its head included."""
-    check_dtypes(arrays)
-    parts, table = [], []
-    for name, array in arrays.items():
-        table.append([name, array.dtype.newbyteorder("<").str, list(array.shape)])
-        parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    text = json.dumps({"fields": fields, "arrays": table}, separators=(",", ":")).encode()
-    payload = b"".join([_LENGTH.pack(len(text)), text, *parts])
-    if len(payload) > MAX_RECORD_BYTES:
-        raise InputError(f"one step is {len(payload)} bytes; a capture takes up to {MAX_RECORD_BYTES} a step")
-    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+    text = json.dumps({"fields": fields, "arrays": arrays.table}, separators=(",", ":")).encode()
+    payload = [_LENGTH.pack(len(text)), text, *arrays.data]
+    size = sum(map(len, payload))
+    if size > MAX_RECORD_BYTES:
+        raise InputError(f"one step is {size} bytes; a capture takes up to {MAX_RECORD_BYTES} a step")
+    crc = functools.reduce(lambda crc, piece: zlib.crc32(piece, crc), payload, 0)
+    return b"".join([_HEAD.pack(size, crc), *payload])
 
 
 def read_part(path: Path) -> tuple[list[Record], int]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from remote_env.errors import CaptureError, InputError
 from remote_env.record.background import BackgroundPart
 from remote_env.record.episode import EpisodeInfo
 from remote_env.record.hdf5 import write_episode
-from remote_env.record.part import PartWriter
+from remote_env.record.part import PartWriter, freeze
 from remote_env.record.recovery import assemble
 from remote_env.state import SceneDescription, SceneLayout, SceneState
 
@@ -109,7 +109,7 @@ class Recorder:
 
     A thread writes, so that a slow disk never holds up the stepping: `record` returns once it has copied the
     step, `flush` once the kernel has all of them. Up to 64 MiB may wait; beyond, `record` waits, too. A process
-    that is killed loses what waits (a few steps where the disk keeps up), one that ends by an exception nothing.
+    that is killed loses what waits (the last 50 ms where the disk keeps up), one that ends by an exception nothing.
     With `background=False` the kernel has each step before `record` returns.
 
     Used as a context manager it ends an episode that is still open: finished when it has a step (also after
@@ -158,7 +158,8 @@ class Recorder:
         self._background = background
         self._part: PartWriter | BackgroundPart | None = None
         self._layout: SceneLayout | None = None
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of what is seen
+        self._action_shape: tuple[int, ...] | None = None
         self.steps = 0
 
     @property
@@ -193,7 +194,7 @@ class Recorder:
             raise InputError(f"{self._part.path.name} is still open; finish() or abandon() it before start()")
         about = dataclasses.replace(self._info, seed=seed, created_s=time.time())
         self._layout = state.layout if state is not None else None
-        self._shapes, self.steps = {}, 0
+        self._shapes, self._action_shape, self.steps = {}, None, 0
         arrays = self._arrays(observation, state)
         fields = {
             "info": dataclasses.asdict(about),
@@ -203,7 +204,7 @@ class Recorder:
         }
         part = self._open_part()
         try:
-            part.append(fields, arrays)
+            part.append(fields, freeze(arrays))
         except BaseException:
             part.close()
             part.path.unlink()
@@ -232,14 +233,14 @@ class Recorder:
         """
         part = self._opened()
         arrays = self._arrays(observation, state)
-        arrays["action"] = self._same_shape("action", np.asarray(action))
+        arrays["action"] = self._action(action)
         fields = {
             "reward": float(reward),
             "terminated": bool(terminated),
             "truncated": bool(truncated),
             "step_info": to_plain(info or {}),
         }
-        part.append(fields, arrays)
+        part.append(fields, freeze(arrays))
         self.steps += 1
 
     def flush(self) -> None:
@@ -317,15 +318,28 @@ class Recorder:
         return max((int(found[1]) for name in names if (found := _NAME.fullmatch(name))), default=-1) + 1
 
     def _arrays(self, observation: Any, state: SceneState | None) -> dict[str, Array]:
+        """What of a step goes into a record, by name; as at the episode's start, or InputError says what is not."""
         scene = self._scene(state)
         seen = self._observe(observation, state)
-        arrays = {"observation/qpos": seen.qpos, "observation/qvel": seen.qvel}
-        arrays |= {f"observation/images/{camera}": image for camera, image in seen.images.items()}
-        found = {key: self._same_shape(key, value) for key, value in arrays.items() if value is not None}
-        missing = [key for key in self._shapes if key.startswith("observation/") and key not in found]
-        if missing:
-            raise InputError(f"this step lacks {missing}, which the episode's start had")
+        found: dict[str, Array] = {}
+        if seen.qpos is not None:
+            found["observation/qpos"] = seen.qpos
+        if seen.qvel is not None:
+            found["observation/qvel"] = seen.qvel
+        for camera, image in seen.images.items():
+            found[f"observation/images/{camera}"] = image
+        shapes = {name: array.shape for name, array in found.items()}
+        if self._part is None:  # start() comes before its part
+            self._shapes = shapes
+        elif shapes != self._shapes:
+            self._refuse_shapes(shapes)
         return found | scene
+
+    def _refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> NoReturn:
+        for name, shape in shapes.items():
+            if self._shapes.get(name) != shape:
+                raise InputError(f"{name} has shape {shape}; this episode began with {self._shapes.get(name)}")
+        raise InputError(f"this step lacks {sorted(self._shapes.keys() - shapes)}, which the episode's start had")
 
     def _scene(self, state: SceneState | None) -> dict[str, Array]:
         layout = state.layout if state is not None else None
@@ -336,12 +350,12 @@ class Recorder:
         native = {} if state.native is None else {"native": np.frombuffer(state.native, np.uint8)}
         return {"scene": state.values} | native
 
-    def _same_shape(self, name: str, array: Array) -> Array:
-        known = self._shapes.get(name)
-        if known is None and (self._part is None or name == "action"):  # start() comes before its part
-            self._shapes[name] = array.shape
-        elif known != array.shape:
-            raise InputError(f"{name} has shape {array.shape}; this episode began with {known}")
+    def _action(self, action: Any) -> Array:
+        array = np.asarray(action)
+        if self._action_shape is None:
+            self._action_shape = array.shape
+        elif self._action_shape != array.shape:
+            raise InputError(f"action has shape {array.shape}; this episode began with {self._action_shape}")
         return array
 
 

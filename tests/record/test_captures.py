@@ -15,7 +15,7 @@ import pytest
 from remote_env.errors import CaptureError
 from remote_env.record import Recorder, read_episode, recover_part, repair_part
 from remote_env.record.checks import name_column
-from remote_env.record.part import MAGIC, encode, read_part
+from remote_env.record.part import MAGIC, encode, freeze, read_part
 from remote_env.state import EntityLayout, SceneDescription, SceneLayout, SceneState, Shape
 
 LAYOUT = SceneLayout((EntityLayout("arm", ("elbow",), ("base", "tip")), EntityLayout("box")), "test 1")
@@ -90,7 +90,7 @@ def test_a_part_of_an_earlier_version_knows_no_description(tmp_path):
     assert b'"description":null,' in data
     first, *rest = read_part(part)[0]
     del first.fields["description"]
-    whole = data[:18] + b"".join(encode(fields, arrays) for fields, arrays in (first, *rest))
+    whole = data[:18] + b"".join(encode(fields, freeze(arrays)) for fields, arrays in (first, *rest))
     part.write_bytes(whole)
     episode = recover_part(part)
     assert len(episode) == STEPS
@@ -210,7 +210,7 @@ def test_bytes_changed_anywhere_are_refused_or_do_not_matter(tmp_path, whole, ki
 )
 def test_a_part_that_no_recorder_wrote_is_refused(tmp_path, fields):
     path = tmp_path / "episode_000.part"
-    path.write_bytes(MAGIC + encode(fields, {}))
+    path.write_bytes(MAGIC + encode(fields, freeze({})))
     with pytest.raises(CaptureError, match=r"episode_000\.part"):
         recover_part(path)
 

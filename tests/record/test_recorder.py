@@ -442,6 +442,32 @@ def test_a_disk_that_takes_nothing_is_told_in_time(tmp_path, monkeypatch):
     assert len(read_episode(recorder.finish())) == 2
 
 
+@pytest.mark.parametrize(("batch_s", "batch_bytes"), [(0.01, 1 << 30), (3600.0, 1)])
+def test_steps_are_written_without_being_asked_for_after_a_while_or_when_there_are_many(
+    tmp_path, monkeypatch, batch_s, batch_bytes
+):
+    monkeypatch.setattr(background, "BATCH_S", batch_s)
+    monkeypatch.setattr(background, "BATCH_BYTES", batch_bytes)
+    with Recorder(tmp_path, rate_hz=50.0) as recorder:
+        record_steps(recorder, 3)
+        part = recorder._part
+        with part._changed:
+            assert part._changed.wait_for(lambda: part._written == 3, 60)
+        assert len(recover_part(tmp_path / "episode_000.part")) == 3
+
+
+def test_no_call_waits_for_a_batch_to_come_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "BATCH_S", 3600.0)
+    recorder = Recorder(tmp_path, rate_hz=50.0)
+    record_steps(recorder, 2)
+    recorder.flush()
+    recorder.record(*late_step(3), state=state_at(3))
+    assert len(read_episode(recorder.finish())) == 3
+    record_steps(recorder, 2)
+    recorder.abandon()
+    assert names(tmp_path) == ["episode_000.hdf5"]
+
+
 def test_what_is_recorded_is_a_copy(tmp_path):
     action, observation, values = np.zeros(14), {"agent_pos": np.zeros(14)}, state_at(1).values.copy()
     with Recorder(tmp_path, rate_hz=50.0) as recorder:
