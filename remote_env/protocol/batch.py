@@ -112,10 +112,14 @@ def check_env_ids(env_ids: Any, num_envs: int) -> NDArray[np.int64]:
     """
     if env_ids is None:
         return np.arange(num_envs)
-    ids = np.asarray([env_ids] if isinstance(env_ids, (int, np.integer)) else env_ids)
+    wanted = f"a list of whole numbers from 0 to {num_envs - 1}, or None for all"
+    try:
+        ids = np.asarray([env_ids] if isinstance(env_ids, (int, np.integer)) else env_ids)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"env_ids={env_ids!r}: {wanted}") from error
     is_whole = ids.dtype.kind in "iu" or not ids.size
     if ids.ndim != 1 or not is_whole:
-        raise ValueError(f"env_ids={env_ids!r}: a list of whole numbers from 0 to {num_envs - 1}, or None for all")
+        raise ValueError(f"env_ids={env_ids!r}: {wanted}")
     if ids.size and not 0 <= ids.min() <= ids.max() < num_envs:
         bad = ids[(ids < 0) | (ids >= num_envs)][0]
         raise ValueError(f"env_ids names {bad}; this batch has the environments 0 to {num_envs - 1}")

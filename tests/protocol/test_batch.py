@@ -121,7 +121,9 @@ def test_indices_of_every_form() -> None:
     assert check_env_ids([], 3).tolist() == []
 
 
-@pytest.mark.parametrize("env_ids", [[3], [-1], [0, 0], [0.0], "a", [[0]], {"a": 1}, [None], [True], np.zeros(2)])
+@pytest.mark.parametrize(
+    "env_ids", [[3], [-1], [0, 0], [0.0], "a", [[0]], [[0], [0, 1]], {"a": 1}, [None], [True], np.zeros(2)]
+)
 def test_indices_that_are_none(env_ids: Any) -> None:
     with pytest.raises(ValueError, match="env_ids"):
         check_env_ids(env_ids, 3)
