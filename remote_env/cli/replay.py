@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from remote_env.cli.replay_flags import add_video_flags, video_arguments, video_suffix
@@ -93,20 +97,52 @@ def run(options: argparse.Namespace) -> int:
     if options.view:
         return _view(options, captures)
     done = Done()
-    try:
-        for path, name in zip(captures, unique_names(captures), strict=True):
-            try:
-                report = replay_one(path, name, options, filming)
-                done.reports[name] = report
-                report.report.check(options.max_error_m, options.max_error_rad)
-            except (CaptureError, ReplayError, InputError) as error:  # of this capture; the next may be well
-                done.errors.append(f"{path}: {error}")
-    except KeyboardInterrupt:
-        print(f"interrupted; what was finished is whole in {options.out}; go on with --resume", file=sys.stderr)
-        done.show(options.out)
-        return 130
+    with ended_as_by_ctrl_c() as received:
+        try:
+            _replay_each(captures, done, options, filming)
+        except KeyboardInterrupt:
+            print(f"interrupted; what was finished is whole in {options.out}; go on with --resume", file=sys.stderr)
+            done.show(options.out)
+            return 128 + (received[0] if received else signal.SIGINT)
     done.show(options.out)
     return 1 if done.errors else 0
+
+
+def _replay_each(captures: Sequence[Path], done: Done, options: argparse.Namespace, filming: dict[str, Any]) -> None:
+    for path, name in zip(captures, unique_names(captures), strict=True):
+        try:
+            report = replay_one(path, name, options, filming)
+            done.reports[name] = report
+            report.report.check(options.max_error_m, options.max_error_rad)
+        except (CaptureError, ReplayError, InputError) as error:  # of this capture; the next may be well
+            done.errors.append(f"{path}: {error}")
+
+
+@contextlib.contextmanager
+def ended_as_by_ctrl_c() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it leaves no half files; gives what came."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        known = signal.getsignal(signal.SIGINT)  # which waits while a process is being started
+        if not callable(known):
+            raise KeyboardInterrupt
+        known(signal.SIGINT, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] == signal.SIG_DFL:  # one that is ignored, as under nohup, stays so
+            signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass

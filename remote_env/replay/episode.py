@@ -148,7 +148,7 @@ def replay_episode(
     else:
         theirs = (model, mapping) if beside_model is None else (beside_model, beside_mapping)
         picture, content = picture_of_two(shown, show_capture(beside, *theirs, look), look)
-    rate_hz = rate_hz or default_rate(shown.replay.times_s)
+    rate_hz = default_rate(shown.replay.times_s) if rate_hz is None else rate_hz
     moments = picture.at_times(frame_times(picture.duration_s, rate_hz, speed))
     outputs = Outputs(picture, content, moments, rate_hz, speed, resume)
     outputs.video, outputs.codec, outputs.crf = _path(video), codec, crf

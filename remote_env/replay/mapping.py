@@ -39,6 +39,7 @@ from remote_env.replay.mapping_file import (
     read_reasons,
     read_table,
     read_yaml,
+    said,
 )
 from remote_env.replay.targets import EntityMapping
 from remote_env.state import SceneLayout
@@ -90,7 +91,7 @@ class Mapping:
         """
         table = read_table(plain, "", ("version", "origin", "entities", "ignore", "add_missing"))
         if table.get("version") != VERSION:
-            raise ConfigError(f"version is {table.get('version')!r}; this remote_env reads version {VERSION}")
+            raise ConfigError(f"version is {said(table.get('version'))}; this remote_env reads version {VERSION}")
         ignore = read_table(table.get("ignore"), "ignore", ("entities", "model_entities", "model_joints"))
         entities = read_table(table.get("entities"), "entities")
         return cls(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import collections
+import reprlib
+from collections.abc import Callable, Collection, Hashable
 from collections.abc import Mapping as Table
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,16 @@ from remote_env.replay.alike import did_you_mean
 from remote_env.replay.mapped_states import SAME_PLACE, Numbers
 from remote_env.replay.targets import EntityMapping, JointTarget, LinkTarget
 
+MAX_CHARACTERS = 1 << 20
+MAX_SAID = 200  # characters
+MAX_NUMBER = 1e100  # beyond, arithmetic with a pose is not finite any more
+
+
+def said(plain: Any) -> str:
+    """A value in a message: YAML's references make much of little."""
+    text = reprlib.repr(plain)
+    return text if len(text) <= MAX_SAID else f"{text[: MAX_SAID - 1]}…"
+
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; ConfigError when there is none, or a key stands twice in one place."""
@@ -25,17 +37,23 @@ def read_yaml(path: Path) -> Any:
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = [key for index, key in enumerate(keys) if key in keys[:index]]
+            counts = collections.Counter(key for key in keys if isinstance(key, Hashable))
+            twice = [key for key, count in counts.items() if count > 1]
             if twice:
                 raise ConfigError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands twice in one place")
             return super().construct_mapping(node, deep)
 
     try:
         with path.open(encoding="utf-8") as file:
-            return yaml.load(file, Loader)  # noqa: S506  # it is a SafeLoader
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ConfigError(f"a mapping has up to {MAX_CHARACTERS} characters; this has more")
+        return yaml.load(text, Loader)  # noqa: S506  # it is a SafeLoader
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"there is no mapping to read ({error.strerror}); make one with: remote-env map") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number too long
         raise ConfigError(f"this is no YAML: {' '.join(str(error).split())}") from error
 
 
@@ -92,10 +110,10 @@ def read_table(plain: Any, where: str, allowed: Collection[str] | None = None) -
     """A table with text for keys, of the `allowed` ones if given; nothing is an empty one but for the whole."""
     plain = {} if plain is None and where else plain
     if not isinstance(plain, Table):
-        raise ConfigError(f"{where or 'a mapping'} must be a table of names, not {plain!r}")
+        raise ConfigError(f"{where or 'a mapping'} must be a table of names, not {said(plain)}")
     for key in plain:
         if not isinstance(key, str):
-            raise ConfigError(f"{where or 'a mapping'}: the name {key!r} is no text; put it in quotes")
+            raise ConfigError(f"{where or 'a mapping'}: the name {said(key)} is no text; put it in quotes")
         if allowed is not None and key not in allowed:
             raise ConfigError(f"unknown key {f'{where}.{key}'.lstrip('.')}{did_you_mean(key, allowed)}")
     return dict(plain)
@@ -106,7 +124,7 @@ def read_reasons(plain: Any, where: str) -> dict[str, str]:
     table = read_table(plain, where)
     for name, reason in table.items():
         if not isinstance(reason, str) or not reason.strip():
-            raise ConfigError(f'{where}.{name} needs a reason, as {name}: "why it is left out"; got {reason!r}')
+            raise ConfigError(f'{where}.{name} needs a reason, as {name}: "why it is left out"; got {said(reason)}')
     return table
 
 
@@ -123,26 +141,26 @@ def read_pose(plain: Any, where: str) -> Numbers:
 
 def _numbers(plain: Any, count: int, where: str) -> Numbers:
     if not isinstance(plain, (list, tuple)) or len(plain) != count:
-        raise ConfigError(f"{where} must be {count} numbers, not {plain!r}")
+        raise ConfigError(f"{where} must be {count} numbers, not {said(plain)}")
     return tuple(_number(value, where) for value in plain)
 
 
 def _number(plain: Any, where: str) -> float:
-    if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not np.isfinite(plain):
-        raise ConfigError(f"{where} must be a finite number, not {plain!r}")
+    if isinstance(plain, bool) or not isinstance(plain, (int, float)) or not abs(plain) <= MAX_NUMBER:
+        raise ConfigError(f"{where} must be a finite number, not {said(plain)}")
     return float(plain)
 
 
 def _text(plain: Any, where: str) -> str:
     if not isinstance(plain, str) or not plain:
-        raise ConfigError(f"{where} must be a name, not {plain!r}")
+        raise ConfigError(f"{where} must be a name, not {said(plain)}")
     return plain
 
 
 def read_flag(plain: Any, where: str) -> bool:
     """True or false; nothing is false."""
     if plain not in (None, True, False):
-        raise ConfigError(f"{where} must be true or false, not {plain!r}")
+        raise ConfigError(f"{where} must be true or false, not {said(plain)}")
     return bool(plain)
 
 

@@ -12,6 +12,8 @@ from remote_env.errors import InputError, ReplayError
 from remote_env.state import Floats
 
 MAX_DEFAULT_RATE_HZ = 60.0  # players and screens show no more; a rate that is asked for may be higher
+MIN_RATE_HZ, MAX_RATE_HZ = 0.001, 100_000.0
+MAX_FRAMES = 1_000_000  # of a video or a sequence: four and a half hours at 60 frames per second
 _TOLERANCE = 1e-3  # of a frame or a step: what rounding of the captured times may amount to
 
 
@@ -76,12 +78,21 @@ def frame_times(duration_s: float, rate_hz: float, speed: float = 1.0) -> Floats
         (F,) [s] since the start.
 
     Raises:
-        InputError: the rate or the speed is not a positive number.
+        InputError: the rate or the speed is not a positive number, or they make more frames than a video may have.
     """
     for name, value in (("rate_hz", rate_hz), ("speed", speed)):
         if not (isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0):
             raise InputError(f"{name}={value!r}; give a number above 0, such as {50.0 if name == 'rate_hz' else 1.0}")
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise InputError(f"rate_hz={rate_hz!r}; videos have {MIN_RATE_HZ} to {MAX_RATE_HZ} frames per second")
     step = speed / rate_hz
+    if not duration_s < MAX_FRAMES * step:
+        frames = duration_s / step if step else math.inf
+        raise InputError(
+            f"{duration_s:.6g} s at {rate_hz:g} frames per second and speed {speed:g} are {frames:.3g} "
+            f"frames; a video has up to {MAX_FRAMES}. Give another rate or speed; where the episode is shorter than "
+            "that, its states' times are wrong (remote-env inspect)"
+        )
     moments = np.arange(math.floor(duration_s / step + _TOLERANCE) + 1, dtype=np.float64) * np.float64(step)
     if len(moments) > 1:
         moments[-1] = duration_s

@@ -219,3 +219,19 @@ def test_ctrl_c_leaves_whole_files_and_says_so(here: Path, captures: Path) -> No
 
 def _is_writing(folder: Path) -> bool:
     return folder.is_dir() and bool(list(folder.iterdir()))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_ways_to_be_ended_leave_as_little_as_ctrl_c(
+    name: str, here: Path, captures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    def ended(*_: object) -> None:
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("remote_env.cli.replay.replay_one", ended)
+    assert main(["replay", str(captures), "--model", "arm.xml"]) == 128 + number
+    assert "interrupted; what was finished is whole" in capsys.readouterr().err
+    assert signal.getsignal(number) == before

@@ -396,3 +396,32 @@ def test_a_link_may_say_where_another_body_is(far):
     place = layout.offsets["robot"] + 13 + 2 * 4 + 7 * entity.link_names.index("hand")
     expected, captured = result.expected[:, place : place + 7], far[1][:, place : place + 7]
     np.testing.assert_allclose(compose(invert(captured), expected), np.tile(offset, (100, 1)), atol=1e-12)
+
+
+def _laugh(levels):
+    """Ten times the line before, again and again: ten to the power of `levels` of one line."""
+    lines = [f"&b0 [{', '.join('x' * 10)}]"] + [f"&b{i + 1} [{', '.join([f'*b{i}'] * 10)}]" for i in range(levels)]
+    return f"version: 1\nentities: [{', '.join(lines)}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (_laugh(11), "entities must be a table of names, not [["),
+        ("version: 1\nentities: &a\n  robot: *a\n", "unknown key entities.robot.robot"),
+        ("&a [*a]", "a mapping must be a table of names, not [["),
+        (f"version: 1\norigin: {{position: [0, 0, 1{'0' * 400}]}}", "origin.position must be a finite number"),
+        ("version: 1\norigin: {position: [0, 0, 1.0e+300]}", "origin.position must be a finite number"),
+        (f"version: 1{'0' * 5000}", "this is no YAML: Exceeds the limit"),
+        ("version: 1\nentities: " + "{a: " * 1000 + "}" * 1000, "this is no YAML: maximum recursion depth"),
+        ("#" * 2_000_000, "a mapping has up to 1048576 characters"),
+    ],
+    ids=["laughs", "circle", "list in itself", "huge int", "huge float", "long int", "deep", "long"],
+)
+def test_a_hostile_file_is_refused_in_few_words(tmp_path, text, told):
+    path = tmp_path / "mapping.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Mapping.load(path)
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 1000

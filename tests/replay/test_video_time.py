@@ -134,3 +134,18 @@ def test_states_that_no_file_shows_are_not_rendered_but_compared(tmp_path, model
 def test_several_episodes_in_one_are_refused(tmp_path: Path, model, states):
     with pytest.raises(ReplayError, match="times must not go back"):
         replay([*states, *states], model).save_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "rate_hz", "speed", "said"),
+    [
+        (5.0, 50.0, 1e-9, "2.5e\\+11 frames; a video has up to 1000000"),
+        (5.0, 50.0, 5e-324, "inf frames"),
+        (1e300, 50.0, 1.0, "its states' times are wrong"),
+        (5.0, 1e9, 1.0, "rate_hz=1000000000.0; videos have 0.001 to 100000.0"),
+        (5.0, 1e-9, 1.0, "rate_hz=1e-09; videos have"),
+    ],
+)
+def test_videos_of_a_billion_frames_are_refused_before_anything_is_made(duration_s, rate_hz, speed, said):
+    with pytest.raises(InputError, match=said):
+        frame_times(duration_s, rate_hz, speed)
