@@ -36,5 +36,5 @@ def whole_file(path: Path, *, partial: Path | None = None) -> Iterator[Path]:
         where = f" ({error.filename})" if error.filename else ""
         raise CaptureError(f"{path} cannot be written: {error.strerror or error}{where}") from error
     finally:
-        with contextlib.suppress(NotADirectoryError):  # a file stands where the folder was to be made
+        with contextlib.suppress(OSError):  # where it could not be made, nothing is to be removed
             temporary.unlink(missing_ok=True)

@@ -49,6 +49,8 @@ def _find(model: Any, description: SceneDescription | None) -> Any:
     """An MjModel, an MjSpec, or the path of an existing file."""
     if isinstance(model, (mujoco.MjModel, mujoco.MjSpec)):
         return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise ReplayError(f"a model is an MjModel, an MjSpec or what names one, not {type(model).__name__}")
     text = os.fspath(model)
     if text == CAPTURE:
         return make_own_model(description)
@@ -123,7 +125,7 @@ def _mesh_hint(message: str) -> str:
 def _call(module: str, function: str) -> Model:
     try:
         made: Model = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: it wants arguments
         raise ReplayError(f"no model from {module}:{function}: {error}") from error
     return made
 

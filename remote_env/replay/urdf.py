@@ -79,7 +79,10 @@ def _mesh_path(name: str, urdf: Path, meshes: Path | None) -> str:
     folders = [here]
     if name.startswith("package://"):
         package, _, plain = name.removeprefix("package://").partition("/")
-        folders = [folder for above in (here, *here.parents) for folder in (above / package, above)]
+        if ".." in Path(package, plain).parts or plain.startswith("/"):
+            raise ReplayError(f"{urdf}: the mesh {name!r} leads out of its package")
+        above_it = [above for above in (here, *here.parents) if above != above.parent]  # packages never lie in the root
+        folders = [folder for above in above_it for folder in (above / package, above)]
     tries = [folder / plain for folder in folders]
     if meshes is not None:
         tries = [here / meshes / plain, here / meshes / Path(plain).name, *tries]

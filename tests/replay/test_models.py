@@ -9,8 +9,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from remote_env.errors import ReplayError
+from remote_env.errors import CaptureError, ReplayError
 from remote_env.replay import Replayer, load_model
+from remote_env.replay.files import whole_file
 from remote_env.replay.mapping import Mapping
 from remote_env.state import SceneDescription, SceneState, Shape
 from remote_env.tasks.mujoco_scene import MujocoScene
@@ -274,3 +275,26 @@ def test_robot_descriptions_are_loaded_where_installed(tmp_path, monkeypatch):
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] == "robot_descriptions"]:
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("mesh", ["package://arm/../../secret.stl", "package://arm//secret.stl"])
+def test_a_mesh_stays_in_its_package(tmp_path, mesh):
+    (tmp_path / "secret.stl").write_bytes(b"secret")
+    (tmp_path / "arm" / "urdf").mkdir(parents=True)
+    path = tmp_path / "arm" / "urdf" / "arm.urdf"
+    shape = f'<visual><geometry><mesh filename="{mesh}"/></geometry></visual>'
+    path.write_text(f'<robot name="a"><link name="b">{shape}</link></robot>')
+    with pytest.raises(ReplayError, match="leads out of its package"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("name", "said"), [("json:dumps", "missing 1 required"), ("gc:unfreeze", "not NoneType")])
+def test_functions_that_make_no_model_are_told(name, said):
+    with pytest.raises(ReplayError, match=said):
+        load_model(name)
+
+
+def test_a_name_too_long_for_the_disk_is_told(tmp_path):
+    told = pytest.raises(CaptureError, match="cannot be written: File name too long")
+    with told, whole_file(tmp_path / ("x" * 300)) as file:
+        file.write_bytes(b"")
