@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace, episode: Any) -> int:
     from remote_env.replay.fitting import fitting
     from remote_env.replay.mapping import Mapping
+    from remote_env.replay.measuring import reasons
     from remote_env.replay.replayer import Replayer
 
     mapping = Mapping.load(options.check)
@@ -74,7 +75,7 @@ def _check(options: argparse.Namespace, episode: Any) -> int:
     _say(f"largest rotation error {fidelity.max_rotation_error_rad:.3g} rad{_at(fidelity.worst_rotation)}")
     if fidelity.max_position_error_m > _FAR_M or fidelity.max_rotation_error_rad > _FAR_RAD:
         print(_POSES_DIFFER)
-    for name, reason in _left_out(used):
+    for name, reason in reasons(used).items():
         _say(f"left out: {name}: {reason}")
     for name in missing:
         _say(f"not compared: {name} has no body in the model")
@@ -88,16 +89,6 @@ def _say(line: str) -> None:
 
 def _at(worst: str) -> str:
     return f" ({worst})" if worst else ""
-
-
-def _left_out(mapping: Any) -> list[tuple[str, str]]:
-    found = [(name, reason) for name, reason in mapping.ignore_entities.items()]
-    for entity, rule in mapping.entities.items():
-        found += [(f"{entity}/joint {name}", reason) for name, reason in rule.ignore_joints.items()]
-        found += [(f"{entity}/{name}", reason) for name, reason in rule.ignore_links.items()]
-    found += [(f"{name} of the model", reason) for name, reason in mapping.ignore_model_entities.items()]
-    found += [(f"{name} of the model", reason) for name, reason in mapping.ignore_model_joints.items()]
-    return found
 
 
 def _propose(options: argparse.Namespace, episode: Any) -> int:
