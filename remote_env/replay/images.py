@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
 
-from remote_env.errors import InputError
+from remote_env.errors import CaptureError, InputError
 from remote_env.replay.files import whole_file
 from remote_env.replay.overlay import LABEL_HEIGHT, font
 
@@ -118,13 +118,20 @@ class FrameFolder:
         kept = {name for name in wanted if resume and marks.get(name) == mark}
         for path in there:
             if path.name not in kept:
-                path.unlink()
+                _remove(path)
         self.missing: Collection[int] = {number for name, number in wanted.items() if name not in kept}
 
     def save(self, number: int, frame: Frame) -> None:
         """Write one frame; a number that is not missing is left as it is."""
         if number in self.missing:
             save_still(self._folder / _NAME.format(number), frame, mark=self._mark, compression=1)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CaptureError(f"{path} of a replay before cannot be removed: {error.strerror}") from error
 
 
 def _marked(mark: str) -> PngImagePlugin.PngInfo:

@@ -298,3 +298,15 @@ def test_a_name_too_long_for_the_disk_is_told(tmp_path):
     told = pytest.raises(CaptureError, match="cannot be written: File name too long")
     with told, whole_file(tmp_path / ("x" * 300)) as file:
         file.write_bytes(b"")
+
+
+def test_two_that_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "a.bin"
+    (tmp_path / ".a.tmp.bin").write_bytes(b"left by one that was killed")
+    with whole_file(path) as file:
+        told = pytest.raises(CaptureError, match="being written by another replay")
+        with told, whole_file(path):
+            pytest.fail("it is taken")
+        file.write_bytes(b"mine")
+    assert path.read_bytes() == b"mine"
+    assert [found.name for found in tmp_path.iterdir()] == ["a.bin"]
