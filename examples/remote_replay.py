@@ -82,8 +82,6 @@ from remote_env.state import SceneDescription  # noqa: E402
 
 DEFAULT_MAX_STEPS = 1000
 DEFAULT_RATE_HZ = 30.0
-STEP_TIMEOUT_S = 120.0
-ISAAC_STEP_TIMEOUT_S = 1200.0  # the first step compiles kernels: minutes on two busy cores
 FOLDERS = ("captures", "videos", "images")  # of the output folder
 HELD_STEPS = 5  # shorter contacts are flicker
 OF_THE_CAPTURE = "capture"  # --model: what the far end told of its scene
@@ -215,7 +213,6 @@ def record_episodes(options: argparse.Namespace, task: Task) -> Recording:
         simulator=task.simulator,
         upload=task.upload,
         capture_state=True,
-        step_timeout_s=ISAAC_STEP_TIMEOUT_S if task.simulator == "isaaclab" else STEP_TIMEOUT_S,
         **login_arguments(options),
     ) as env:
         if task.simulator == "isaaclab":

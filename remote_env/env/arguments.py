@@ -78,7 +78,7 @@ class Arguments:
     cleanup_old: bool
     start_timeout_s: float
     reset_timeout_s: float
-    step_timeout_s: float
+    step_timeout_s: float | None
     idle_timeout_s: float
     lease_timeout_s: float | None
     busy_poll_s: float

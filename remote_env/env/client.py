@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from remote_env.replay.mirror import Mirror
 
+DEFAULT_STEP_TIMEOUT_S = 120.0
 _SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
 
 
@@ -53,7 +54,8 @@ class Client(Generic[S]):
     def _set_up(self, arguments: Arguments, task: TaskChoice, open_session: Callable[..., S]) -> None:
         """Note what was asked for; nothing is started."""
         self._arguments = arguments
-        self._step_timeout_s, self._reset_timeout_s = arguments.step_timeout_s, arguments.reset_timeout_s
+        self._step_timeout_s = DEFAULT_STEP_TIMEOUT_S if arguments.step_timeout_s is None else arguments.step_timeout_s
+        self._reset_timeout_s = arguments.reset_timeout_s
         self._local = LocalView.of(arguments)
         self._capture_state = arguments.capture_state or self._local is not None
         self._spec: EnvSpec | None = None
@@ -262,6 +264,8 @@ class Client(Generic[S]):
         if life.session is None:
             life.start()
             assert life.session is not None  # noqa: S101  start set it
+            if self._arguments.step_timeout_s is None:
+                self._step_timeout_s = float(life.session.ready.get("step_timeout_s", DEFAULT_STEP_TIMEOUT_S))
             self.render_mode = life.session.ready["render_mode"] if self._local is None else "rgb_array"
         return life.session
 

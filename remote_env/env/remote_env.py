@@ -72,7 +72,8 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
             have left behind.
         start_timeout_s: for a start, uploads and a slow simulator included [s].
         reset_timeout_s: for one reset [s].
-        step_timeout_s: for any other call [s].
+        step_timeout_s: for any other call [s]; None: 120 s, or what the simulator asks for (Isaac Lab, which compiles
+            at its first steps: 20 minutes).
         idle_timeout_s: how long a server over SSH, or one that is kept, outlives its last client [s]; 0: not at all.
             Any other local one ends with its client.
         lease_timeout_s: the server takes a client that it has not heard of for so long for gone [s]; a thread of ours
@@ -128,7 +129,7 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         cleanup_old: bool = False,
         start_timeout_s: float = 1200.0,
         reset_timeout_s: float = 600.0,
-        step_timeout_s: float = 120.0,
+        step_timeout_s: float | None = None,
         idle_timeout_s: float = 600.0,
         lease_timeout_s: float | None = 60.0,
         busy_poll_s: float = 0.0,

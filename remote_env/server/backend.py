@@ -35,6 +35,8 @@ class Backend(abc.ABC):
         callable_names: the attributes and methods that clients may read and call by name.
         state_names: the meaning of each number of an observation that is one vector, for a policy beside the task; ()
             when unknown.
+        step_timeout_s: how long a client that does not say it waits for a step [s], where that is longer than usual, as
+            when first steps compile; None for the usual.
         num_envs: set before `make`. None: one environment, with everything as `gymnasium.Env` has it. A number: a batch
             of so many, with everything as `gymnasium.vector.VectorEnv` has it: the spaces are the batched ones, rewards
             and flags are arrays of shape (num_envs,).
@@ -52,6 +54,7 @@ class Backend(abc.ABC):
     spec: Mapping[str, Any]
     callable_names: frozenset[str] = frozenset()
     state_names: Sequence[str] = ()
+    step_timeout_s: float | None = None
     num_envs: int | None = None
     single_observation_space: Any = None
     single_action_space: Any = None

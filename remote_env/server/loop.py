@@ -131,6 +131,7 @@ class SimulatorLoop:
             "spec": encodable(dict(backend.spec)),
             "callable_names": sorted(self._allowed),
             "facts": self._facts,
+            **({} if backend.step_timeout_s is None else {"step_timeout_s": backend.step_timeout_s}),
             **({} if self._rollouts is None else {"policy": encodable(self._rollouts.description)}),
         }
 

@@ -15,6 +15,13 @@ from remote_env.state import EntityLayout, SceneLayout, SceneState
 COUNTER = "tasks_for_tests.counter_backend:CounterBackend"
 
 
+def test_a_simulator_says_how_long_its_steps_may_take_to_clients_that_do_not() -> None:
+    with RemoteEnv(env="anything", simulator=COUNTER, env_kwargs={"size": 3}) as env:
+        assert env._step_timeout_s == 700.0
+    with RemoteEnv(env="anything", simulator=COUNTER, env_kwargs={"size": 3}, step_timeout_s=5.0) as env:
+        assert env._step_timeout_s == 5.0
+
+
 @pytest.mark.parametrize("capture_state", [False, True])
 def test_all_of_it_over_the_wire(isolated_home: Path, capture_state: bool) -> None:
     mark = isolated_home / "mark"

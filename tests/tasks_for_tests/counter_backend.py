@@ -23,6 +23,7 @@ class CounterBackend(Backend):
     render_mode = "ansi"
     spec: Mapping[str, Any] = {"id": "Counter", "odd": object()}
     callable_names = frozenset({"double"})
+    step_timeout_s = 700.0
 
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
         """Remember the arguments."""

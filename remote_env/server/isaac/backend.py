@@ -25,6 +25,7 @@ from remote_env.server.isaac.tasks import Task, find_task
 from remote_env.server.isaac.transfer import to_host
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 
+FIRST_STEPS_S = 1200.0  # Warp compiles kernels at the first steps: two minutes and more on a slow CPU
 FINAL_OBSERVATION = "final_obs"  # as Isaac Lab 3 and Gymnasium's vector environments call it
 
 
@@ -49,6 +50,8 @@ class IsaacLabBackend(Backend):
         self._ready_raw: Any = None  # all scenes after the last step, where they came along with it
         self._wants_states = self._is_stepping = False
         self._left_out: set[str] = set()
+
+    step_timeout_s = FIRST_STEPS_S
 
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
         """Build `env`: a registered id, "module:Id", "module:Class", "file.py:Class", or a callable; see `Options`."""

@@ -57,6 +57,8 @@ class Lab3(Lab):
                 "physics='newton_mjwarp' where the task has that preset"
             ) from error
 
+        _let_compilation_be_seen()
+
     def ask_for_final_observation(self, cfg: Any) -> None:
         """See `Lab`."""
         if hasattr(cfg, "compute_final_obs"):
@@ -115,3 +117,12 @@ class Lab3(Lab):
     def close(self) -> None:
         """See `Lab`."""
         self._open.close()
+
+
+def _let_compilation_be_seen() -> None:
+    """Have Warp log each module that it compiles, for minutes in all at a first start; Isaac Lab has silenced it."""
+    import isaaclab.utils.warp  # noqa: F401  now, since it is this import that silences
+    import warp
+
+    warp.config.quiet = False
+    warp.config.log_level = warp.LOG_INFO
