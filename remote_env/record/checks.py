@@ -14,6 +14,7 @@ from remote_env.errors import CaptureError
 from remote_env.record.episode import Episode
 from remote_env.state import POSE_SIZE, VELOCITY_SIZE, Floats, SceneLayout
 
+MAX_VALUE = 1e10  # [m, rad, s or per second]: beyond, MuJoCo calls a simulation unstable
 NORM_TOLERANCE = 1e-3  # as SceneState.check
 
 
@@ -65,13 +66,14 @@ def check_states(layout: SceneLayout, values: Floats, path: Path) -> None:
 
 
 def _check_finite(layout: SceneLayout, values: Floats, path: Path) -> None:
-    finite = np.isfinite(values)
+    finite = np.abs(values) <= MAX_VALUE  # NaN is not
     if finite.all():
         return
     row = int(np.argmax(~finite.all(axis=1)))
     column = int(np.argmax(~finite[row]))
     where = name_column(layout, column)
-    said = f"has {where} {values[row, column]}" if column == 0 else f"is not finite: {where} is {values[row, column]}"
+    kind = "is beyond all bounds" if np.isfinite(values[row, column]) else "is not finite"
+    said = f"has {where} {values[row, column]}" if column == 0 else f"{kind}: {where} is {values[row, column]}"
     raise CaptureError(f"{path}: the scene state in row {row} {said}")
 
 

@@ -90,3 +90,12 @@ def test_a_text_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(reading, "MAX_TEXT_BYTES", 1000)
     with pytest.raises(CaptureError, match="/scene/mjcf is a text of more than 1000 bytes"):
         read_episode(GOLDEN)
+
+
+def test_a_value_that_no_scene_has_is_told_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "episode_000.hdf5"
+    shutil.copy(GOLDEN, path)
+    with h5py.File(path, "r+") as file:
+        file["scene/values"][7, 1] = 1e300
+    with pytest.raises(CaptureError, match=r"in row 7 is beyond all bounds: the root pose of 'cartpole' is 1e\+300"):
+        read_episode(path)
