@@ -261,7 +261,11 @@ def run_logs(options: argparse.Namespace) -> int:
                     _print_log(line)
             print(f"-- {record.id} has ended", file=sys.stderr)
             return 0
-        _print_log(_read_log(place, record, options.lines))
+        log = _read_log(place, record, options.lines)
+        _print_log(log)
+        if not log.strip():
+            hint = "its log is empty; a server that was started by hand writes to its own terminal"
+            print(f"-- {record.id}: {hint}", file=sys.stderr)
     return 0
 
 

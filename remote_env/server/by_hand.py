@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from remote_env.errors import ConfigError
 from remote_env.protocol.handshake import new_token
 from remote_env.protocol.task import TaskSpec
 from remote_env.server import supervisor
-from remote_env.server.folder import remove_folder, write_atomically
+from remote_env.server.folder import cache_folder, remove_folder, write_atomically
 
 
 def add_listening_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,10 @@ def serve(make_task: Callable[[], TaskSpec], options: argparse.Namespace, *, max
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    folder = Path(tempfile.mkdtemp(prefix="remote-env-"))
+    # Where clients' servers have theirs too, so that `remote-env stop` takes it for one.
+    folder = cache_folder() / "sessions" / secrets.token_hex(8)
+    for made in (folder.parents[1], folder.parent, folder):
+        made.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = {
         "token": token,
         "listen": {"tcp": [options.host, options.port]},

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from leak_check import is_alive, isolated_home, no_leaks, wait_until
-from server_process import BareClient, ServerProcess, serving
+from server_process import BareClient, HandServer, ServerProcess, serving
 from ssh_client import PATIENCE_S, command_line
 from ssh_server import SshServer
 
@@ -32,6 +32,7 @@ from remote_env.env import records
 from remote_env.env.local_place import LocalPlace
 from remote_env.env.server import ServerRecord
 from remote_env.protocol import frames
+from remote_env.server.folder import record_path
 
 __all__ = ["isolated_home", "no_leaks"]
 SLOW = "tasks_for_tests.slow:Slow"
@@ -219,6 +220,17 @@ def test_logs_are_read_while_it_starts_and_while_it_holds_the_interpreter(said: 
             stepping.join(10)
     finally:
         server.stop()
+
+
+def test_a_server_that_was_started_by_hand_can_be_stopped(said: Any) -> None:
+    with HandServer("--env", "CartPole-v1") as server:
+        server.wait_listening()
+        session = Path(json.loads(record_path(server.port).read_text())["session_folder"]).name
+        status, printed, complaints = said("logs", "local")
+        assert (status, printed.strip()) == (0, "")
+        assert complaints.startswith(f"-- {session}: its log is empty")
+        assert said("stop", "local", session[:8])[0] == 0
+        assert server.process.wait(20) == 0
 
 
 def test_following_a_log_ends_with_the_server(ssh_server: SshServer) -> None:
