@@ -200,8 +200,8 @@ def test_files_and_folders(tmp_path: Path) -> None:
         assert env.remote_spec["id"] == "CartPole-v1"
     with RemoteEnv(env="my_task:make_pole", upload=[tmp_path]) as env:
         assert env.remote_spec["id"] == "CartPole-v1"
-    for name in ("nothing", "broken"):
-        with pytest.raises(ConfigError, match=f"no function '{name}'"):
+    for name, why in (("nothing", "has no 'nothing'"), ("broken", "broken' names 1; it must be a function")):
+        with pytest.raises(ConfigError, match=why):
             RemoteEnv(env=f"{tmp_path}/my_task.py:{name}").start()
 
 

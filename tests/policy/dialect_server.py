@@ -40,15 +40,17 @@ class DialectServer:
             except OSError:
                 return
             thread = threading.Thread(target=self._serve, args=(sock, self.service, self.context), name="connection")
-            thread.start()
             with self._changed:
                 self._socks.append(sock)
                 self._threads.append(thread)
+                thread.start()
                 self._changed.notify_all()
 
     def cut(self) -> None:
         """Break every connection there is."""
-        for sock in self._socks:
+        with self._changed:
+            socks = list(self._socks)
+        for sock in socks:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 

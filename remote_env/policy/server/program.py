@@ -315,6 +315,8 @@ class Server:
             self._connections.join(until - time.monotonic())
         self._connections.shut_down()
         self._connections.join(HANG_UP_TIMEOUT_S)
+        for client in [] if self._service is None else self._service.living:  # lost ones, whose places were kept
+            client.close()
         self._remove_tokens()
         if not is_closed:
             self._log(f"the model was still busy after {CLOSE_TIMEOUT_S:g} s; stopped")
