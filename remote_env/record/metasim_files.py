@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from remote_env.errors import CaptureError
+from remote_env.record.reading import check_links, claimed_dataset
 
 MAX_TEXT_BYTES = 2 << 30  # of a JSON or YAML file, unpacked
 HEADER = "header"  # of a roboverse.episode: JSON in an array of its own
@@ -45,6 +46,7 @@ def read_file(path: Path) -> Any:
             return _read_npz(path)
         if name.endswith((".hdf5", ".h5")):
             with h5py.File(path, "r") as file:
+                check_links(file)
                 return _nested_group(file)
     except FileNotFoundError as error:
         raise CaptureError(f"there is no {path}") from error
@@ -100,6 +102,6 @@ def _put(nested: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _nested_group(group: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: _nested_group(value) if isinstance(value, h5py.Group) else np.asarray(value[()])
+        name: _nested_group(value) if isinstance(value, h5py.Group) else np.asarray(claimed_dataset(value)[()])
         for name, value in group.items()
     }

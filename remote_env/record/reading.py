@@ -36,7 +36,7 @@ def read_hdf5(path: Path, *, images: bool, check: bool = True) -> Episode:
     """
     try:
         with h5py.File(path, "r") as file:
-            _check_links(file)
+            check_links(file)
             episode = _read_file(file, images=images)
             if check:
                 _check_images(file, len(episode), path)
@@ -66,7 +66,7 @@ def _read_file(file: h5py.File, *, images: bool) -> Episode:
     if "scene/values" in file:
         layout = SceneLayout.from_plain(_read_json(file["scene"], "layout"))
         _ = layout.offsets  # InputError where two entities share a name
-    natives: Any = _claimed(file["scene/native"])[()] if "scene/native" in file else ()
+    natives: Any = claimed_dataset(file["scene/native"])[()] if "scene/native" in file else ()
     return Episode(
         _read_info(file),
         actions=_read_rows(file, "action"),
@@ -102,7 +102,7 @@ def _read_info(file: h5py.File) -> EpisodeInfo:
 
 
 def _read_infos(file: h5py.File) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in _claimed(file["infos"]).asstr()[:]]
+    lines = [json.loads(line) for line in claimed_dataset(file["infos"]).asstr()[:]]
     for row, line in enumerate(lines):
         if not isinstance(line, dict):
             raise ValueError(f"/infos row {row} is {str(line)[:80]}; each must be a JSON object")
@@ -124,9 +124,9 @@ def _read_json(group: h5py.Group, name: str) -> Any:
 
 
 def _read_string(dataset: h5py.Dataset) -> str:
-    if _claimed(dataset).size * dataset.dtype.itemsize > MAX_TEXT_BYTES:
+    if claimed_dataset(dataset).size * dataset.dtype.itemsize > MAX_TEXT_BYTES:
         raise ValueError(f"{dataset.name} is a text of more than {MAX_TEXT_BYTES} bytes")
-    return str(_claimed(dataset).asstr()[0])
+    return str(claimed_dataset(dataset).asstr()[0])
 
 
 def _read_observations(
@@ -139,7 +139,7 @@ def _read_observations(
 
 
 def _read_array(group: h5py.Group, name: str) -> Array:
-    dataset = _claimed(group[name])
+    dataset = claimed_dataset(group[name])
     if dataset.dtype.kind not in _NUMBERS:
         raise ValueError(f"{dataset.name} has dtype {dataset.dtype}; numbers were expected")
     return np.asarray(dataset[()])
@@ -161,7 +161,7 @@ def _read_column(group: h5py.Group, name: str) -> Array:
     return array
 
 
-def _check_links(file: h5py.File) -> None:
+def check_links(file: h5py.File) -> None:
     """Make sure that the file stands alone: links could lead into any other file of this machine."""
 
     def leads_out(name: bytes, info: Any) -> str | None:  # raising in here would confuse h5py
@@ -172,7 +172,7 @@ def _check_links(file: h5py.File) -> None:
         raise ValueError(f"/{found} is a link into another file; a capture stands alone")
 
 
-def _claimed(dataset: h5py.Dataset) -> h5py.Dataset:
+def claimed_dataset(dataset: h5py.Dataset) -> h5py.Dataset:
     """`dataset`, once it is known that the file can hold what it claims: no memory is taken on a word.
 
     Raises:

@@ -425,3 +425,15 @@ def test_whatever_is_wrong_with_a_recording_it_is_refused_as_one(form: str, reco
 def read_file_of(by_path: dict[str, Any], folder: Path) -> Any:
     np.savez(folder / "b.npz", **by_path)
     return read_file(folder / "b.npz")
+
+
+@pytest.mark.parametrize("how", ["link", "storage"])
+def test_numbers_that_lie_in_another_file_are_not_read(tmp_path: Path, how: str) -> None:
+    (tmp_path / "secret").write_bytes(bytes(64))
+    with h5py.File(tmp_path / "e.hdf5", "w") as file:
+        if how == "link":
+            file["objects"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/")
+        else:
+            file.create_dataset("objects/cube/pos", (2, 3), "f8", external=[(str(tmp_path / "secret"), 0, 48)])
+    with pytest.raises(CaptureError, match="stands alone"):
+        read_metasim(tmp_path / "e.hdf5", rate_hz=50.0)
