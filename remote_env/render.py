@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from remote_env.errors import ConfigError
 
+Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 Quality = Literal["full", "fast"]
 QUALITIES: tuple[Quality, ...] = ("full", "fast")
 

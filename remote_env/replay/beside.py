@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from remote_env.errors import InputError, ReplayError
 from remote_env.record import Episode
+from remote_env.render import Frame
 from remote_env.replay.marks import mark_of
 from remote_env.replay.overlay import draw_overlay, label_strip
 from remote_env.replay.timeline import nearest
 from remote_env.state import Floats
 
-Frame = NDArray[np.uint8]
 Indices = Sequence[int]
 Moment = tuple[int, int]  # which state of the one, and which of the other (0 where there is no other)
 IMAGES = "images/"

@@ -9,12 +9,10 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
 from remote_env.errors import ConfigError
-from remote_env.render import camera_names
+from remote_env.render import Frame, camera_names
 
-Frame = NDArray[np.uint8]
 Cameras = str | Sequence[str] | None
 _NUMBERS = ("azimuth", "elevation", "distance")
 _TRACK_EXTENTS = 0.75  # how far a tracking camera stands; MuJoCo's free one stands at 1.5

@@ -8,15 +8,13 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin, UnidentifiedImageError
 
 from remote_env.errors import CaptureError, InputError
+from remote_env.render import Frame
 from remote_env.replay.files import whole_file
 from remote_env.replay.overlay import LABEL_HEIGHT, font
 
-Frame = NDArray[np.uint8]
 MARK_KEY = "remote-env replay"  # of the text in a PNG that says what it was made from
 _GAP = 4  # [pixels]
 _NAME = "frame_{:06d}.png"

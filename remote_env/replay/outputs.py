@@ -8,9 +8,10 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remote_env.render import Frame
 from remote_env.replay.beside import Moment, Picture
 from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF, check_codec
-from remote_env.replay.images import Frame, FrameFolder, image_mark, save_contact_sheet, save_still
+from remote_env.replay.images import FrameFolder, image_mark, save_contact_sheet, save_still
 from remote_env.replay.marks import mark_of
 from remote_env.replay.progress import shown
 from remote_env.replay.video import save_video, video_mark

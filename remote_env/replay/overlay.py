@@ -6,13 +6,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from remote_env.record import Episode
+from remote_env.render import Frame
 from remote_env.state import Floats
 
-Frame = NDArray[np.uint8]
 LABEL_HEIGHT = 24  # [pixels]
 _SUCCESS = ("is_success", "success")  # of an info, the first that is there
 _SHADE = 0.35  # of the picture below the words that is left

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import mujoco
-import numpy as np
-from numpy.typing import NDArray
 
 from remote_env.errors import InputError, ReplayError
-from remote_env.render import FrameRenderer, Quality, check_image_settings
+from remote_env.render import Frame, FrameRenderer, Quality, check_image_settings
 from remote_env.replay.cameras import Aim, aim
 from remote_env.replay.conventions import ALL_REORDERED, check_roots, is_all_reordered, reordered
 from remote_env.replay.fidelity import Errors, Fidelity, FidelityMeter
@@ -23,8 +21,6 @@ from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
 
 __all__ = ["Frame", "Model", "Replayer", "Shown", "load_model"]
-
-Frame = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

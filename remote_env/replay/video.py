@@ -14,14 +14,13 @@ from typing import IO
 
 import imageio_ffmpeg  # type: ignore[import-untyped,unused-ignore]
 import numpy as np
-from numpy.typing import NDArray
 
 from remote_env.errors import CaptureError, InputError
+from remote_env.render import Frame
 from remote_env.replay.codecs import DEFAULT_CODEC, DEFAULT_CRF, check_codec, codec_options
 from remote_env.replay.files import whole_file
 from remote_env.replay.processes import running
 
-Frame = NDArray[np.uint8]
 _FINISH_S = 20.0  # what an interrupted ffmpeg gets for ending its file
 _READ_MARK_S = 30.0
 
