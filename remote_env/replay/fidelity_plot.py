@@ -40,15 +40,17 @@ def draw_fidelity(report: FidelityReport) -> bytes:
 
 
 def _draw_kind(axis: Any, report: FidelityReport, kind: str) -> None:
-    largest = 0.0
+    above_zero = np.zeros(0)
     for index, entity in enumerate(report.entities):
         if kind in entity.over_time:
             values = entity.over_time[kind]
-            axis.plot(np.arange(len(values)), values, label=entity.name, color=f"C{index % 10}", linewidth=1.2)
-            largest = max(largest, float(values.max()))
-    if largest > 0:
+            label = entity.name if values.any() else f"{entity.name} (exactly 0)"
+            axis.plot(np.arange(len(values)), values, label=label, color=f"C{index % 10}", linewidth=1.2)
+            above_zero = np.concatenate([above_zero, values[values > 0]])
+    if above_zero.size:
+        largest = above_zero.max()
         axis.set_yscale("log")
-        axis.set_ylim(max(largest * 1e-6, 1e-18), largest * 3)
+        axis.set_ylim(max(above_zero.min() / 3, largest * 1e-6, 1e-18), largest * 3)
     else:
         axis.set_ylim(-1.0, 1.0)
         axis.set_yticks([0.0])
