@@ -39,6 +39,7 @@ _MACS = (
     "hmac-sha2-256",
     "hmac-sha2-512",
 )
+_GONE = (errno.ECONNRESET, errno.EPIPE)
 
 
 class Link:
@@ -159,6 +160,9 @@ class Link:
         except BlockingIOError as error:
             self._check()
             raise TimeoutError from error
+        except OSError as error:  # a peer that is gone is met here before its end is read
+            self.ended_by_peer |= error.errno in _GONE and not (self.expired or self._closed)
+            raise
 
     def recv(self, size: int) -> bytes:
         """Receive up to `size` bytes, b"" at the end; for paramiko.
@@ -173,7 +177,7 @@ class Link:
         except BlockingIOError as error:
             raise TimeoutError from error
         except OSError as error:
-            self.ended_by_peer = error.errno in (errno.ECONNRESET, errno.EPIPE)
+            self.ended_by_peer |= error.errno in _GONE
             raise
         self._has_heard = True
         if not data:
