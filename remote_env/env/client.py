@@ -264,7 +264,7 @@ class Client(Generic[S]):
         if life.session is None:
             life.start()
             assert life.session is not None  # noqa: S101  start set it
-            if self._arguments.step_timeout_s is None:
+            if self._arguments.step_timeout_s is None and self._step_timeout_s == DEFAULT_STEP_TIMEOUT_S:
                 self._step_timeout_s = float(life.session.ready.get("step_timeout_s", DEFAULT_STEP_TIMEOUT_S))
             self.render_mode = life.session.ready["render_mode"] if self._local is None else "rgb_array"
         return life.session
