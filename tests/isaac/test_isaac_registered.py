@@ -80,7 +80,7 @@ def test_an_unknown_task_lists_those_near_it(isaac_python: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "said"),
     [
-        ("isaac_tasks.py:Swing", {}, "has no function 'Swing'"),
+        ("isaac_tasks.py:Swing", {}, "has no 'Swing'"),
         ("isaac_tasks.py:SwingEnv", {"cfg": {"scene.arn": 1}}, r"scene \(SwingSceneCfg\) has no 'arn'; it has arm"),
         ("isaac_tasks.py:SwingEnv", {"cfg_class": "NoCfg"}, "cfg_class='NoCfg'"),
         ("isaac_tasks.py:SwingEnv", {"arguments": ["--no-such-flag"]}, "unrecognized arguments: --no-such-flag"),

@@ -38,10 +38,10 @@ def to_host(tree: Any) -> Any:
 
 def as_tensor(value: Any) -> Any:
     """The torch tensor behind `value`, or None: a tensor, or one of Isaac Lab 3's `ProxyArray`s."""
-    if hasattr(value, "data_ptr"):
-        return value
-    inner = getattr(value, "torch", None)
-    return inner if hasattr(inner, "data_ptr") else None
+    inner = getattr(value, "torch", None)  # first: a `ProxyArray` passes a tensor's names on, and is none
+    if hasattr(inner, "data_ptr"):
+        return inner
+    return value if hasattr(value, "data_ptr") else None
 
 
 def _replace(value: Any, tensors: list[Any]) -> Any:
