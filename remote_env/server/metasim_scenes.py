@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from remote_env.errors import InputError, Unsupported
-from remote_env.server.poses import velocity_of_centre, velocity_of_origin
+from remote_env.poses import velocity_of_centre, velocity_of_origin
 from remote_env.state import POSE_SIZE, VELOCITY_SIZE, EntityLayout, Floats, SceneLayout, SceneState
 from remote_env.tasks.metasim_states import KINDS, Columns, as_array, layout_of, stack_states, to_metasim, values_of
 

@@ -11,9 +11,8 @@ import pytest
 from conftest import START_TIMEOUT_S
 from gymnasium import spaces
 
-from remote_env import RemoteEnv
+from remote_env import RemoteEnv, poses
 from remote_env.errors import ConfigError, InputError, TaskError, Unsupported
-from remote_env.server import poses
 from remote_env.state import SceneState
 
 STEP_S = 0.01

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from remote_env.server.poses import velocity_of_centre, velocity_of_origin, wxyz_from_xyzw
+from remote_env.poses import velocity_of_centre, velocity_of_origin, wxyz_from_xyzw
 from remote_env.state import EntityLayout, SceneLayout, SceneState
 from remote_env.tasks.mujoco_scene import MujocoScene
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from remote_env import poses
 from remote_env.errors import InputError, TaskError
-from remote_env.server import poses
 from remote_env.server.isaac.lab import Lab
 from remote_env.server.isaac.transfer import to_host
 from remote_env.state import POSE_SIZE, VELOCITY_SIZE, EntityLayout, Floats, SceneLayout, SceneState

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from remote_env import poses
 from remote_env.errors import InputError
-from remote_env.server import poses
 from remote_env.state import Floats, Shape
 
 GREY = (0.6, 0.6, 0.6, 1.0)

@@ -6,8 +6,8 @@ import mujoco
 import numpy as np
 import pytest
 
+from remote_env import poses
 from remote_env.errors import InputError
-from remote_env.server import poses
 
 HALF = np.sqrt(0.5)
 # wxyz, and where it turns x, y and z.
