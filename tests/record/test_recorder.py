@@ -14,56 +14,14 @@ import h5py
 import numpy as np
 import pytest
 from full_disk import file_size_limit
+from recorded import LAYOUT, names, observation_at, record_steps, recorded, state_at
 
 from remote_env.errors import CaptureError, InputError
 from remote_env.record import Episode, Recorder, Seen, background, read_episode, recover_part, repair_part
 from remote_env.record.part import PartWriter
-from remote_env.state import EntityLayout, SceneLayout, SceneState
+from remote_env.state import SceneState
 
-LAYOUT = SceneLayout((EntityLayout("arm", ("a", "b"), ("base", "tip")), EntityLayout("box")), "test 1")
 ROOT = Path(__file__).parents[2]
-
-
-def state_at(step: int, *, native: bytes | None = None) -> SceneState:
-    values = np.random.default_rng(step).normal(size=LAYOUT.size)
-    values[0] = step / 50.0
-    for start in (4, 4 + 17, 4 + 24, LAYOUT.offsets["box"] + 3):
-        values[start : start + 4] /= np.linalg.norm(values[start : start + 4])
-    return SceneState(LAYOUT, values, native)
-
-
-def observation_at(step: int, *, camera: bool = False) -> dict[str, object]:
-    seen: dict[str, object] = {"agent_pos": np.full(14, float(step))}
-    if camera:
-        seen["pixels"] = {"top": np.full((4, 6, 3), step % 256, np.uint8)}
-    return seen
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def record_steps(recorder: Recorder, steps: int, *, camera: bool = False, native: bool = False) -> None:
-    def state(step: int) -> SceneState:
-        return state_at(step, native=bytes([step % 256] * step) if native else None)
-
-    recorder.start(observation_at(0, camera=camera), {"start": True}, state=state(0), seed=7)
-    for step in range(1, steps + 1):
-        recorder.record(
-            np.full(14, -step, np.float32),
-            observation_at(step, camera=camera),
-            step / 2,
-            step == steps,
-            False,
-            {"touching": ["right"] * step, "at": np.float64(step)},
-            state=state(step),
-        )
-
-
-def recorded(directory: Path, steps: int = 5, **options: bool) -> Path:
-    with Recorder(directory, rate_hz=50.0, task="T-v0", env_kwargs={"a": 1}, host="box") as recorder:
-        record_steps(recorder, steps, **options)
-        return recorder.finish()
 
 
 def test_what_was_recorded_is_read_back(tmp_path):
@@ -299,7 +257,8 @@ def test_what_is_no_part_says_so(tmp_path, data):
 KILLED = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
-from test_recorder import Recorder, record_steps, observation_at, state_at
+from recorded import observation_at, record_steps, state_at
+from remote_env.record import Recorder
 import itertools, numpy as np
 with Recorder({out!r}, rate_hz=50.0, background={background}) as recorder:
     record_steps(recorder, 4)
@@ -498,7 +457,8 @@ def open_files() -> set[str]:
 FORGOTTEN = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}, {here!r}]
-from test_recorder import Recorder, record_steps
+from recorded import record_steps
+from remote_env.record import Recorder
 recorder = Recorder({out!r}, rate_hz=50.0)
 record_steps(recorder, 200)
 """
@@ -524,97 +484,6 @@ def test_a_full_disk_while_converting_leaves_nothing_half_written(tmp_path, limi
     final = repair_part(tmp_path / "episode_000.part")
     assert needed == pytest.approx(final.stat().st_size, rel=0.3)
     assert len(read_episode(final)) == 5
-
-
-# ---- damaged captures
-
-
-def test_a_capture_cut_short_says_so(tmp_path):
-    path = recorded(tmp_path, camera=True)
-    data = path.read_bytes()
-    for cut in range(0, len(data), len(data) // 20):
-        path.write_bytes(data[:cut])
-        with pytest.raises(CaptureError, match=r"episode_000\.hdf5"):
-            read_episode(path)
-
-
-def test_a_flipped_bit_in_any_number_is_noticed(tmp_path):
-    path = recorded(tmp_path, camera=True)
-    with h5py.File(path) as root:
-        names = [
-            "action",
-            "rewards",
-            "terminated",
-            "observations/qpos",
-            "observations/images/top",
-            "scene/values",
-        ]
-        places = {name: root[name].id.get_chunk_info(0).byte_offset for name in names}
-    data = path.read_bytes()
-    for place in places.values():
-        damaged = bytearray(data)
-        damaged[place + 8] ^= 16
-        path.write_bytes(damaged)
-        with pytest.raises(CaptureError, match="damaged"):
-            read_episode(path)
-
-
-def edited(path: Path, edit) -> Path:
-    with h5py.File(path, "r+") as root:
-        edit(root)
-    return path
-
-
-def replace(name: str, change):
-    def edit(root):
-        values = change(root[name][()])
-        del root[name]
-        root[name] = values
-
-    return edit
-
-
-def set_value(row: int, column: int, value: float):
-    def change(values):
-        values[row, column] = value
-        return values
-
-    return replace("scene/values", change)
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda root: root.attrs.__setitem__("schema", "other"), "schema is 'other'"),
-        (lambda root: root.attrs.__setitem__("schema_version", 99), "version 99"),
-        (lambda root: root.attrs.__setitem__("rate_hz", -1.0), "rate_hz"),
-        (lambda root: root["scene"].attrs.__setitem__("layout", "{}"), "damaged"),
-        (lambda root: root.__delitem__("action"), "action"),
-        (replace("action", lambda values: values[:3]), "'action': 3"),
-        (replace("observations/qpos", lambda values: values[:2]), "'observations/qpos': 2"),
-        (replace("scene/values", lambda values: values[:4]), "'scene/values': 3"),
-        (replace("scene/values", lambda values: values[:, :-1]), "float64 rows"),
-        (set_value(2, 0, np.nan), "row 2 has the time nan"),
-        (set_value(3, 5, np.inf), "row 3 .* 'arm'"),
-        (set_value(3, 4, 50.0), "quaternion of norm"),
-    ],
-)
-def test_a_capture_that_contradicts_itself_says_where(tmp_path, edit, message):
-    path = edited(recorded(tmp_path), edit)
-    with pytest.raises(CaptureError, match=message):
-        read_episode(path)
-
-
-def test_a_missing_capture_and_another_kind_of_file(tmp_path):
-    with pytest.raises(CaptureError, match="there is no capture"):
-        read_episode(tmp_path / "none.hdf5")
-    other = tmp_path / "act.hdf5"
-    with h5py.File(other, "w") as root:
-        root["action"] = np.zeros((3, 14))
-    with pytest.raises(CaptureError, match="schema"):
-        read_episode(other)
-    with pytest.raises(CaptureError):
-        read_episode(tmp_path)
 
 
 def test_an_episode_has_a_length(tmp_path):
