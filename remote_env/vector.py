@@ -245,16 +245,6 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
 
     # More than Gymnasium asks for
 
-    def resume(self) -> tuple[Any, Any, Any, Any, dict[str, Any]] | None:
-        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
-        session = self._life.session
-        if session is None:
-            return None
-        transition = session.resume(self._step_timeout_s)
-        if self._local is not None:
-            self._local.show(session.state)
-        return transition
-
     def get_states(self, env_ids: Sequence[int] | None = None) -> list[SceneState]:
         """The scenes of these environments now, in this order; no round trip when the last step brought them.
 

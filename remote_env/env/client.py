@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -64,14 +65,14 @@ class Client(Generic[S]):
         self._watch = Watch(self._life)
 
     @classmethod
+    @abc.abstractmethod
     def _defaults(cls) -> dict[str, Any]:
         """Of every argument that has one."""
-        raise NotImplementedError
 
     @classmethod
+    @abc.abstractmethod
     def _make_spec(cls, kwargs: dict[str, Any]) -> EnvSpec:
         """By which Gymnasium makes another one with these arguments."""
-        raise NotImplementedError
 
     # Starting
 
@@ -141,6 +142,19 @@ class Client(Generic[S]):
             Unsupported: the task does not tell.
         """
         return SceneDescription.from_plain(self.call("scene_description"))
+
+    def resume(self) -> tuple[Any, Any, Any, Any, dict[str, Any]] | None:
+        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none.
+
+        Of a rollout cut short it is the last transition that ran, if observations were wanted.
+        """
+        session = self._life.session
+        if session is None:
+            return None
+        transition = session.resume(self._step_timeout_s)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transition
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.

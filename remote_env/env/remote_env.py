@@ -297,16 +297,3 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         self._running().set_state(state, self._step_timeout_s)
         if self._local is not None:
             self._local.show(state)
-
-    def resume(self) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
-        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none.
-
-        Of a rollout cut short it is the last transition that ran, if observations were wanted.
-        """
-        session = self._life.session
-        if session is None:
-            return None
-        transition = session.resume(self._step_timeout_s)
-        if self._local is not None:
-            self._local.show(session.state)
-        return transition
