@@ -15,11 +15,12 @@ PACKAGE = "remote_env"
 
 # Each room and the rooms that it may import; a module or package right below remote_env is a room.
 PURE = {"errors", "poses", "protocol", "spaces", "state"}
-BELOW_RECORD = {*PURE, "transport", "ssh", "session", "render", "tasks"}
+BELOW_RECORD = {*PURE, "private_files", "transport", "ssh", "session", "render", "tasks"}
 BELOW_ENV = BELOW_RECORD | {"record", "replay"}
 BELOW_TESTING = BELOW_ENV | {"env", "vector", "server", "policy", "registration"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "private_files": {"errors"},
     "state": {"errors"},
     "poses": {"errors", "state"},
     "spaces": {"errors"},
@@ -29,13 +30,13 @@ ALLOWED: dict[str, set[str]] = {
     "render": {"errors", "state"},
     "session": {"errors", "protocol", "spaces", "state", "transport", "ssh"},
     "tasks": {"errors", "poses", "state", "render"},
-    "policy": {*PURE, "transport", "ssh", "session", "render", "tasks"},
+    "policy": {*PURE, "private_files", "transport", "ssh", "session", "render", "tasks"},
     "record": BELOW_RECORD,
     "replay": BELOW_RECORD | {"record"},
     "env": BELOW_ENV,
     "vector": BELOW_ENV | {"env"},
     # Everything of the far end but the client's half.
-    "server": {*PURE, "transport", "render", "tasks", "policy"},
+    "server": {*PURE, "private_files", "transport", "render", "tasks", "policy"},
     "registration": BELOW_ENV | {"env", "vector"},
     "evaluate": BELOW_TESTING - {"testing"},
     "testing": BELOW_TESTING,
@@ -60,6 +61,7 @@ SUPERVISOR = (
 )
 SUPERVISOR_MAY = {
     "remote_env.errors",
+    "remote_env.private_files",
     "remote_env.protocol.frames",
     "remote_env.protocol.handshake",
     "remote_env.protocol.log_text",
@@ -70,7 +72,19 @@ SUPERVISOR_MAY = {
 LAUNCH_MAY = {"remote_env.server.simulator"}
 POSIX_ONLY = {"fcntl", "pwd", "grp", "resource", "termios", "pty", "tty", "syslog", "posix", "crypt", "spwd", "nis"}
 CLIENT_HALF = (
-    *("__init__", "errors", "env", "vector", "session", "ssh", "transport", "registration", "spaces", "state"),
+    *(
+        "__init__",
+        "errors",
+        "private_files",
+        "env",
+        "vector",
+        "session",
+        "ssh",
+        "transport",
+        "registration",
+        "spaces",
+        "state",
+    ),
     *("protocol", "record", "replay", "render", "evaluate", "policy", "cli"),
 )
 

@@ -12,6 +12,7 @@ from typing import Any
 from remote_env.errors import ConfigError
 from remote_env.evaluate.config import AGGREGATES, DEFAULT_MODEL, ROLLOUTS, EvaluationConfig, read_config
 from remote_env.evaluate.environments import BUNDLED
+from remote_env.private_files import read_private_text
 
 _DEFAULTS = EvaluationConfig()
 
@@ -46,10 +47,10 @@ def read_token(path: str) -> str:
     """The token in a file: a word on the command line would be seen by everybody who lists processes.
 
     Raises:
-        ConfigError: there is no such file, or nothing in it.
+        ConfigError: there is no such file, nothing in it, or others than this user could read or write it.
     """
     try:
-        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        token = read_private_text(Path(path).expanduser(), follow=True).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--token_file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not token:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from remote_env.errors import ConfigError
+from remote_env.private_files import make_private_folder, read_private_text, write_private_text
 
 MIN_TOKEN_LENGTH = 32
 
@@ -32,15 +33,16 @@ def read_token(port: int) -> str | None:
     """The token of the policy server on `port` of this machine; None when there is no such file.
 
     Raises:
-        ConfigError: the file is there and cannot be read.
+        ConfigError: the file is there and cannot be read, or others than this user could read or write it.
     """
     path = token_path(port)
     try:
-        return path.read_text().strip() or None
+        return read_private_text(path).strip() or None
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ConfigError(f"cannot read the policy server's token in {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"cannot read the policy server's token in {path}: {why}") from None
 
 
 def write_token(port: int, token: str) -> Path:
@@ -51,12 +53,8 @@ def write_token(port: int, token: str) -> Path:
     """
     path = token_path(port)
     with _explained(path):
-        partial = _write_aside(path, token)
-        try:
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        make_private_folder(path.parent)
+        write_private_text(path, token + "\n")
     return path
 
 
@@ -64,7 +62,10 @@ def check_token_place(port: int) -> None:
     """Find out, before a model is loaded for minutes, whether `write_token` will work; raises as that."""
     path = token_path(port)
     with _explained(path):
-        _write_aside(path, "0" * 64).unlink()
+        make_private_folder(path.parent)
+        trial = path.with_name(f"{path.name}.trial")
+        write_private_text(trial, "0" * 64)
+        trial.unlink()
 
 
 @contextlib.contextmanager
@@ -77,42 +78,9 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_aside(path: Path, token: str) -> Path:
-    """The file beside `path` that holds the token, private and whole."""
-    for folder in (path.parents[1], path.parent):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(path.parent)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(token + "\n")
-        _check_private(partial)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return partial
-
-
-def _check_private(path: Path) -> None:
-    """ConfigError when others than this user could reach it; where there are no such bits there is nothing to check."""
-    if not hasattr(os, "getuid"):
-        return
-    status = path.stat()
-    if status.st_uid != os.getuid():
-        raise ConfigError(
-            f"{path} belongs to another user (id {status.st_uid}); set XDG_CACHE_HOME to a folder of yours"
-        )
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise ConfigError(
-            f"{path} can be read by others and is to hold the token; make it private: chmod go-rwx {path}"
-        )
-
-
 def remove_token(port: int, token: str) -> None:
     """Remove the file if it still is of this token: another server may have written its own since."""
-    with contextlib.suppress(OSError, ConfigError):
+    with contextlib.suppress(OSError, ConfigError, UnicodeDecodeError):
         path = token_path(port)
-        if path.read_text().strip() == token:
+        if hmac.compare_digest(read_private_text(path).strip().encode(), token.encode()):
             path.unlink()

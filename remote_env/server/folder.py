@@ -5,26 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError
+from remote_env.private_files import check_private_folder, read_private_text, write_private_text
 from remote_env.server.process import process_start_time
+
+MIN_TOKEN_LENGTH = 32
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a session folder.
 
     Raises:
-        ConfigError: others could read the folder or the file, which hold the token.
+        ConfigError: others could get at the folder or the file, which hold the token; or what is there is no settings.
+        OSError: there is none, or it cannot be read.
     """
-    for path in (folder, folder / "settings.json"):
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ConfigError(f"{path} can be read by others and holds the token; make it private: chmod go-rwx {path}")
-    settings: dict[str, Any] = json.loads((folder / "settings.json").read_text())
-    if len(settings.get("token", "")) < 32:
-        raise ConfigError(f"{folder / 'settings.json'} has no token of at least 32 characters")
+    path = folder / "settings.json"
+    check_private_folder(folder)
+    try:
+        settings = json.loads(read_private_text(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON: {type(error).__name__}") from None  # its words might show the token
+    if not isinstance(settings, dict) or len(str(settings.get("token", ""))) < MIN_TOKEN_LENGTH:
+        raise ConfigError(f"{path} has no token of at least {MIN_TOKEN_LENGTH} characters")
     return settings
 
 
@@ -54,16 +59,8 @@ def _is_of_a_living(record: Path) -> bool:
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON for this user only, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(content, file)
-        partial.rename(path)
-    except BaseException:
-        partial.unlink()
-        raise
+    """Write JSON for this user only, whole or not at all; OSError."""
+    write_private_text(path, json.dumps(content))
 
 
 def remove_folder(folder: Path) -> None:

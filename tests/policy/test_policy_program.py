@@ -268,7 +268,7 @@ def test_a_folder_that_others_may_read_gets_no_token(isolated_home: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     try:
-        with pytest.raises(ConfigError, match=f"can be read by others.*chmod go-rwx {folder}"):
+        with pytest.raises(ConfigError, match=f"can be reached by others.*chmod go-rwx {folder}"):
             write_token(5000, "t" * 32)
         assert list(folder.iterdir()) == []
     finally:
