@@ -18,6 +18,8 @@ from remote_env.errors import ConfigError
 CLIENT_ONLY = frozenset(
     ("ssh", "env", "vector", "session", "record", "replay", "evaluate", "testing", "cli", "__main__")
 )
+# Of the room for testing, the task that a server can serve.
+SERVED_TESTING = frozenset(("testing/__init__.py", "testing/counting.py"))
 DIGEST_CHARACTERS = 32
 
 
@@ -82,9 +84,9 @@ def _pack_package(package: Path) -> Pack:
 def _package_files(package: Path) -> Iterator[tuple[str, Path]]:
     for path in package.rglob("*"):
         place = path.relative_to(package)
-        if place.parts[0].removesuffix(".py") in CLIENT_ONLY or "__pycache__" in place.parts or not path.is_file():
-            continue
-        yield f"remote_env/{place.as_posix()}", path
+        is_far = place.parts[0].removesuffix(".py") not in CLIENT_ONLY or place.as_posix() in SERVED_TESTING
+        if is_far and "__pycache__" not in place.parts and path.is_file():
+            yield f"remote_env/{place.as_posix()}", path
 
 
 def _vendored(name: str) -> Iterator[tuple[str, Path]]:

@@ -10,6 +10,7 @@ from server_process import serving
 
 from remote_env import RemoteEnv
 from remote_env.errors import InputError
+from remote_env.ssh.pack import pack_far_end
 from remote_env.state import EntityLayout, SceneLayout, SceneState
 from remote_env.testing import CountingEnv
 from remote_env.testing.counting import make
@@ -101,10 +102,17 @@ def test_the_image_is_one_buffer():
 
 def test_a_remote_run_has_the_chain_of_a_local_one():
     local = play(CountingEnv(image=True))
-    with serving("remote_env.testing.counting:make", {"image": True}) as server:
-        with RemoteEnv(f"tcp://127.0.0.1:{server.port}", token=server.token) as env:
-            seen, digest = play(env)
-            assert env.unwrapped.call("digest") == digest == local[1]
-            assert env.unwrapped.call("calls") == 6
+    with (
+        serving("remote_env.testing.counting:make", {"image": True}) as server,
+        RemoteEnv(f"tcp://127.0.0.1:{server.port}", token=server.token) as env,
+    ):
+        seen, digest = play(env)
+        assert env.unwrapped.call("digest") == digest == local[1]
+        assert env.unwrapped.call("calls") == 6
     for here, there in zip(local[0], seen, strict=True):
         assert np.array_equal(here[0]["state"], there[0]["state"])
+
+
+def test_it_travels_to_the_far_end_and_nothing_else_of_its_room_does():
+    names = {name for name, _ in pack_far_end().files if "/testing/" in name}
+    assert names == {"remote_env/testing/__init__.py", "remote_env/testing/counting.py"}
