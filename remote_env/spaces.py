@@ -7,6 +7,7 @@ generator is left behind. Works with every Gymnasium from 0.29.1 on; what an old
 
 from __future__ import annotations
 
+import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -186,7 +187,7 @@ class _Reader:
             # what Gymnasium's constructors and numpy raise on nonsense
             AssertionError,
             AttributeError,
-            KeyError,
+            LookupError,
             TypeError,
             ValueError,
             ArithmeticError,
@@ -312,4 +313,4 @@ def _spread(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r:.100}" if isinstance(value, (str, tuple, list, type(None))) else str(type(value))
+    return reprlib.repr(value) if isinstance(value, (str, tuple, list, type(None))) else str(type(value))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,16 +112,31 @@ class SceneLayout:
         """The exact opposite of `to_plain`; InputError when `plain` is not one."""
         try:
             entities = tuple(
-                EntityLayout(str(entity["name"]), _names(entity["joints"]), _names(entity["links"]))
-                for entity in plain["entities"]
+                EntityLayout(_read(entity, "name", str), _names(entity, "joints"), _names(entity, "links"))
+                for entity in _read(plain, "entities", (list, tuple))
             )
-            return cls(entities, str(plain["source"]))
+            layout = cls(entities, _read(plain, "source", str))
         except (KeyError, TypeError) as error:
-            raise InputError(f"not a scene layout ({error!r}): {str(plain)[:200]}") from error
+            raise InputError(f"not a scene layout ({error!r:.200}): {reprlib.repr(plain)}") from error
+        layout.offsets  # noqa: B018  refuses entities that share a name
+        return layout
 
 
-def _names(values: Any) -> tuple[str, ...]:
-    return tuple(str(value) for value in values)
+def _read(plain: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+    """What a dict that somebody sent or stored holds there; TypeError when it is of another kind."""
+    if not isinstance(plain, Mapping):
+        raise TypeError(f"a {type(plain).__name__} in place of a dict")
+    value = plain[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is a {type(value).__name__}")
+    return value
+
+
+def _names(plain: Any, key: str) -> tuple[str, ...]:
+    names = tuple(_read(plain, key, (list, tuple)))
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{key} holds something else than names")
+    return names
 
 
 @dataclass(frozen=True)
@@ -159,11 +175,12 @@ class SceneState:
     native: bytes | None = None
 
     def __post_init__(self) -> None:
-        if self.values.shape != (self.layout.size,) or self.values.dtype != np.float64:
-            raise InputError(
-                f"a state's values are {self.values.dtype} {self.values.shape}; this layout needs "
-                f"float64 ({self.layout.size},)"
-            )
+        values, size = self.values, self.layout.size
+        if not isinstance(values, np.ndarray) or values.shape != (size,) or values.dtype != np.float64:
+            got = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+            raise InputError(f"a state's values are {got}; this layout needs float64 ({size},)")
+        if self.native is not None and not isinstance(self.native, bytes):
+            raise InputError(f"a state's native part is a {type(self.native).__name__}; it is bytes or None")
 
     @property
     def time_s(self) -> float:
@@ -246,8 +263,14 @@ class Shape:
     is_solid: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("entity", "link", "kind"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"the {name} of a shape is a {type(getattr(self, name)).__name__}; it is a name")
         for name in ("size", "pose", "rgba"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            values = getattr(self, name)
+            if len(values) > POSE_SIZE:
+                raise InputError(f"the {name} of a shape has {len(values)} numbers")
+            object.__setattr__(self, name, tuple(float(value) for value in values))
         numbers = (*self.size, *self.pose, *self.rgba)
         if self.kind not in SHAPE_SIZES or len(self.size) != SHAPE_SIZES[self.kind] or min(self.size) <= 0:
             raise InputError(
@@ -284,7 +307,7 @@ class SceneDescription:
     def from_plain(cls, plain: Mapping[str, Any]) -> SceneDescription:
         """The exact opposite of `to_plain`; InputError when `plain` is not one."""
         try:
-            shapes = tuple(Shape(**shape) for shape in plain["shapes"])
-            return cls(shapes, str(plain["mjcf"]), _names(plain["notes"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a scene description ({error!r}): {str(plain)[:200]}") from error
+            shapes = tuple(Shape(**shape) for shape in _read(plain, "shapes", (list, tuple)))
+            return cls(shapes, _read(plain, "mjcf", str), _names(plain, "notes"))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"not a scene description ({error!r:.200}): {reprlib.repr(plain)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -87,17 +88,37 @@ def join_objects(info: Any, objects: Any) -> Any:
         for path, shape, items in objects:
             if not path:
                 raise ValueError("an array in place of the info")
-            array = np.empty(len(items), np.object_)
-            for index, item in enumerate(items):
-                array[index] = item
             keys = ("info", *path)
             place: Any = whole
             for key in keys[:-1]:
-                place = _inside(place)[key]
-            _inside(place)[keys[-1]] = array.reshape(shape)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+                place = _item(place, key)
+            if _item(place, keys[-1]) is not None:
+                raise ValueError("an array in a place that is taken")
+            _inside(place)[keys[-1]] = _object_array(items, shape)
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise ProtocolError(f"arrays of objects that do not fit the info: {error!r:.200}") from error
     return whole["info"]
+
+
+def _object_array(items: Any, shape: Any) -> NDArray[Any]:
+    whole = isinstance(items, list) and isinstance(shape, list) and all(type(size) is int for size in shape)
+    if not whole or min(shape, default=0) < 0 or math.prod(shape) != len(items):
+        raise ValueError("a shape that is none, or has more or fewer places than there are items")
+    array = np.empty(len(items), np.object_)
+    for index, item in enumerate(items):
+        array[index] = item
+    return array.reshape(shape)
+
+
+def _item(place: Any, key: Any) -> Any:
+    """What is there; only where an info may hold something else than numbers, and where there is something."""
+    if isinstance(place, dict):
+        return place[key]
+    if isinstance(place, np.ndarray) and place.dtype != np.object_:
+        raise TypeError("an array of objects within an array of numbers")
+    if not isinstance(place, (list, np.ndarray)) or type(key) is not int or key < 0:
+        raise TypeError(f"a path into a {type(place).__name__}, by a {type(key).__name__}")
+    return _inside(place)[key]
 
 
 def _inside(value: Any) -> Any:

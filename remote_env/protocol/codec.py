@@ -27,6 +27,8 @@ Buffer = bytes | bytearray | memoryview
 
 INLINE_BELOW_BYTES = 4096  # smaller arrays are inside the body
 MAX_DIMENSIONS = 32  # numpy 1.26's own limit
+MAX_INTEGER_BYTES = 1024  # Python itself refuses to write much longer ones in decimal, as messages and logs do
+MAX_SAME_HASHES = 64  # keys of one dict that share a hash: each is compared with all before it
 
 # Extension types. Their numbers and those of the dtypes are part of the protocol: never reuse one.
 EXT_MARK = 1
@@ -243,7 +245,7 @@ class _Decoder:
             self.marks += 1
             return _MARKS[data] if data in _MARKS else _refuse(f"an unknown mark {data[:8]!r}")
         if code == EXT_BIG_INT:
-            return int.from_bytes(data, "big", signed=True)
+            return _big_int(data)
         if code == EXT_COMPLEX and len(data) == _COMPLEX.size:
             return complex(*_COMPLEX.unpack(data))
         return _refuse(f"an unknown extension type {code} of {len(data)} bytes")
@@ -304,15 +306,33 @@ def _graph_instance(items: list[Any]) -> Any:
 def _plain_int(value: int) -> Any:
     if -(1 << 63) <= value < 1 << 64:
         return value
-    return _ext_type((EXT_BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)))
+    size = value.bit_length() // 8 + 1
+    if size > MAX_INTEGER_BYTES:
+        raise ValueError(f"an integer of {size} bytes; at most {MAX_INTEGER_BYTES} cross")
+    return _ext_type((EXT_BIG_INT, value.to_bytes(size, "big", signed=True)))
+
+
+def _big_int(data: bytes) -> int:
+    if not 1 <= len(data) <= MAX_INTEGER_BYTES:
+        _refuse(f"an integer of {len(data)} bytes; 1 to {MAX_INTEGER_BYTES} are allowed")
+    return int.from_bytes(data, "big", signed=True)
 
 
 def _dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     items = pairs if type(pairs) is list else list(pairs)  # pure-Python msgpack gives an iterator
+    if len(items) > MAX_SAME_HASHES:
+        _check_hashes(items)
     made = dict(items)
     if len(made) != len(items):
         raise ProtocolError("a dict with a key twice")
     return made
+
+
+def _check_hashes(items: list[tuple[Any, Any]]) -> None:
+    """Refuse keys that were chosen to collide: a dict of a million such takes hours to make."""
+    same = len(items) - len({hash(key) for key, _ in items})
+    if same > MAX_SAME_HASHES:
+        _refuse(f"a dict of {len(items)} pairs in which {same} keys share their hashes with others")
 
 
 def _scalar(data: bytes) -> Any:

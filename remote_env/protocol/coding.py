@@ -8,6 +8,7 @@ to change what a policy does.
 from __future__ import annotations
 
 import importlib.util
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ _DTYPES = {dtype.name: dtype for dtype in DTYPES}
 ZSTD_LEVEL = 1  # a higher one costs more time than it saves on the links that this is for
 JPEG_QUALITY = 90
 MIN_CODED_BYTES = 1024  # smaller arrays are sent as they are
+MAX_SCANS = 64  # of a JPEG: each goes over the whole image again, and takes but a few bytes
 CODED_KEYS = frozenset(("coder", "dtype", "shape", "data"))
 
 
@@ -105,11 +107,12 @@ def decode_array(value: Mapping[str, Any], *, max_bytes: int) -> NDArray[Any]:
     if size > max_bytes:
         raise MessageTooBig(f"a coded array {dtype} {shape} of {size} bytes; allowed are {max_bytes}")
     parts = _read_parts(value["data"])
-    if value["coder"] == "zstd":
-        return _decode_zstd(parts, dtype, shape, size)
-    if value["coder"] == "jpeg":
-        return _decode_jpegs(parts, dtype, shape)
-    raise ProtocolError(f"an array coded as {str(value['coder'])[:20]!r}; there are zstd and jpeg")
+    coder = value["coder"]
+    if not isinstance(coder, str) or coder not in ("zstd", "jpeg"):
+        raise ProtocolError(f"an array coded as {_shown(coder)}; there are zstd and jpeg")
+    if not size:
+        raise ProtocolError(f"a coded array {dtype} {shape} of nothing")
+    return _decode_zstd(parts, dtype, shape, size) if coder == "zstd" else _decode_jpegs(parts, dtype, shape)
 
 
 def _coded(coder: str, array: NDArray[Any], data: Sequence[bytes]) -> dict[str, Any]:
@@ -130,11 +133,15 @@ def _package(coder: str) -> Any:
 def _read_head(value: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     name, shape = value["dtype"], value["shape"]
     if not isinstance(name, str) or name not in _DTYPES:
-        raise ProtocolError(f"a coded array of the dtype {str(name)[:20]!r}")
+        raise ProtocolError(f"a coded array of the dtype {_shown(name)}")
     whole = isinstance(shape, list) and all(type(length) is int and 0 <= length < 1 << 32 for length in shape)
     if not whole or len(shape) > MAX_DIMENSIONS:
-        raise ProtocolError(f"a coded array of the shape {str(shape)[:60]}")
+        raise ProtocolError(f"a coded array of the shape {_shown(shape)}")
     return _DTYPES[name], tuple(shape)
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value) if isinstance(value, (str, list)) else f"a {type(value).__name__}"
 
 
 def _read_parts(data: Any) -> list[NDArray[Any]]:
@@ -176,6 +183,14 @@ def _encode_jpegs(array: NDArray[Any], quality: int) -> list[bytes]:
         raise InputError(f"this image cannot be coded as JPEG: {error}") from error
 
 
+def _check_jpeg(data: bytes) -> None:
+    if not data.endswith(b"\xff\xd9"):
+        raise ProtocolError("a JPEG without its end, or with bytes behind it")
+    # Within coded data no marker can occur by chance: there a byte ff is followed by 00.
+    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ProtocolError(f"a JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
+
+
 def _decode_jpegs(parts: list[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     simplejpeg = _package("jpeg")
     if dtype != np.uint8 or len(shape) < 3 or shape[-1] != 3:
@@ -183,10 +198,11 @@ def _decode_jpegs(parts: list[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[
     count = 1
     for length in shape[:-3]:
         count *= length
-    if count != len(parts) or 0 in shape:
+    if count != len(parts):
         raise ProtocolError(f"{len(parts)} JPEGs for an array of the shape {shape}")
     try:
         for part in parts:  # all of them, before memory is taken for any
+            _check_jpeg(part.tobytes())
             height, width, *_ = simplejpeg.decode_jpeg_header(part.data)
             if (height, width) != shape[-3:-1]:
                 raise ProtocolError(f"a JPEG of {height} × {width} for an image of {shape[-3]} × {shape[-2]}")

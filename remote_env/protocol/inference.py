@@ -148,7 +148,9 @@ class InferCodec:
             return fixed, self._tail[1], views
         value, more = codec.decode(tail, left, self._limits)
         observation, episodes = _read_rest(value, rows)
-        if not observation:
+        if twice := observation.keys() & fixed.keys():
+            raise ProtocolError(f"an INFER that holds {sorted(twice)[0][:60]!r} twice")
+        if not observation and "episodes" in value:
             self._tail = (tail, episodes)
         return {**fixed, **observation}, episodes, [*views, *more]
 
@@ -206,6 +208,8 @@ class InferCodec:
         if header.flags != frames.FIXED or end - start < CHUNK.size:
             raise ProtocolError(f"a RESULT of an INFER with the flags {header.flags} and {end - start} bytes")
         rows, length, seconds = CHUNK.unpack_from(body, start)
+        if rows > MAX_ROWS:
+            raise ProtocolError(f"actions for {rows} rows; at most {MAX_ROWS} are allowed")
         shape = (rows, length, self._action_size)
         at, size = start + CHUNK.size, rows * length * self._action_size * FLOAT32.itemsize
         if size != (header.payload_size if size >= LARGE_ARRAY_SIZE else end - at):
@@ -229,10 +233,15 @@ def decode_coded(observation: dict[str, Any], *, max_bytes: int) -> dict[str, An
 
 
 def _leaf(name: str, dtype: str, shape: Sequence[int]) -> Leaf:
-    kind = np.dtype(np.dtype(dtype).newbyteorder("<").str)
+    try:
+        kind = np.dtype(np.dtype(dtype).newbyteorder("<").str)
+    except TypeError as error:
+        raise ProtocolError(f"the feature {name!r:.60} has the dtype {dtype!r:.60}: {error}") from error
     size = kind.itemsize
     for length in shape:
         size *= int(length)
+    if kind not in codec.DTYPES or min(shape, default=0) < 0 or size > frames.MAX_PAYLOAD_SIZE:
+        raise ProtocolError(f"the feature {name!r:.60} is {kind} {str(shape)[:60]}, which no message can hold")
     return Leaf(name, kind, tuple(map(int, shape)), size)
 
 
@@ -269,6 +278,8 @@ def _read_rest(value: Any, rows: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     observation, episodes = value.get("observation", {}), value.get("episodes", [""] * rows)
     if not isinstance(observation, dict) or not all(isinstance(name, str) for name in observation):
         raise ProtocolError("an INFER whose observation is not a dict with names")
+    if isinstance(episodes, list) and len(episodes) > MAX_ROWS:
+        raise ProtocolError(f"an INFER of {len(episodes)} episodes; at most {MAX_ROWS} are allowed")
     if not isinstance(episodes, list) or not all(isinstance(episode, str) for episode in episodes):
         raise ProtocolError("an INFER whose episodes are not a list of names")
     return observation, tuple(episodes)

@@ -69,6 +69,8 @@ class _IntLeaf:
 
     def read(self, body: bytearray, offset: int, payload: list[memoryview]) -> Any:
         is_numpy, value = _INT.unpack_from(body, offset)
+        if is_numpy > 1:
+            raise ProtocolError(f"an integer of kind {is_numpy}; there are 0 and 1")
         return np.int64(value) if is_numpy else value
 
 
@@ -206,6 +208,7 @@ TRANSITION_SIZE = _TRANSITION.size
 _KINDS: list[type] = [float, np.float64, np.float32, int, np.int64]
 _KIND_OF = {kind: code for code, kind in enumerate(_KINDS)}
 _TERMINATED, _TRUNCATED, _TERMINATED_NUMPY, _TRUNCATED_NUMPY = 1, 2, 4, 8
+_ALL_FLAGS = 15
 _EXACT_INT = 1 << 53  # float64 holds every integer up to here
 
 
@@ -247,6 +250,8 @@ def read_transition(body: bytearray, offset: int) -> tuple[Any, Any, Any]:
         reward = _KINDS[kind](reward)
     if flags <= 3:
         return reward, flags & 1 == 1, flags & 2 == 2
+    if flags > _ALL_FLAGS:
+        raise ProtocolError(f"a transition with the flags {flags:#x}; there are those up to {_ALL_FLAGS:#x}")
     terminated, truncated = flags & _TERMINATED != 0, flags & _TRUNCATED != 0
     return (
         reward,

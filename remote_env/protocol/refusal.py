@@ -79,6 +79,8 @@ def _advice(value: Any, error: Exception) -> str:
         return "convert it to a Python number or str, or to a float64 or int64"
     if isinstance(value, str):
         return f"it has lone surrogates ({error}): encode it to bytes with errors='surrogateescape'"
+    if isinstance(value, int):
+        return f"{error}: send it as bytes or text"
     kind = type(value)
     advice = _ADVICE.get(kind.__name__) or _ADVICE.get(kind.__module__.partition(".")[0])
     return advice or "convert it to a numpy array, a number, a str, or lists and dicts of these"

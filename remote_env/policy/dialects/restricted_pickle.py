@@ -215,6 +215,8 @@ class _Machine:
         return value
 
     def remember(self, index: int) -> None:
+        if not 0 <= index < 1 << 32:  # no pickler's; and of larger ones many share a hash
+            raise refusal("it stores a value under a number that no pickler gives")
         value = self._pop()
         if type(value) is Pending:
             value.stored_at.append(index)
