@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 import time
@@ -13,12 +14,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from remote_env.errors import AuthError, ConfigError, ProtocolError, VersionMismatch
+from remote_env.errors import AuthError, ConfigError, ProtocolError, RemoteEnvError, VersionMismatch
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ServerHandshake, pack_link
 from remote_env.server.peer import HANDSHAKE_TIMEOUT_S, SEND_TIMEOUT_S, Peer
 
-MAX_STRANGERS = 64  # connections at once that have not authenticated
+MAX_STRANGERS = 64  # connections at once that have not authenticated; one more takes the place of the oldest
+MAX_PROVED = 256  # connections at once that have, and were not passed on
+MAX_UNSENT_IN_ALL = 32 << 20  # bytes of answers that clients have not taken; who has taken least is dropped then
+MAX_TOLD_LENGTH = 2000  # characters of a refusal, which may quote what came
+LINES_AT_ONCE, LINES_EVERY_S = 50, 10.0  # of the log for those who have proved nothing
 ACCEPT_PAUSE_S = 1.0
 BACKLOG = 128
 
@@ -62,19 +67,20 @@ class Connections:
     ) -> None:
         self._owner, self._selector, self._listener, self._say = owner, selector, listener, say
         self._token, self._handshake_timeout_s = token, handshake_timeout_s
-        self._peers: set[Peer] = set()
+        self._peers: dict[Peer, None] = {}  # oldest first
+        self._lines, self._unsaid, self._lines_from = 0, 0, float("-inf")
         self._accept_again_at = 0.0  # while the listener rests, when it may be tried again
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def next_deadline(self) -> float:
         """When `turn` has something to do, at the latest [s, monotonic]."""
-        deadlines = [min(peer.deadline, peer.send_deadline) for peer in self._peers]
+        deadlines = [peer.next_deadline for peer in self._peers]
         return min([*deadlines, self._accept_again_at or float("inf")])
 
     def turn(self, now: float) -> None:
         """Drop whoever is late, and let the listener rest or work."""
-        for peer in [peer for peer in self._peers if min(peer.deadline, peer.send_deadline) < now]:
-            self.drop(peer, "silent for too long" if peer.deadline < now else "takes nothing of what it is sent")
+        for peer in [peer for peer in self._peers if peer.next_deadline < now]:
+            self.drop(peer, peer.lateness(now))
         self._mind_listener(now)
 
     def _accept(self) -> None:
@@ -84,20 +90,25 @@ class Connections:
             self._say(f"a connection could not be accepted: {error}")
             self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_S
             return
+        strangers = self._strangers()
+        if len(strangers) >= MAX_STRANGERS:
+            # Whoever knows the token is through in a moment, so that the oldest is the least likely to.
+            self.drop(strangers[0], f"{MAX_STRANGERS} others had not proved themselves either")
         peer = Peer(sock, ServerHandshake(self._token), time.monotonic() + self._handshake_timeout_s)
-        self._peers.add(peer)
+        self._peers[peer] = None
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._usable(peer))
 
+    def _strangers(self) -> list[Peer]:
+        return [peer for peer in self._peers if not peer.handshake.done]
+
     def _mind_listener(self, now: float) -> None:
-        """Let the listener rest while there are too many strangers, or no descriptors; the kernel queues who comes."""
+        """Let the listener rest while there are no descriptors; the kernel queues who comes."""
         if self._accept_again_at <= now:
             self._accept_again_at = 0.0
-        strangers = sum(not peer.handshake.done for peer in self._peers)
-        may_accept = strangers < MAX_STRANGERS and not self._accept_again_at
         is_accepting = self._listener in self._selector.get_map()
-        if may_accept and not is_accepting:
+        if not self._accept_again_at and not is_accepting:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        elif is_accepting and not may_accept:
+        elif is_accepting and self._accept_again_at:
             self._selector.unregister(self._listener)
 
     def _usable(self, peer: Peer) -> None:
@@ -122,7 +133,7 @@ class Connections:
             self.refuse(peer, "version", error)
         except AuthError as error:
             self.refuse(peer, "auth", error)
-        except (ProtocolError, OSError) as error:
+        except (ProtocolError, OSError, RecursionError) as error:  # the last of objects within objects
             self.refuse(peer, "protocol", error)
         except Exception as error:  # noqa: BLE001  no message, whatever is in it, may end the server for the others
             traceback.print_exc()
@@ -136,6 +147,12 @@ class Connections:
         if reply is not None:
             peer.send(reply)
             return
+        if len(self._peers) - len(self._strangers()) > MAX_PROVED:
+            many = (
+                f"this server has {MAX_PROVED} connections and takes no more; end some: remote-env ps, remote-env stop"
+            )
+            self.refuse(peer, "busy", RemoteEnvError(many))
+            return
         if peer.handshake.hello["role"] == "control":
             peer.deadline = float("inf")
         self._owner.on_proved(peer)
@@ -145,13 +162,13 @@ class Connections:
         if peer.sock is None:
             return
         reading = 0 if peer.is_closing else selectors.EVENT_READ
-        events = reading | (selectors.EVENT_WRITE if peer.has_unsent else 0)
+        events = reading | (selectors.EVENT_WRITE if peer.unsent_size else 0)
         key = self._selector.get_key(peer.sock)
         if key.events != events:
             self._selector.modify(peer.sock, events, key.data)
 
     def _close_when_sent(self, peer: Peer) -> None:
-        if not peer.has_unsent:
+        if not peer.unsent_size:
             self.drop(peer)
             return
         peer.is_closing = True
@@ -165,14 +182,23 @@ class Connections:
             self._watch(peer)
         except OSError as error:
             self.drop(peer, f"cannot be written to: {error}")
+        if peer.unsent_size:
+            self._bound_unsent()
+
+    def _bound_unsent(self) -> None:
+        """Drop whoever has taken least while all of them together have taken too little."""
+        while sum(peer.unsent_size for peer in self._peers) > MAX_UNSENT_IN_ALL:
+            self.drop(max(self._peers, key=lambda peer: peer.unsent_size), "asks for more than it takes")
 
     def refuse(self, peer: Peer, kind: str, error: Exception) -> None:
         """Say why, and close."""
         if peer.sock is None:
             return
-        self._say(f"connection dropped: {error}")
+        why = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:MAX_TOLD_LENGTH])
+        self._note_drop(peer, why)
         try:
-            peer.send(pack_link(frames.REFUSED, {"kind": kind, "message": str(error)}))
+            told = {"cut_off": error.__dict__["cut_off"]} if "cut_off" in error.__dict__ else {}
+            peer.send(pack_link(frames.REFUSED, {"kind": kind, "message": why, **told}))
             self._close_when_sent(peer)
         except OSError:
             self.drop(peer)
@@ -188,14 +214,27 @@ class Connections:
         if peer.sock is None:
             return
         if why:
-            self._say(f"connection dropped: {why}")
+            self._note_drop(peer, why)
         self._forget(peer, peer.sock)
         peer.close()
 
     def _forget(self, peer: Peer, sock: socket.socket) -> None:
         self._selector.unregister(sock)
-        self._peers.discard(peer)
+        self._peers.pop(peer, None)
         self._owner.on_gone(peer)
+
+    def _note_drop(self, peer: Peer, why: str) -> None:
+        """A line of the log; of many strangers only some, or they would drive everything else out of it."""
+        now = time.monotonic()
+        if now > self._lines_from + LINES_EVERY_S:
+            if self._unsaid:
+                self._say(f"{self._unsaid} more connections were dropped that had proved nothing")
+            self._lines, self._unsaid, self._lines_from = 0, 0, now
+        if not peer.handshake.done and self._lines >= LINES_AT_ONCE:
+            self._unsaid += 1
+            return
+        self._lines += 1
+        self._say(f"connection dropped: {why}")
 
     def stop_listening(self) -> None:
         """Free the port."""
@@ -225,12 +264,10 @@ def open_listener(listen: dict[str, Any], *, insecure: bool) -> socket.socket:
         host, port = listen["tcp"]
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         if not insecure and address[0] not in ("127.0.0.1", "::1"):
-            raise ConfigError(
-                f"refusing to listen on {address[0]}: whoever reaches that address could see and change the traffic. "
-                "Listen on 127.0.0.1 and come through SSH: RemoteEnv('user@this-host', port); or say --insecure"
-            )
+            raise ConfigError(_explain_exposure(address[0], port))
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    mask = os.umask(0o177)  # of a Unix socket: nobody else may knock
     try:
         sock.bind(address)
         sock.listen(BACKLOG)
@@ -238,4 +275,16 @@ def open_listener(listen: dict[str, Any], *, insecure: bool) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+    finally:
+        os.umask(mask)
     return sock
+
+
+def _explain_exposure(address: str, port: int) -> str:
+    way = f"ssh -L {port}:127.0.0.1:{port} THIS-HOST" if port else "ssh -L PORT:127.0.0.1:PORT THIS-HOST"
+    return (
+        f"refusing to listen on {address}: clients must know the token, but nothing is encrypted, so whoever is on the "
+        "way could see and change the traffic. Listen on 127.0.0.1 and come through SSH: RemoteEnv('user@this-host'), "
+        f"or {way} and RemoteEnv('127.0.0.1'). Where everybody on that network is trusted, say --insecure "
+        "(RemoteEnv: insecure=True)"
+    )

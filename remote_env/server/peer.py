@@ -14,10 +14,12 @@ from remote_env.protocol.handshake import ServerHandshake, parse_link
 
 HANDSHAKE_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 10.0  # a client that takes nothing of what it is sent for so long is dropped
+MESSAGE_TIMEOUT_S = 10.0  # for the whole of a message that has begun, also when its bytes come one by one
 MAX_UNSENT_SIZE = 4 << 20  # of answers that a client asked for and does not take
 MAX_MESSAGES_AT_ONCE = 32  # then the others have their turn
 MAX_TURN_S = 0.005  # the same, when it asks for much
 MAX_STRANGER_BODY_SIZE = 16 << 10  # a HELLO is some hundred bytes
+MAX_REQUEST_BODY_SIZE = 64 << 10  # what a client asks is as short; the limit of link messages is for the answers
 MAX_HTTP_SIZE = 8 << 10
 
 
@@ -27,6 +29,7 @@ class Peer:
     Attributes:
         sock: None once closed or passed on.
         deadline: monotonic time by which it must have authenticated; infinite from then on.
+        message_deadline: monotonic time by which the message that has begun must be whole; infinite between messages.
         send_deadline: monotonic time by which it must have taken some of what it is sent; infinite when it has all.
         is_closing: it is to be closed once it has taken what it is sent.
         http_request: the bytes of a whole HTTP request, when that is what came instead of frames.
@@ -38,7 +41,7 @@ class Peer:
         self.sock: socket.socket | None = sock
         self.handshake = handshake
         self.deadline = deadline
-        self.send_deadline = float("inf")
+        self.message_deadline = self.send_deadline = float("inf")
         self.is_closing = False
         self.http_request = b""
         self.ended = False
@@ -46,9 +49,20 @@ class Peer:
         self._unsent = bytearray()
 
     @property
-    def has_unsent(self) -> bool:
-        """Whether it has not taken all that it was sent; `flush` when it takes more."""
-        return bool(self._unsent)
+    def unsent_size(self) -> int:
+        """How much of what it was sent it has not taken [bytes]; `flush` when it takes more."""
+        return len(self._unsent)
+
+    @property
+    def next_deadline(self) -> float:
+        """The first of its deadlines [s, monotonic]."""
+        return min(self.deadline, self.message_deadline, self.send_deadline)
+
+    def lateness(self, now: float) -> str:
+        """What it is late with, in words; "" when it is not."""
+        if min(self.deadline, self.message_deadline) < now:
+            return "silent for too long"
+        return "takes nothing of what it is sent" if self.send_deadline < now else ""
 
     def receive(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """The whole link messages that have come, some of them when they are many: type, sequence, fields.
@@ -73,6 +87,8 @@ class Peer:
                 got = self.sock.recv(missing)
             except BlockingIOError:
                 return
+            if not self._received:
+                self.message_deadline = time.monotonic() + MESSAGE_TIMEOUT_S
             self.ended = not got
             self._received += got
 
@@ -81,13 +97,16 @@ class Peer:
         if len(self._received) < frames.HEADER_SIZE:
             return frames.HEADER_SIZE
         header = frames.parse_header(self._received)
-        limit = frames.MAX_LINK_BODY_SIZE if self.handshake.done else MAX_STRANGER_BODY_SIZE
+        limit = MAX_REQUEST_BODY_SIZE if self.handshake.done else MAX_STRANGER_BODY_SIZE
         if header.body_size > limit or header.payload_size:
-            raise MessageTooBig(f"a link message of {header.body_size} + {header.payload_size} bytes")
+            raise MessageTooBig(
+                f"a link message of {header.body_size} + {header.payload_size} bytes; {limit} + 0 are allowed here"
+            )
         return frames.HEADER_SIZE + header.body_size
 
     def _take_message(self) -> tuple[int, int, dict[str, Any]]:
         message, self._received = self._received, bytearray()
+        self.message_deadline = float("inf")
         header = frames.parse_header(message)
         frames.check_crc(header, message, 0, memoryview(message))
         return header.type, header.sequence, parse_link(bytes(message[frames.HEADER_SIZE :]))
