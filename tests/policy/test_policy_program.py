@@ -13,7 +13,13 @@ import pytest
 from remote_env.errors import ConfigError
 from remote_env.policy.dialects import load_dialect
 from remote_env.policy.server import program
-from remote_env.policy.server.exposure import check_exposure, describe_clients, drop_flags, is_loopback
+from remote_env.policy.server.exposure import (
+    asks_all_for_the_token,
+    check_exposure,
+    describe_clients,
+    drop_flags,
+    is_loopback,
+)
 from remote_env.policy.server.log import Log
 from remote_env.policy.server.settings import (
     Endpoint,
@@ -187,19 +193,44 @@ def test_the_refusal_prints_the_lines_to_run() -> None:
     message = refusal("-m", "my model", "--host", "0.0.0.0", "-p5001")
     assert "refused to listen on 0.0.0.0:5001, beyond this machine: the ilstudio dialect cannot authenticate" in message
     python = "    python servers/start_policy_server.py -m 'my model'"
-    assert f"{python} --listen renv://0.0.0.0:5001\n" in message
+    assert f"{python} --listen renv://0.0.0.0:5001 --insecure\n" in message
     assert message.endswith(f"{python} --host 0.0.0.0 -p5001 --insecure")
     assert "remote-env tunnel HOST 5001 --background" in message
+    assert "ssh -N -L 5001:127.0.0.1:5001 HOST" in message
+
+
+@pytest.mark.parametrize("dialect", ["renv", "openpi"])
+def test_what_authenticates_is_refused_too_since_nothing_encrypts_it(dialect: str) -> None:
+    message = refusal("--listen", f"{dialect}://0.0.0.0:5001")
+    assert f"refused to listen on {dialect}://0.0.0.0:5001, beyond this machine: nothing is encrypted there" in message
+    assert "remote-env tunnel HOST 5001 --background" in message
+    assert message.endswith(f"{' '.join(COMMAND)} --listen {dialect}://0.0.0.0:5001 --insecure")
+
+
+@pytest.mark.parametrize(
+    ("place", "names", "asks"),
+    [
+        ("openpi://0.0.0.0:1", ["openpi"], True),
+        ("renv://0.0.0.0:1", ["renv"], True),
+        ("openpi://127.0.0.1:1", ["openpi"], False),
+        ("lerobot://0.0.0.0:1", ["lerobot"], False),
+        ("0.0.0.0:1", ["renv", "ilstudio", "openpi"], False),
+    ],
+)
+def test_where_all_must_prove_the_token(place: str, names: list[str], asks: bool) -> None:
+    dialect, _, rest = place.rpartition("://")
+    endpoint = Endpoint(dialect, rest.partition(":")[0], 1)
+    assert asks_all_for_the_token(endpoint, {name: load_dialect(name) for name in names}) is asks
 
 
 def test_the_safe_line_keeps_the_other_places() -> None:
     message = refusal("--listen", "lerobot://0.0.0.0:8080", "--listen=openpi://127.0.0.1:8000")
     assert "the lerobot dialect cannot authenticate" in message
-    assert f"{' '.join(COMMAND)} --listen renv://0.0.0.0:8080 --listen openpi://127.0.0.1:8000\n" in message
+    assert f"{' '.join(COMMAND)} --listen renv://0.0.0.0:8080 --listen openpi://127.0.0.1:8000 --insecure\n" in message
 
 
 @pytest.mark.parametrize(
-    "flags", [["--host", "0.0.0.0", "--insecure"], ["--listen", "renv://0.0.0.0:5000"], ["--host", "::1"]]
+    "flags", [["--host", "0.0.0.0", "--insecure"], ["--listen", "renv://127.0.0.1:5000"], ["--host", "::1"]]
 )
 def test_what_is_not_refused(flags: list[str]) -> None:
     settings = read_settings(flags)

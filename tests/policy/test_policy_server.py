@@ -166,7 +166,7 @@ def test_several_places_and_devices() -> None:
 
 
 def test_beyond_loopback_openpi_needs_the_token() -> None:
-    with policy_server("echo", "--listen", "openpi://0.0.0.0:0") as server:
+    with policy_server("echo", "--listen", "openpi://0.0.0.0:0", "--insecure") as server:
         with pytest.raises(RemoteEnvError, match="token"):
             openpi.connect("127.0.0.1", server.port, token="0" * 64, timeout_s=8, reconnect_timeout_s=0)
         token = read_token(server.port)
@@ -238,8 +238,10 @@ def test_a_busy_port_before_the_model_is_loaded() -> None:
 def test_beyond_loopback() -> None:
     log = fail("echo", "--host", "0.0.0.0")
     assert "refused to listen on 0.0.0.0:0, beyond this machine: the ilstudio dialect cannot authenticate" in log
-    assert "--listen renv://0.0.0.0:0" in log
-    with policy_server("echo", "--listen", "renv://0.0.0.0:0") as server:
+    assert "--listen renv://0.0.0.0:0 --insecure" in log
+    for flags in (("--listen", "renv://0.0.0.0:0"), (*RENV, "--host", "0.0.0.0", "--health-port", "0")):
+        assert "beyond this machine: nothing is encrypted there" in fail("echo", *flags)
+    with policy_server("echo", "--listen", "renv://0.0.0.0:0", "--insecure") as server:
         log = server.read_log()
         assert f"REMOTE_ENV_TOKEN=$(ssh {socket.gethostname()} cat {token_path(server.port)})" in log
         assert str(read_token(server.port)) not in log

@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(settings: Settings, endpoint: Endpoint, dialects: Mapping[str, Any], command: Sequence[str]) -> None:
-    """Refuse to listen beyond loopback for clients that cannot authenticate, unless the user insists.
+    """Refuse to listen beyond loopback unless the user insists: nothing there is encrypted, and not all authenticates.
 
     Args:
         settings: of the server.
@@ -41,28 +41,44 @@ def check_exposure(settings: Settings, endpoint: Endpoint, dialects: Mapping[str
     Raises:
         ConfigError: with the exact lines to run.
     """
-    open_to_all = [name for name, module in dialects.items() if not module.AUTHENTICATES]
-    if settings.insecure or not open_to_all or is_loopback(endpoint.host):
+    if settings.insecure or is_loopback(endpoint.host):
         return
+    open_to_all = [name for name, module in dialects.items() if not module.AUTHENTICATES]
+    refused = f"refused to listen on {endpoint}, beyond this machine"
+    tunnel = (
+        "Stay on loopback and let clients come through SSH:  "
+        f"remote-env tunnel HOST {endpoint.port} --background\n"
+        f"    (or ssh -N -L {endpoint.port}:127.0.0.1:{endpoint.port} HOST)\n"
+    )
+    insisting = f"    {shlex.join([*command, '--insecure'])}"
+    if not open_to_all:
+        raise ConfigError(
+            f"{refused}: nothing is encrypted there, so whoever is on the way could see and change what is sent.\n"
+            f"{tunnel}"
+            f"or, where everybody on that network is trusted (clients need the token there, too):\n{insisting}"
+        )
     words = " and ".join(open_to_all)
     what = "dialects cannot" if len(open_to_all) > 1 else "dialect cannot"
     raise ConfigError(
-        f"refused to listen on {endpoint}, beyond this machine: the {words} {what} authenticate clients, so whoever "
+        f"{refused}: the {words} {what} authenticate clients, so whoever "
         "reaches the port could use the model and send it pickles.\n"
-        "Serve what authenticates instead (its clients need the token):\n"
+        f"{tunnel}"
+        "or serve what authenticates, though nothing encrypts it (its clients need the token):\n"
         f"    {_safe_line(settings, endpoint, command)}\n"
-        "or stay on loopback and let clients come through SSH:  "
-        f"remote-env tunnel HOST {endpoint.port} --background\n"
-        "or, where everybody who reaches the port may use the model:\n"
-        f"    {shlex.join([*command, '--insecure'])}"
+        f"or, where everybody who reaches the port may use the model:\n{insisting}"
     )
+
+
+def asks_all_for_the_token(endpoint: Endpoint, dialects: Mapping[str, Any]) -> bool:
+    """Whether openpi has its clients prove the token, too: beyond loopback, unless another dialect there lets all in."""
+    return not is_loopback(endpoint.host) and all(module.AUTHENTICATES for module in dialects.values())
 
 
 def _safe_line(settings: Settings, endpoint: Endpoint, command: Sequence[str]) -> str:
     """The command with the place in question speaking renv, and the other places as they are."""
     places = [replace(place, dialect="renv") if place == endpoint else place for place in settings.endpoints]
     kept = drop_flags(command, ("--host", "--port", "--listen"))
-    return shlex.join([*kept, *(word for place in places for word in ("--listen", str(place)))])
+    return shlex.join([*kept, *(word for place in places for word in ("--listen", str(place))), "--insecure"])
 
 
 def drop_flags(command: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -19,7 +19,12 @@ from remote_env.policy.dialects import load_dialect
 from remote_env.policy.observation import describe_features
 from remote_env.policy.policy import Policy
 from remote_env.policy.server.connections import Connections
-from remote_env.policy.server.exposure import check_exposure, describe_clients, is_loopback
+from remote_env.policy.server.exposure import (
+    asks_all_for_the_token,
+    check_exposure,
+    describe_clients,
+    is_loopback,
+)
 from remote_env.policy.server.listener import Listener, show_place
 from remote_env.policy.server.log import Log
 from remote_env.policy.server.metrics import GpuReader, Readiness, read_metrics
@@ -155,6 +160,7 @@ class Server:
             check_exposure(self._settings, endpoint, dialects, self._command)
         health = self._settings.health_port
         if health is not None:
+            check_exposure(self._settings, Endpoint("", self._settings.host, health), {}, self._command)
             listener = self._listener(Endpoint("", self._settings.host, health), {})
             listener.start(None)
             self._log(f"http://{show_place(*listener.address)}/healthz and /metrics answer from now on")
@@ -176,7 +182,7 @@ class Server:
                 )
 
     def _needs_token(self, endpoint: Endpoint, listener: Listener) -> bool:
-        asks_all = not self._settings.insecure and not is_loopback(endpoint.host)
+        asks_all = asks_all_for_the_token(endpoint, listener.dialects)
         return "renv" in listener.dialects or (asks_all and "openpi" in listener.dialects)
 
     def _dialects(self, endpoint: Endpoint) -> dict[str, Any]:
@@ -207,7 +213,7 @@ class Server:
     def _open(self, endpoint: Endpoint, listener: Listener, service: PolicyService) -> None:
         """Listen, and say so."""
         beyond = not is_loopback(endpoint.host)
-        context = self._context(beyond=beyond)
+        context = self._context(require_token=asks_all_for_the_token(endpoint, listener.dialects))
         place: Place = listener
         spoken, token_file = list(listener.dialects), None
         if endpoint.dialect == "lerobot":
@@ -228,16 +234,15 @@ class Server:
         for line in describe_clients(endpoint, spoken, token_file, beyond=beyond):
             self._log(line)
 
-    def _context(self, *, beyond: bool) -> ServeContext:
+    def _context(self, *, require_token: bool) -> ServeContext:
         settings = self._settings
         return ServeContext(
             token=self._token,
-            require_token=beyond and not settings.insecure,
+            require_token=require_token,
             log=self._log,
             stopping=self._stopping,
             allow_models=settings.allow_model,
             model=settings.model_name_or_path,
-            insecure=settings.insecure,
         )
 
     def _leave_token(self, port: int) -> Path:

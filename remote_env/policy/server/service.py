@@ -42,7 +42,6 @@ class ServeContext:
         idle_timeout_s: a connection on which nothing comes for so long is closed.
         allow_models: folders from which clients may choose a model (lerobot).
         model: what is served, as it was named.
-        insecure: the user has accepted that anybody who reaches the port may use it.
     """
 
     token: str | None = None
@@ -53,7 +52,6 @@ class ServeContext:
     idle_timeout_s: float = IDLE_TIMEOUT_S
     allow_models: Sequence[Path] = ()
     model: str = ""
-    insecure: bool = False
 
 
 class PolicyService:

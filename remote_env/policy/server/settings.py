@@ -134,7 +134,9 @@ class Settings:
     allow_model: tuple[Path, ...] = _option(
         (), Path, "lerobot clients may choose a model below this folder, too; may be repeated", "DIR", many=True
     )
-    insecure: bool = _option(False, None, "listen beyond loopback without authenticating clients")
+    insecure: bool = _option(
+        False, None, "listen beyond loopback, where nothing is encrypted and not every dialect authenticates"
+    )
 
     @property
     def devices(self) -> list[str]:
