@@ -19,7 +19,7 @@ from remote_env.errors import ConfigError
 from remote_env.testing.proxied import Direction, Faults, Proxied, close_with_reset
 
 COMMAND_TIMEOUT_S = 10.0
-DRAIN_S = 1.0  # how long a connection that was closed in order may take to take leave
+DRAIN_S, DRAIN_BYTES = 1.0, 1 << 20  # what a connection that was closed in order may take to take leave
 Address = tuple[str, int] | str
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class FaultProxy:
         self._listener, self.address = _listen(listen)
         self.connections = self.cuts = 0
         self._live: list[Proxied] = []
-        self._draining: dict[socket.socket, float] = {}
+        self._draining: dict[socket.socket, list[float]] = {}
         self._watched: dict[socket.socket, int] = {}
         self._is_paused = self._refuses = self._ends = False
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -180,7 +180,7 @@ class FaultProxy:
     def _patience(self) -> float | None:
         now = time.monotonic()
         times = [each.next_time(now) for each in self._live if not self._is_paused]
-        first = min([*times, *self._draining.values()], default=math.inf)
+        first = min([*times, *(until for until, _ in self._draining.values())], default=math.inf)
         return None if first == math.inf else max(first - now, 0.0)
 
     def _obey(self) -> None:
@@ -236,12 +236,12 @@ class FaultProxy:
         for sock in (each.client, each.server):
             self._watch(sock, 0)
             if sock.fileno() >= 0:
-                self._draining[sock] = time.monotonic() + DRAIN_S
+                self._draining[sock] = [time.monotonic() + DRAIN_S, DRAIN_BYTES]
                 self._watch(sock, selectors.EVENT_READ)
 
     def _drain(self) -> None:
-        for sock, until in list(self._draining.items()):
-            if time.monotonic() >= until or not _read_on(sock):
+        for sock, allowance in list(self._draining.items()):
+            if time.monotonic() >= allowance[0] or not _read_on(sock, allowance):
                 self._watch(sock, 0)
                 del self._draining[sock]
                 sock.close()
@@ -281,11 +281,11 @@ def _listen(where: Address) -> tuple[socket.socket, Address]:
     return listener, (where[0], int(listener.getsockname()[1]))
 
 
-def _read_on(sock: socket.socket) -> bool:
-    """Read and forget what has come; whether more can come."""
+def _read_on(sock: socket.socket, allowance: list[float]) -> bool:
+    """Read and forget what has come; whether more may come."""
     try:
-        while sock.recv(1 << 16):
-            pass
+        while allowance[1] > 0 and (size := len(sock.recv(1 << 16))):
+            allowance[1] -= size
     except BlockingIOError:
         return True
     except OSError:
