@@ -11,8 +11,10 @@
     ├─ SessionLost               the simulator; the episode is gone
     ├─ DeadlineExceeded          no answer in time (also TimeoutError)
     ├─ ProtocolError             the peer sent what the protocol does not allow
+    │  ├─ DamagedFrame             bytes changed on their way
     │  ├─ VersionMismatch
     │  └─ MessageTooBig
+    ├─ NotRun                    a pipelined step behind one that ended the episode or failed; it did not run
     ├─ TaskError                 the task raised (remote_traceback=)
     ├─ PolicyError               the policy raised (remote_traceback=)
     ├─ Unsupported               this backend has no such ability
@@ -53,7 +55,13 @@ class InputError(RemoteEnvError, ValueError):
 
 
 class ConnectError(RemoteEnvError):
-    """No working link to the host could be made."""
+    """No working link to the host could be made.
+
+    Attributes:
+        nothing_listens: the host itself answered, and said that nothing listens at the server's port any more.
+    """
+
+    nothing_listens: bool = False
 
 
 class HostKeyError(ConnectError):
@@ -119,12 +127,20 @@ class ProtocolError(RemoteEnvError):
     """The peer sent bytes that the protocol does not allow; the connection is closed."""
 
 
+class DamagedFrame(ProtocolError):
+    """A frame did not arrive as it was sent, or is none; a session survives it as it does a cut link."""
+
+
 class VersionMismatch(ProtocolError):
     """The two ends speak different protocol versions; the message names both."""
 
 
 class MessageTooBig(ProtocolError):
     """A message is larger than the limit; nothing was allocated for it."""
+
+
+class NotRun(RemoteEnvError):
+    """A step that was sent ahead did not run: the one before it ended the episode, or failed."""
 
 
 class TaskError(RemoteEnvError):

@@ -14,13 +14,12 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded
 
 TICK_S = 0.1
 MAX_BUFFERS_PER_CALL = 512  # below every kernel's IOV_MAX (1024 on Linux and macOS)
-USER_TIMEOUT_S = 30  # unacknowledged bytes for so long mean that the peer is gone
 
 Buffer = bytes | bytearray | memoryview
 
@@ -56,24 +55,39 @@ class Transport(Protocol):
         """Shut the stream down in both directions and free it; never raises, and may be called again."""
 
 
+class SocketOptions(NamedTuple):
+    """How a socket is used.
+
+    Attributes:
+        busy_poll_s: how long a receive spins before it sleeps [s]; trades a CPU for a wake-up's latency.
+        user_timeout_s: with TCP, bytes or questions that are not acknowledged for so long mean that the peer is gone
+            [s].
+    """
+
+    busy_poll_s: float = 0.0
+    user_timeout_s: float = 30.0
+
+
+DEFAULT_SOCKET_OPTIONS = SocketOptions()
+
+
 class SocketTransport:
     """A `Transport` over a connected stream socket, which it owns from now on.
 
     Args:
         sock: connected, of family AF_UNIX, AF_INET or AF_INET6.
-        busy_poll_s: how long a receive spins before it sleeps [s]; trades a CPU for a wake-up's latency.
+        options: how it is used.
     """
 
-    def __init__(self, sock: socket.socket, *, busy_poll_s: float = 0.0) -> None:
+    def __init__(self, sock: socket.socket, options: SocketOptions = DEFAULT_SOCKET_OPTIONS) -> None:
         self._sock = sock
-        self._busy_poll_s = busy_poll_s
+        self._busy_poll_s = options.busy_poll_s
         self._pid = os.getpid()
         sock.settimeout(None)
         _set_kernel_timeouts(sock)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_S * 1000)
+            _notice_silence(sock, options.user_timeout_s)
 
     def fileno(self) -> int:
         """The socket's descriptor, -1 once closed."""
@@ -154,13 +168,15 @@ class SocketTransport:
         self._sock.close()
 
 
-def connect_unix(path: str, deadline: float, *, busy_poll_s: float = 0.0) -> SocketTransport:
+def connect_unix(path: str, deadline: float, options: SocketOptions = DEFAULT_SOCKET_OPTIONS) -> SocketTransport:
     """A transport to the Unix socket at `path`; ConnectError when nothing listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    return _connect(sock, path, path, deadline, busy_poll_s)
+    return _connect(sock, path, path, deadline, options)
 
 
-def connect_tcp(host: str, port: int, deadline: float, *, busy_poll_s: float = 0.0) -> SocketTransport:
+def connect_tcp(
+    host: str, port: int, deadline: float, options: SocketOptions = DEFAULT_SOCKET_OPTIONS
+) -> SocketTransport:
     """A transport to `host:port`; ConnectError when it cannot be reached or nothing listens there."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -169,7 +185,7 @@ def connect_tcp(host: str, port: int, deadline: float, *, busy_poll_s: float = 0
             f"host {host!r} is unknown ({error}); check its spelling and your DNS. A Host of ~/.ssh/config is no name "
             f"here: a tunnel leads there, remote-env tunnel {host} {port} --background"
         ) from error
-    return _connect(socket.socket(family, kind, proto), address, f"{host}:{port}", deadline, busy_poll_s)
+    return _connect(socket.socket(family, kind, proto), address, f"{host}:{port}", deadline, options)
 
 
 def transport_pair() -> tuple[SocketTransport, SocketTransport]:
@@ -178,17 +194,21 @@ def transport_pair() -> tuple[SocketTransport, SocketTransport]:
     return SocketTransport(left), SocketTransport(right)
 
 
-def _connect(sock: socket.socket, address: object, shown: str, deadline: float, busy_poll_s: float) -> SocketTransport:
+def _connect(
+    sock: socket.socket, address: object, shown: str, deadline: float, options: SocketOptions
+) -> SocketTransport:
     try:
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         sock.connect(address)  # type: ignore[arg-type]  # typeshed has no union of address kinds
-        return SocketTransport(sock, busy_poll_s=busy_poll_s)
+        return SocketTransport(sock, options)
     except TimeoutError as error:
         sock.close()
         raise ConnectError(f"no answer from {shown} in time; is it reachable from here?") from error
     except OSError as error:
         sock.close()
-        raise ConnectError(f"nothing answers at {shown} ({error}); is the server running?") from error
+        refused = isinstance(error, (ConnectionRefusedError, FileNotFoundError))  # the machine itself says so
+        what = f"nothing answers at {shown} ({error}); is the server running?"
+        raise ConnectError(what, nothing_listens=refused) from error
     except BaseException:
         sock.close()
         raise
@@ -201,6 +221,16 @@ def _set_kernel_timeouts(sock: socket.socket) -> None:
         tick = struct.pack("@ll", 0, round(TICK_S * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+
+
+def _notice_silence(sock: socket.socket, timeout_s: float) -> None:
+    """Have the kernel end a TCP connection whose peer has vanished, whether or not anything is being sent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
+        third = max(1, round(timeout_s / 3))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, third)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, third)
 
 
 def _drop_bytes(buffers: Sequence[Buffer], count: int) -> list[memoryview]:

@@ -65,6 +65,7 @@ SUPERVISOR_MAY = {
     "remote_env.protocol.frames",
     "remote_env.protocol.handshake",
     "remote_env.protocol.log_text",
+    "remote_env.protocol.machine",
     "remote_env.protocol.monitoring",
     *(f"remote_env.server.{name}" for name in SUPERVISOR),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from remote_env.env.task import LocalFolder
 from remote_env.errors import ConfigError
+from remote_env.session import LinkEvent
 
 # What other clients of remote simulators call it, and we by another name.
 _OTHER_NAMES = {
@@ -50,6 +51,13 @@ _OTHER_NAMES = {
     "session_id": "session",
 }
 
+_LINK_LIMITS_S = {
+    "reconnect_timeout_s": 3000.0,
+    "heartbeat_s": 3600.0,
+    "heartbeat_timeout_s": 3600.0,
+    "tcp_user_timeout_s": 3600.0,
+}
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -81,6 +89,14 @@ class Arguments:
     step_timeout_s: float | None
     idle_timeout_s: float
     lease_timeout_s: float | None
+    resume: str
+    reconnect_timeout_s: float
+    heartbeat_s: float
+    heartbeat_timeout_s: float
+    tcp_user_timeout_s: float
+    ssh_keepalive_s: float | None
+    ssh_keepalive_count: int | None
+    on_link: Callable[[LinkEvent], None] | None
     busy_poll_s: float
     token: str | None
     tunnel: str
@@ -108,7 +124,7 @@ class Arguments:
         if self.policy_kwargs and self.policy_kwargs.get("token") is not None:
             hidden = {**self.policy_kwargs, "token": Secret(self.policy_kwargs["token"])}
             object.__setattr__(self, "policy_kwargs", hidden)
-        for name in ("ask_secret", "on_progress"):
+        for name in ("ask_secret", "on_progress", "on_link"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Callback(getattr(self, name)))
         for name in ("requirements", "upload", "allow_calls"):
@@ -122,6 +138,23 @@ class Arguments:
             raise ConfigError("session= names a server by its id and port= by its port; give one of them")
         if self.lease_timeout_s is not None and self.lease_timeout_s <= 0:
             raise ConfigError(f"lease_timeout_s={self.lease_timeout_s!r}: seconds above 0, or None for no lease")
+        self._check_link()
+
+    def _check_link(self) -> None:
+        if self.resume not in ("auto", "never"):
+            raise ConfigError(
+                f"resume={self.resume!r}: 'auto' goes on where the link was cut, 'never' raises SessionLost"
+            )
+        for name, limit in _LINK_LIMITS_S.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 < value <= limit:
+                raise ConfigError(f"{name}={value!r}: seconds above 0, at most {limit:g}")
+        if self.heartbeat_timeout_s < self.heartbeat_s:
+            raise ConfigError(
+                f"heartbeat_timeout_s={self.heartbeat_timeout_s!r} is less than heartbeat_s={self.heartbeat_s!r}: "
+                "an answer has to have that long at least"
+            )
 
     @classmethod
     def names(cls) -> frozenset[str]:

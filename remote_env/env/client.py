@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from remote_env.replay.mirror import Mirror
 
 DEFAULT_STEP_TIMEOUT_S = 120.0
-_SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress")
+_SHOWN_WITH_CARE = ("token", "policy_kwargs", "ask_secret", "on_progress", "on_link")
 
 
 class _Metadata:

@@ -17,9 +17,11 @@ from remote_env.env.server import STOP_TIMEOUT_S, Server
 from remote_env.env.starting import Search, describe_client, log_differences
 from remote_env.env.task import TaskChoice
 from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, RemoteEnvError, StartError
-from remote_env.session import ControlLink, Monitor, TaskSession, remote_logger
+from remote_env.session import ControlLink, LinkOptions, Monitor, TaskSession, remote_logger
 
 log = logging.getLogger("remote_env")
+
+KEPT_BEYOND_S = 10.0
 
 S = TypeVar("S", bound=TaskSession)
 
@@ -197,6 +199,7 @@ class Life(Generic[S]):
             asked=self.task.label,
             num_envs=self.task.num_envs,
             lease_s=self._lease_s(server),
+            link=self._link_options(server),
             on_open=self._watch,
             on_status=progress.report_status,
         )
@@ -206,6 +209,23 @@ class Life(Generic[S]):
     def _lease_s(self, server: Server) -> float | None:
         """How long the session is to outlive our pings; one of an embedded server ends with us anyway."""
         return self.arguments.lease_timeout_s if server.can_stay else None
+
+    def _link_options(self, server: Server) -> LinkOptions:
+        arguments = self.arguments
+        return LinkOptions(
+            resume=arguments.resume == "auto",
+            reconnect_timeout_s=arguments.reconnect_timeout_s,
+            # The server may notice the cut before we do, and its clock starts then.
+            keep_s=arguments.reconnect_timeout_s + arguments.heartbeat_timeout_s + KEPT_BEYOND_S,
+            on_link=arguments.on_link,
+            where=server.where,
+        )
+
+    def _cut_session(self, why: str) -> None:
+        """The server is silent: have the session's link made anew."""
+        session = self.session
+        if session is not None:
+            session.cut(why)
 
     def _watch(self, control: ControlLink) -> None:
         """Have the new session watched, by a link of its own."""
@@ -221,6 +241,9 @@ class Life(Generic[S]):
             session=control.welcome["session"],
             lease_s=lease_s,
             host=host,
+            heartbeat_s=self.arguments.heartbeat_s,
+            heartbeat_timeout_s=self.arguments.heartbeat_timeout_s,
+            on_silence=self._cut_session,
             problems_after=problems_after,
             lines_from=lines_from,
         )

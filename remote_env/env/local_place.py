@@ -19,7 +19,7 @@ from remote_env.env.records import cache_folder, list_local_records, read_regist
 from remote_env.env.server import STOP_TIMEOUT_S, Progress, Server, ServerRecord
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.session import Dial
-from remote_env.transport import connect_tcp, connect_unix
+from remote_env.transport import DEFAULT_SOCKET_OPTIONS, SocketOptions, connect_tcp, connect_unix
 
 TAIL_BYTES = 1 << 20
 
@@ -29,16 +29,18 @@ class LocalPlace:
 
     Args:
         python: the interpreter that serves; None for the client's own.
-        busy_poll_s: see `SocketTransport`.
+        sockets: how its connections are used.
         token: for servers found by port, when not in this user's registry.
     """
 
     name = "local"
     is_remote = False
 
-    def __init__(self, *, python: str | None = None, busy_poll_s: float = 0.0, token: str | None = None) -> None:
+    def __init__(
+        self, *, python: str | None = None, token: str | None = None, sockets: SocketOptions = DEFAULT_SOCKET_OPTIONS
+    ) -> None:
         self._python = python or sys.executable
-        self._busy_poll_s = busy_poll_s
+        self._sockets = sockets
         self._token = token
 
     def find(self, port: int, deadline: float) -> Server | None:
@@ -50,7 +52,7 @@ class LocalPlace:
         return Server(dial, token, started=False, where=f"127.0.0.1:{port}", port=port, redial=dial)
 
     def _dial_tcp(self, port: int, host: str = "127.0.0.1") -> Dial:
-        return lambda deadline: connect_tcp(host, port, deadline, busy_poll_s=self._busy_poll_s)
+        return lambda deadline: connect_tcp(host, port, deadline, self._sockets)
 
     def start(
         self, settings: dict[str, Any], deadline: float, on_progress: Progress, *, outlives: bool = False
@@ -80,7 +82,7 @@ class LocalPlace:
     def _dial_listener(self, listen: dict[str, Any]) -> tuple[Dial, str]:
         if "unix" in listen:
             path = str(listen["unix"])
-            return (lambda until: connect_unix(path, until, busy_poll_s=self._busy_poll_s)), path
+            return (lambda until: connect_unix(path, until, self._sockets)), path
         host, port = listen["tcp"]
         return self._dial_tcp(port, host), f"{host}:{port}"
 
@@ -140,8 +142,10 @@ class LocalPlace:
 class AddressPlace(LocalPlace):
     """A server that listens at a TCP address already; nothing is started there."""
 
-    def __init__(self, host: str, port: int, *, busy_poll_s: float = 0.0, token: str | None = None) -> None:
-        super().__init__(busy_poll_s=busy_poll_s, token=token)
+    def __init__(
+        self, host: str, port: int, *, token: str | None = None, sockets: SocketOptions = DEFAULT_SOCKET_OPTIONS
+    ) -> None:
+        super().__init__(token=token, sockets=sockets)
         self.name = f"tcp://{host}:{port}"
         self._address = host, port
 

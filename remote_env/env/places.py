@@ -12,6 +12,7 @@ from remote_env.env.processes import Processes
 from remote_env.env.server import Progress, Server, ServerRecord
 from remote_env.env.ssh_place import SshPlace
 from remote_env.errors import ConfigError
+from remote_env.transport import SocketOptions
 
 
 class Place(Protocol):
@@ -83,6 +84,9 @@ class PlaceOptions:
 
     python: str | None = None
     busy_poll_s: float = 0.0
+    tcp_user_timeout_s: float = 30.0
+    ssh_keepalive_s: float | None = None
+    ssh_keepalive_count: int | None = None
     token: str | None = field(default=None, repr=False)
     ssh_port: int | None = None
     identity_file: str | None = None
@@ -103,15 +107,16 @@ def open_place(host: str | None, options: PlaceOptions) -> Place:
     Raises:
         ConfigError: `host` is no address that we understand, or an option means nothing there.
     """
+    sockets = SocketOptions(options.busy_poll_s, options.tcp_user_timeout_s)
     if host is None or host == "local":
         _refuse_ssh_options("this machine", options)
-        return LocalPlace(python=options.python, busy_poll_s=options.busy_poll_s, token=options.token)
+        return LocalPlace(python=options.python, token=options.token, sockets=sockets)
     if host.startswith("tcp://"):
         _refuse_ssh_options(host, options)
         name, _, port = host.removeprefix("tcp://").rpartition(":")
         if not name or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(f"host={host!r} is no TCP address; write it with the port: tcp://127.0.0.1:8888")
-        return AddressPlace(name.strip("[]"), int(port), busy_poll_s=options.busy_poll_s, token=options.token)
+        return AddressPlace(name.strip("[]"), int(port), token=options.token, sockets=sockets)
     if "://" in host and not host.startswith("ssh://"):
         raise ConfigError(
             f"host={host!r}: write user@box or ssh://user@box:2222 for SSH, tcp://127.0.0.1:8888 to attach"
@@ -139,4 +144,6 @@ def make_connection(host: str, options: PlaceOptions) -> Any:
         connect_timeout_s=options.connect_timeout_s,
         via=options.via,
         ask_secret=options.ask_secret,
+        ssh_keepalive_s=options.ssh_keepalive_s,
+        ssh_keepalive_count=options.ssh_keepalive_count,
     )

@@ -16,7 +16,7 @@ from remote_env.env.rollouts import Pace
 from remote_env.env.starting import choose_task
 from remote_env.env.task import LocalFolder
 from remote_env.errors import Unsupported
-from remote_env.session import Session
+from remote_env.session import LinkEvent, Session
 from remote_env.state import SceneState
 
 
@@ -76,8 +76,20 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
             at its first steps: 20 minutes).
         idle_timeout_s: how long a server over SSH, or one that is kept, outlives its last client [s]; 0: not at all.
             Any other local one ends with its client.
-        lease_timeout_s: the server takes a client that it has not heard of for so long for gone [s]; a thread of ours
-            lets it hear every few seconds. None: only when the connection ends.
+        lease_timeout_s: the server takes the link to a client that it has not heard of for so long for cut [s]. None:
+            only when the connection ends.
+        resume: "auto": when the link is cut it is made anew, and the episode goes on at the same step; whoever called
+            meanwhile waits. "never": a cut link is `SessionLost`.
+        reconnect_timeout_s: how long to try before that [s]; the server keeps the session for a while longer. It does
+            not count against the other times.
+        heartbeat_s: how often a thread of ours asks the server for a sign of life [s].
+        heartbeat_timeout_s: without an answer for so long the link counts as cut [s], whatever TCP thinks.
+        tcp_user_timeout_s: what was sent and is not acknowledged for so long cuts a TCP link [s].
+        ssh_keepalive_s: how often a silent SSH host is asked whether it lives [s]; None: as `~/.ssh/config` has it
+            (ServerAliveInterval), else every 5 s.
+        ssh_keepalive_count: after how many of these without an answer its link counts as cut; None: as there
+            (ServerAliveCountMax), else 3.
+        on_link: called with a `LinkEvent` when the link is cut, when it is resumed, and when the session is lost.
         busy_poll_s: how long a local receive spins before it sleeps [s].
         token: of a server that somebody else started; default `REMOTE_ENV_TOKEN`, or the file that it keeps.
         tunnel: how data travels over SSH: "channel" (of our one connection), "openssh" (the system's `ssh`) or
@@ -132,6 +144,14 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         step_timeout_s: float | None = None,
         idle_timeout_s: float = 600.0,
         lease_timeout_s: float | None = 60.0,
+        resume: str = "auto",
+        reconnect_timeout_s: float = 60.0,
+        heartbeat_s: float = 5.0,
+        heartbeat_timeout_s: float = 20.0,
+        tcp_user_timeout_s: float = 30.0,
+        ssh_keepalive_s: float | None = None,
+        ssh_keepalive_count: int | None = None,
+        on_link: Callable[[LinkEvent], None] | None = None,
         busy_poll_s: float = 0.0,
         token: str | None = None,
         tunnel: str = "channel",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
-from remote_env.errors import MessageTooBig, ProtocolError, VersionMismatch
+from remote_env.errors import (
+    ConnectionLost,
+    DamagedFrame,
+    DeadlineExceeded,
+    MessageTooBig,
+    VersionMismatch,
+)
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"RENV"
 # magic, version, type, flags, epoch, crc32, sequence, acknowledged, body size, payload size
 HEADER = struct.Struct("<4sBBHIIQQII")
@@ -25,9 +31,10 @@ _TURN = struct.Struct("<IQQ")  # crc32, sequence, acknowledged: all that differs
 
 # Link messages: JSON bodies, read and written by the supervisor, which has the standard library alone.
 HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
-STATUS, LOGS, STOP, PING, DUMP, KILL, KEEP, REPLY, EVENT = 16, 17, 18, 19, 20, 21, 22, 24, 25
+STATUS, LOGS, STOP, PING, DUMP, KILL, KEEP, LEAVE, REPLY, EVENT = 16, 17, 18, 19, 20, 21, 22, 23, 24, 25
 # Session messages: msgpack bodies (see codec), or fixed layouts (see layout).
 READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE, ROLLOUT = 32, 33, 34, 36, 37, 40, 41, 43, 44
+RESUMED = 45
 INFER, POLICY_RESET, POLICY_INFO = 48, 49, 50  # to a policy server
 RESULT, ERROR = 64, 65
 
@@ -123,7 +130,7 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
     """The header at `offset`, checked but for its CRC.
 
     Raises:
-        ProtocolError: the bytes are not a frame of ours.
+        DamagedFrame: the bytes are not a frame of ours.
         VersionMismatch: a frame of another version.
         MessageTooBig: it announces more than the protocol allows; nothing was allocated.
     """
@@ -132,7 +139,7 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
         return header
     magic, version, _, _, _, _, _, _, body_size, payload_size = header
     if magic != MAGIC:
-        raise ProtocolError(f"not a remote-env frame: it starts with {magic!r}, not {MAGIC!r}")
+        raise DamagedFrame(f"not a remote-env frame: it starts with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
         raise VersionMismatch(
             f"the peer speaks protocol version {version}, this end version {VERSION}; "
@@ -148,12 +155,12 @@ def check_crc(header: Header, frame: bytearray, start: int, view: memoryview) ->
     """Check the CRC32 of the header and body that start at `frame[start]`, which `view` shows; its field is zeroed.
 
     Raises:
-        ProtocolError: they arrived damaged.
+        DamagedFrame: they arrived damaged.
     """
     at = start + _CRC_AT
     frame[at : at + 4] = _NO_CRC
     if crc32(view[start : start + HEADER_SIZE + header[8]]) != header[5]:
-        raise ProtocolError(_DAMAGED)
+        raise DamagedFrame(_DAMAGED)
 
 
 class Shape(NamedTuple):
@@ -195,21 +202,34 @@ class FrameStream:
 
     A body is received into one buffer that is used again: `body` is valid until the next `recv`.
 
+    Args:
+        stream: the bytes.
+        buffer_size: of `body` at first.
+        clock: the time on the deadlines' scale [s]; needed for `stall_s`.
+        stall_s: how long the rest of a frame may stay out once it has begun, deadline or not [s].
+
     Attributes:
         body: the buffer that holds the last frame's body, from `body_start` to `body_end`.
-        broken: part of a payload was consumed and the rest never came; the stream cannot go on.
+        acknowledged: of the last frame that `recv_shaped` received.
         max_frame_size: the largest header and body that is received; smaller until the peer has proved itself.
     """
 
     max_frame_size = HEADER_SIZE + MAX_BODY_SIZE
 
-    def __init__(self, stream: ByteStream, *, buffer_size: int = 1 << 16) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        buffer_size: int = 1 << 16,
+        clock: Callable[[], float] | None = None,
+        stall_s: float = 0.0,
+    ) -> None:
         self._stream = stream
         self.body = bytearray(buffer_size)
         self._view = memoryview(self.body)
         self._start = self._end = 0  # received and not yet consumed
-        self.body_start = self.body_end = 0
-        self.broken = False
+        self.body_start = self.body_end = self.acknowledged = 0
+        self._clock, self._stall_s = clock, stall_s
 
     def send(self, frame: Buffer, deadline: float, payload: Sequence[Buffer] = ()) -> None:
         """Send one packed frame and its payload's buffers; errors as `Transport.send_all`."""
@@ -220,12 +240,12 @@ class FrameStream:
 
         Raises:
             DeadlineExceeded: no whole header and body in time; what came is kept, so that `recv` may be tried again.
-            ConnectionLost: the stream ended.
+            ConnectionLost: the stream ended, or stalled in mid-frame.
             ProtocolError: what arrived is not a frame of ours (also VersionMismatch, MessageTooBig).
         """
         start, end = self._start, self._end
         if start == end:
-            self._start = start = self._end = self.body[0] = 0  # see `recover`
+            self._start = start = self._end = 0
             self._end = end = self._stream.recv_some_into(self._view, deadline)
         if end - start < HEADER_SIZE:
             start = self._receive(HEADER_SIZE, deadline)
@@ -239,7 +259,7 @@ class FrameStream:
         body[at : at + 4] = _NO_CRC
         end = start + size
         if crc32(self._view[start:end]) != header[5]:
-            raise ProtocolError(_DAMAGED)
+            raise DamagedFrame(_DAMAGED)
         self.body_start = start + HEADER_SIZE
         self.body_end = self._start = end
         return header
@@ -253,57 +273,41 @@ class FrameStream:
         if self._start != self._end:
             return 0
         body = self.body
-        self._start = self._end = body[0] = 0  # see `recover`
+        self._start = self._end = 0
         self._end = end = self._stream.recv_some_into(self._view, deadline)
-        head, crc, sequence, _, sizes = _SHAPED.unpack_from(body)
+        head, crc, sequence, self.acknowledged, sizes = _SHAPED.unpack_from(body)
         if end != shape.size or head != shape.head or sizes != shape.sizes:
             return 0
         body[_CRC_AT : _CRC_AT + 4] = _NO_CRC
         if crc32(self._view[:end]) != crc:
-            raise ProtocolError(_DAMAGED)
+            raise DamagedFrame(_DAMAGED)
         self._start = end
         return sequence  # type: ignore[no-any-return]
-
-    @property
-    def has_part(self) -> bool:
-        """Whether some of a frame has come, and not all."""
-        return self._start != self._end
 
     @property
     def unread(self) -> bytes:
         """What has come and was not consumed: after a ProtocolError, what the peer sent instead of a frame."""
         return bytes(self._view[self._start : self._end])
 
-    def recover(self, sequence: int) -> bool:
-        """Make the frame of this number receivable again, if it came whole before a Ctrl-C cut its receiver short.
-
-        Such an exception may fall between the kernel's receive and our note of it. `recv` clears the buffer's first
-        byte before it asks the kernel, so that what is there tells.
-
-        Returns:
-            False when part of a frame came: the stream cannot go on.
-        """
-        if self.body[0] == 0:
-            return not self.has_part
-        header = Header._make(HEADER.unpack_from(self.body))
-        size = HEADER_SIZE + header.body_size
-        if header.magic == MAGIC and header.sequence < sequence and header.crc == 0:
-            return True  # the frame before, which was read
-        if header.magic != MAGIC or header.sequence != sequence or header.payload_size or size > len(self.body):
-            return False
-        self.body[_CRC_AT : _CRC_AT + 4] = _NO_CRC
-        crc = crc32(self._view[:size])
-        _CRC.pack_into(self.body, _CRC_AT, crc)
-        self._start, self._end = 0, size
-        return header.crc in (0, crc)
-
     def _receive(self, count: int, deadline: float) -> int:
         """Have at least `count` unconsumed bytes in the buffer; where they start."""
         self._make_room(count)
         while self._end - self._start < count:
             space = self._view[self._end :] if self._end else self._view
-            self._end += self._stream.recv_some_into(space, deadline)
+            self._end += self._recv_more(space, deadline)
         return self._start
+
+    def _recv_more(self, view: memoryview, deadline: float) -> int:
+        """Receive more of a frame that has begun."""
+        if self._clock is None:
+            return self._stream.recv_some_into(view, deadline)
+        until = self._clock() + self._stall_s
+        try:
+            return self._stream.recv_some_into(view, min(deadline, until))
+        except DeadlineExceeded as error:
+            if until < deadline:
+                raise ConnectionLost(f"a frame began, and no more of it came for {self._stall_s:g} s") from error
+            raise
 
     def _make_room(self, count: int) -> None:
         if count > self.max_frame_size:
@@ -321,18 +325,16 @@ class FrameStream:
         """Fill `views`, 1-D and byte-sized, with the payload of the frame just received.
 
         Raises:
-            DeadlineExceeded: the rest did not come in time; the stream is `broken`.
-            ConnectionLost: the stream ended.
+            DeadlineExceeded: the rest did not come in time; the stream cannot go on.
+            ConnectionLost: the stream ended, or stalled.
         """
-        self.broken = True
         for view in views:
             size = len(view)
-            have = min(size, self._end - self._start)
-            view[:have] = self._view[self._start : self._start + have]
-            self._start += have
-            if have < size:
-                self._stream.recv_exactly_into(view[have:], deadline)
-        self.broken = False
+            done = min(size, self._end - self._start)
+            view[:done] = self._view[self._start : self._start + done]
+            self._start += done
+            while done < size:
+                done += self._recv_more(view[done:], deadline)
 
     def body_bytes(self) -> bytes:
         """A copy of the last frame's body."""

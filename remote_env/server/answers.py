@@ -47,6 +47,7 @@ class Answers:
             frames.DUMP: self._dump,
             frames.KILL: self._kill,
             frames.KEEP: self._keep,
+            frames.LEAVE: lambda _peer, _message: {},  # the supervisor's own
         }
 
     def answer(self, peer: Peer, kind: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Answers:
         self._log.scan()
         shown = {"state": "dead", "why": why, "uptime_s": self.uptime_s}
         if simulator is not None:
-            shown = self.describe(simulator, self._session(peer, message))
+            shown = self.describe(simulator, self.find_session(peer, message))
         return {
             **shown,
             "sessions": len(self._sessions),
@@ -107,7 +108,7 @@ class Answers:
         return {"text": text, "next": following, "size": max(self._log.size, following)}
 
     def _ping(self, peer: Peer, message: dict[str, Any]) -> dict[str, Any]:
-        session = self._session(peer, message)
+        session = self.find_session(peer, message)
         if session is not None:
             session.renew()
         self._log.scan()
@@ -145,7 +146,7 @@ class Answers:
         self._on_keep(self._sessions.kept)
         return {}
 
-    def _session(self, peer: Peer, message: dict[str, Any]) -> Session | None:
+    def find_session(self, peer: Peer, message: dict[str, Any]) -> Session | None:
         """The session that a message is about: the one that it names, else the connection's own."""
         if message.get("session") is not None:
             return self._sessions.find(str(message["session"]))
@@ -153,7 +154,7 @@ class Answers:
 
     def _find(self, peer: Peer, message: dict[str, Any]) -> tuple[SimulatorProcess | None, str]:
         """The simulator that a message is about, or None and why there is none."""
-        session = self._session(peer, message)
+        session = self.find_session(peer, message)
         if session is not None:
             return session.simulator, ""
         if message.get("session") is not None:

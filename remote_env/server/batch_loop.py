@@ -37,6 +37,10 @@ class BatchLoop(SimulatorLoop):
     def _make_vector_step(self) -> None:
         return None  # rewards and flags are no numbers
 
+    def _ends_episode(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
+        # Where environments reset themselves, what follows an end is a step like any other.
+        return self.backend.autoreset_mode == "DISABLED" and bool(np.any(transition[2]) or np.any(transition[3]))
+
     # Requests
 
     def _reset(self, flags: int, seed: Any, options: Any) -> None:

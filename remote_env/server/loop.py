@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from remote_env.errors import (
     ConfigError,
@@ -15,13 +15,15 @@ from remote_env.errors import (
     DeadlineExceeded,
     InputError,
     MessageTooBig,
+    NotRun,
     PolicyError,
     ProtocolError,
     RemoteEnvError,
     TaskError,
     Unsupported,
 )
-from remote_env.protocol import codec, frames, layout
+from remote_env.protocol import codec, frames, layout, machine
+from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, Buffer, ReplyLedger
 from remote_env.protocol.vector_step import VectorStep
 from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
@@ -36,10 +38,10 @@ if TYPE_CHECKING:
     from remote_env.server.rollout import PolicyRunner
 
 NEVER = float("inf")
-SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply for so long is gone
+SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply, or sends none of a request, for so long is gone
 MAX_ERROR_TEXT = 64 << 10
 SCENE_DESCRIPTION = "scene_description"  # what every client may call: `Backend.describe_scene`
-_NAMED = (InputError, Unsupported, ConfigError, PolicyError)
+_NAMED = (InputError, Unsupported, ConfigError, PolicyError, NotRun)
 _STEP = CALL_NUMBERS["step"]
 _STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
 
@@ -73,6 +75,7 @@ class SimulatorLoop:
         self._backend_step, self._backend_reset, self._backend_restore = acted_on.step, acted_on.reset, acted_on.restore
         self._action_layout = layout.compile_layout(backend.action_space)
         self._observation_layout = layout.compile_layout(backend.observation_space)
+        self._epoch, self._state = 0, machine.IDLE
         self._handlers: dict[int, tuple[int, Callable[..., None], int]] = {
             # what the board says, what runs, how many parts the request has (0: it is one value)
             frames.RESET: (CALL_NUMBERS["reset"], self._reset, 2),
@@ -84,24 +87,52 @@ class SimulatorLoop:
             frames.ROLLOUT: (CALL_NUMBERS["rollout"], self._rollout, 0),
         }
 
-    def serve(self, sock: socket.socket, epoch: int) -> None:
-        """Answer one session's requests until its link ends."""
+    def serve(self, sock: socket.socket, epoch: int, resume: int | None) -> None:
+        """Answer a session's requests until this link of it ends.
+
+        Args:
+            sock: the link.
+            epoch: the session's number; what is under way of it is kept until another number comes.
+            resume: the last reply that the client has received; None when it begins.
+        """
         self._transport = SocketTransport(sock)
-        self._stream = frames.FrameStream(self._transport)
-        self._epoch = epoch
-        self._fresh = True  # a session's first request must be RESET
-        self._layouts = LayoutNumbers()
-        self._vector_step = self._make_vector_step()
+        self._stream = frames.FrameStream(self._transport, clock=time.monotonic, stall_s=SEND_TIMEOUT_S)
+        event = "cut"
         try:
-            self._send_value(frames.READY, 0, self._description)
+            self._join(epoch, resume)
             while self._serve_one():
                 pass
+            event = "left"
         except (ConnectionLost, DeadlineExceeded, _LinkEnded) as error:
             print(f"session {epoch}: the data connection ended ({error})", flush=True)
         except ProtocolError as error:
             print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
         finally:
             self._transport.close()
+            self._state = machine.advance(machine.SIMULATOR, self._state, event)
+
+    def _join(self, epoch: int, resume: int | None) -> None:
+        """Begin a session, or go on with one where its last link ended."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._fresh = True  # a session's first request must be RESET
+            self._layouts = LayoutNumbers()
+            self._ledger = ReplyLedger()
+            self._ended_at = 0
+            self._vector_step = self._make_vector_step()
+        if resume is None:
+            if self._ledger.taken:
+                raise ProtocolError("a session that has begun cannot begin again, only resume")
+            self._state = machine.advance(machine.SIMULATOR, self._state, "begun")
+            self._send_value(frames.READY, 0, self._description)
+            return
+        missed = self._ledger.resume(resume)
+        self._state = machine.advance(machine.SIMULATOR, self._state, "resumed")
+        taken = self._ledger.taken
+        self._send_bytes((frames.pack_frame(frames.RESUMED, b"", epoch=epoch, sequence=taken, acknowledged=resume),))
+        for message in missed:
+            self._send_bytes(message.buffers)
+        print(f"session {epoch}: resumed at request {taken}, {len(missed)} replies sent again", flush=True)
 
     def _make_vector_step(self) -> VectorStep | None:
         action, observation = self._action_layout, self._observation_layout
@@ -131,6 +162,7 @@ class SimulatorLoop:
             "spec": encodable(dict(backend.spec)),
             "callable_names": sorted(self._allowed),
             "facts": self._facts,
+            "ledger_bytes": REPLIES_LIMIT_BYTES,
             **({} if backend.step_timeout_s is None else {"step_timeout_s": backend.step_timeout_s}),
             **({} if self._rollouts is None else {"policy": encodable(self._rollouts.description)}),
         }
@@ -140,6 +172,7 @@ class SimulatorLoop:
         if vector is not None and not self._fresh:
             sequence = stream.recv_shaped(vector.step_shape, NEVER)
             if sequence:
+                self._ledger.take(sequence, stream.acknowledged)
                 self._sequence = sequence
                 board = self._board
                 board.steps += 1
@@ -148,7 +181,7 @@ class SimulatorLoop:
                 self._answer(self._step_vector, vector, vector.read_step(stream.body))
                 return True
         header = stream.recv(NEVER)
-        kind, self._sequence = header.type, header.sequence
+        kind = header.type
         if header.epoch != self._epoch:
             raise ProtocolError(f"a frame of session {header.epoch} in session {self._epoch}")
         if kind == frames.CLOSE:
@@ -157,10 +190,12 @@ class SimulatorLoop:
         if known is None:
             raise ProtocolError(f"unknown request {frames.NAMES.get(kind, kind)}")
         call, handler, parts = known
-        self._layouts.acknowledge(header.acknowledged)
         # What the request holds is read before anything runs: a bad frame ends the link, not the task.
         request = self._read_step(header) if kind == frames.STEP else self._read_value(header)
         arguments = check_parts(request, parts) if parts else (request,)
+        self._ledger.take(header.sequence, header.acknowledged)
+        self._sequence = header.sequence
+        self._layouts.acknowledge(header.acknowledged)
         self._board.steps += kind == frames.STEP
         self._board.resets += kind == frames.RESET
         self._board.received += frames.HEADER_SIZE + header.body_size + header.payload_size
@@ -181,13 +216,18 @@ class SimulatorLoop:
 
     def _step_vector(self, vector: VectorStep, action: Any) -> None:
         """A step of the commonest kind, in as few calls as can be."""
+        if self._ledger.acknowledged < self._ended_at:
+            self._refuse_to_run()
         transition = self._backend_step(action)
-        _, _, _, _, info = transition
+        _, _, terminated, truncated, info = transition
+        if terminated or truncated:
+            self._ended_at = self._sequence
         tail, arrays = encode_reply({"info": info}, where="info") if info else (b"", ())
         frame = None if arrays else vector.pack_result(transition, tail, self._sequence)
         if frame is None:
             self._send_transition(transition, 0)
             return
+        self._ledger.keep(frames.RESULT, (frame,))
         self._board.sent += len(frame)
         self._board.end()
         self._send_bytes((frame,))
@@ -212,11 +252,25 @@ class SimulatorLoop:
             return
         if sum(map(len, views)) != payload_size:
             raise ProtocolError(f"a payload of {payload_size} bytes where {sum(map(len, views))} are due")
-        self._stream.fill(views, time.monotonic() + SEND_TIMEOUT_S)
+        self._stream.fill(views, NEVER)
 
     def _step(self, flags: int, action: Any) -> None:
         self._expect_episode("step")
-        self._send_transition(self._backend_step(action), flags)
+        if self._ledger.acknowledged < self._ended_at:
+            self._refuse_to_run()
+        transition = self._backend_step(action)
+        if self._ends_episode(transition):
+            self._ended_at = self._sequence
+        self._send_transition(transition, flags)
+
+    def _ends_episode(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
+        return bool(transition[2] or transition[3])
+
+    def _refuse_to_run(self) -> NoReturn:
+        raise NotRun(
+            f"this step was sent before the end of the one with the number {self._ended_at} could be known, which "
+            "ended the episode or failed; it was not run"
+        )
 
     def _send_transition(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]], flags: int) -> None:
         observation, reward, terminated, truncated, info = transition
@@ -362,11 +416,13 @@ class SimulatorLoop:
             frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
         except MessageTooBig as error:
             raise TaskError(f"it ran, but its result is too large to send: {error}") from error
+        if kind != frames.READY:
+            self._ledger.keep(kind, (frame, *payload))
         self._board.sent += len(frame) + size
         self._board.end()  # before the client can know, so that it never sees a finished call as running
         self._send_bytes((frame, *payload))
 
-    def _send_bytes(self, buffers: Sequence[bytearray | memoryview]) -> None:
+    def _send_bytes(self, buffers: Sequence[Buffer]) -> None:
         try:
             self._transport.send_all(buffers, time.monotonic() + SEND_TIMEOUT_S)
         except (ConnectionLost, DeadlineExceeded) as error:
@@ -374,9 +430,9 @@ class SimulatorLoop:
 
     def _send_error(self, error: Exception) -> None:
         # A caller's fault and a missing ability keep their own class; everything else is the task's.
-        named = next(
-            (kind for kind in (InputError, Unsupported, ConfigError, PolicyError) if type(error) is kind), None
-        )
+        named = next((kind for kind in _NAMED if type(error) is kind), None)
+        if named is not NotRun:
+            self._ended_at = self._sequence
         if named is PolicyError or (named is None and not isinstance(error, RemoteEnvError)):
             traceback.print_exc()
         value = {

@@ -70,7 +70,7 @@ class SimulatorProcess:
         self._heard = b""
         self._started = self._phase_since = time.monotonic()
         self._ended = 0.0
-        self._epoch = 0
+        self._epoch = self._connections = 0
         self._is_occupied = False  # from a connection that it was given until it has let go of it
         self._abandoned_at = 0.0
         self._link: socket.socket | None = None  # a duplicate of its data connection, to end it by
@@ -129,7 +129,7 @@ class SimulatorProcess:
             self._phase, self._phase_since = message["phase"], time.monotonic()
         elif message["event"] == "ready":
             self.ready, self._phase = True, "ready"
-        elif message["event"] == "released" and message["epoch"] == self._epoch:
+        elif message["event"] == "released" and message["connection"] == self._connections:
             self._is_occupied, self._abandoned_at = False, 0.0
         elif message["event"] == "failed":
             self._failure = message
@@ -167,11 +167,22 @@ class SimulatorProcess:
         by = f": {self.killed_by}" if self.killed_by and self.killed_by != UNKNOWN_KILLER else ""
         return {"why": f"{self.ending}{doing}{by}", "killed_by": self.killed_by, **how, **what}
 
-    def take(self, sock: socket.socket) -> None:
-        """Pass a data connection to it; from now on the socket is its own."""
+    def new_epoch(self) -> int:
+        """A number for a session that begins with it."""
+        self._epoch += 1
+        return self._epoch
+
+    def take(self, sock: socket.socket, epoch: int, resume: int | None) -> None:
+        """Pass a data connection to it; from now on the socket is its own.
+
+        Args:
+            sock: the connection.
+            epoch: of its session.
+            resume: the last reply that its client has received; None when it begins.
+        """
         self.hang_up()
         self._link = sock
-        line = json.dumps({"epoch": self._epoch + 1}).encode()
+        line = json.dumps({"epoch": epoch, "connection": self._connections + 1, "resume": resume}).encode()
         try:
             socket.send_fds(self.channel, [line], [sock.fileno()])
         except OSError:
@@ -179,7 +190,7 @@ class SimulatorProcess:
             # opened so many connections meanwhile that no more can wait.
             self.hang_up()
             return
-        self._epoch += 1
+        self._connections += 1
         self._is_occupied = True
 
     def hang_up(self) -> None:

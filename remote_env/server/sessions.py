@@ -5,15 +5,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
-from remote_env.errors import AuthError, ProtocolError, RemoteEnvError
+from remote_env.errors import AuthError, ProtocolError, RemoteEnvError, SessionLost
+from remote_env.protocol import machine
 from remote_env.server.peer import Peer
 from remote_env.server.process import SimulatorProcess
 from remote_env.server.simulators import Simulators
 
 FIRST_CLIENT_TIMEOUT_S = 120.0  # a started server to which nobody ever comes ends itself
 MAX_LEASE_S = 7 * 86400.0
+MAX_RESUME_S = 3600.0
 MAX_REMEMBERED = 64
 
 
@@ -22,23 +24,30 @@ class Session:
 
     Attributes:
         id: which others may know.
-        secret: which opens its data connection.
-        control: its control connection; the session lasts as long as that.
+        key: its secret, which the client has derived too.
+        state: of `machine.SESSION`.
+        control: its control connection; None while it is cut off.
         simulator: which it holds.
+        epoch: its number at the simulator; 0 before its first data connection.
         holder: how its client calls itself.
         since: when it began [s, Unix time].
-        lease_s: how long it lasts without a sign of life [s]; infinite without a lease.
+        lease_s: how long its connections last without a sign of life [s]; infinite without a lease.
+        resume_s: how long it is kept while it is cut off [s]; 0: not at all.
         is_waiting: its simulator still works for another session, or ends; it gets a new one if that ends.
     """
 
-    def __init__(self, control: Peer, simulator: SimulatorProcess, holder: str, lease_s: float) -> None:
+    def __init__(
+        self, control: Peer, simulator: SimulatorProcess, holder: str, lease_s: float, resume_s: float
+    ) -> None:
         self.id = secrets.token_hex(8)
-        self.secret = secrets.token_hex(16)
-        self.control = control
+        self.key = control.handshake.derive_key(self.id)
+        self.state = machine.HELD
+        self.control: Peer | None = control
         self.simulator = simulator
+        self.epoch = 0
         self.holder = holder
         self.since = time.time()
-        self.lease_s = lease_s
+        self.lease_s, self.resume_s = lease_s, resume_s
         self.is_waiting = bool(simulator.condemned or simulator.abandoned_for_s)
         self._renewed = time.monotonic()
 
@@ -46,11 +55,21 @@ class Session:
         """Note a sign of life."""
         self._renewed = time.monotonic()
 
+    def advance(self, event: str) -> None:
+        """Note what happened to it; see `machine.SESSION`."""
+        self.state = machine.advance(machine.SESSION, self.state, event)
+        self.renew()
+
+    @property
+    def heard_s(self) -> float:
+        """When there was the last sign of life [s, monotonic]."""
+        # Every call that begins or ends is one.
+        return max(self._renewed, self.simulator.read_board().since)
+
     @property
     def expires(self) -> float:
-        """When its lease runs out, unless there is another sign of life [s, monotonic]."""
-        # Every call that begins or ends is one.
-        return max(self._renewed, self.simulator.read_board().since) + self.lease_s
+        """When its lease runs out, or the time for which it is kept, unless there is another sign of life [s]."""
+        return self.heard_s + (self.resume_s if self.state == machine.CUT_OFF else self.lease_s)
 
 
 class Sessions:
@@ -73,7 +92,7 @@ class Sessions:
         self.max_sessions = max_sessions
         self.idle_timeout_s = idle_timeout_s
         self._open: dict[str, Session] = {}
-        self._ended: deque[tuple[str, str]] = deque(maxlen=MAX_REMEMBERED)
+        self._ended: deque[_Ended] = deque(maxlen=MAX_REMEMBERED)
         self._idle_since = time.monotonic()
         self.opened = 0
         self.kept = False
@@ -110,7 +129,11 @@ class Sessions:
 
     def why_ended(self, name: str) -> str:
         """Why there is no session of this id."""
-        return dict(self._ended).get(name, "there is no such session")
+        ended = self._find_ended(name)
+        return "there is no such session" if ended is None else ended.why
+
+    def _find_ended(self, name: str) -> _Ended | None:
+        return next((ended for ended in self._ended if ended.id == name), None)
 
     def open(self, peer: Peer) -> Session:
         """A session for a client that has proved itself.
@@ -125,42 +148,53 @@ class Sessions:
                 for holder in self.holders()
             )
             busy = f"all {self.max_sessions} session(s) of this server are taken (by {holders})"
-            raise RemoteEnvError(f"{busy}; close one, or start the server with more")
+            cut_off = [session for session in self._open.values() if session.state == machine.CUT_OFF]
+            told = "".join(
+                f"; the link of {session.holder} is cut, and it is expected back for another "
+                f"{session.expires - time.monotonic():.0f} s"
+                for session in cut_off
+            )
+            raise RemoteEnvError(
+                f"{busy}{told}; close one, or start the server with more",
+                cut_off=[{"session": session.id, "client": session.holder} for session in cut_off],
+            )
         hello = peer.handshake.hello
-        lease_s = _read_lease(hello.get("lease_s"))
+        lease_s = _read_seconds("lease_s", hello.get("lease_s"), float("inf"), MAX_LEASE_S)
+        resume_s = _read_seconds("resume_s", hello.get("resume_s"), 0.0, MAX_RESUME_S)
         holder = "".join(filter(str.isprintable, str(hello.get("client", "a client"))))[:200]
         simulator = self._simulators.take([session.simulator for session in self._open.values()])
-        session = Session(peer, simulator, holder, lease_s)
+        session = Session(peer, simulator, holder, lease_s, resume_s)
         self._open[session.id] = session
         self.opened += 1
         return session
 
-    def prove(self, name: str, secret: str) -> Session:
-        """The session that a data connection is for.
+    def prove(self, peer: Peer) -> Session:
+        """The session that a connection names as its own.
 
         Raises:
-            AuthError: there is none, or this is not its secret.
-            ProtocolError: its simulator takes no connection now.
+            SessionLost: it has ended; the message says why.
+            AuthError: there was none, or the client has not shown its secret.
         """
+        name = str(peer.handshake.hello.get("session"))
         session = self.find(name)
-        given = secret.encode("utf-8", "replace")
-        if session is None or not secrets.compare_digest(given, session.secret.encode()):
-            raise AuthError("no such session here; open a control connection first")
-        if not session.simulator.ready or session.simulator.abandoned_for_s or session.simulator.condemned:
-            raise ProtocolError("the simulator is not ready; wait for its event")
-        session.is_waiting = False
-        return session
+        if session is not None and peer.handshake.owns(name, session.key):
+            return session
+        ended = self._find_ended(name)
+        if ended is not None and peer.handshake.owns(name, ended.key):
+            raise SessionLost(f"this session has ended: {ended.why}")
+        raise AuthError("no such session here, or not this client's; open a control connection first")
 
     def close(self, session: Session, why: str) -> None:
         """End one; its simulator is free when it has done what it does."""
         if self._open.pop(session.id, None) is None:
             return
-        self._ended.append((session.id, why))
+        session.advance("left")
+        self._ended.append(_Ended(session.id, session.key, why))
         session.simulator.abandon()
         self._idle_since = time.monotonic()
 
     def overdue(self, now: float) -> list[Session]:
-        """Those of whom nothing was heard for the time of their lease."""
+        """Those of whom nothing was heard for the time of their lease, or for which they are kept."""
         return [session for session in self._open.values() if session.expires <= now]
 
     @property
@@ -180,9 +214,18 @@ class Sessions:
         return min(session.expires for session in self._open.values())
 
 
-def _read_lease(given: Any) -> float:
+class _Ended(NamedTuple):
+    """What is remembered of a session."""
+
+    id: str
+    key: str
+    why: str
+
+
+def _read_seconds(name: str, given: Any, otherwise: float, limit: float) -> float:
     if given is None:
-        return float("inf")
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given > 0:
-        raise ProtocolError(f"lease_s is {given!r}; it must be a positive number of seconds")
-    return float(min(given, MAX_LEASE_S))
+        return otherwise
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not is_number or not given > 0:
+        raise ProtocolError(f"{name} is {given!r}; it must be a positive number of seconds")
+    return float(min(given, limit))

@@ -50,8 +50,9 @@ def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_desc
     channel.say(event="ready")
     try:
         while (given := channel.next_connection()) is not None:
-            loop.serve(*given)
-            channel.say(event="released", epoch=given[1])
+            sock, told = given
+            loop.serve(sock, int(told["epoch"]), told["resume"])
+            channel.say(event="released", connection=told["connection"])
     finally:
         board.begin(CALL_NUMBERS["close"])
         loop.close()
@@ -88,15 +89,15 @@ class Channel:
         except OSError:
             print("the supervisor is gone", file=sys.stderr, flush=True)
 
-    def next_connection(self) -> tuple[socket.socket, int] | None:
-        """The next data connection and its session's epoch; None when the supervisor wants this process to end."""
+    def next_connection(self) -> tuple[socket.socket, dict[str, Any]] | None:
+        """The next data connection, and what the supervisor says of it; None when it wants this process to end."""
         try:
             line, descriptors, _, _ = socket.recv_fds(self._sock, 4096, 1)
         except ConnectionResetError:  # it closed its end with something of ours unread
             return None
         if not line or not descriptors:
             return None
-        return socket.socket(fileno=descriptors[0]), int(json.loads(line)["epoch"])
+        return socket.socket(fileno=descriptors[0]), json.loads(line)
 
 
 def _make_loop(settings: dict[str, Any], channel: Channel, board: Board) -> Any:

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from remote_env.errors import ConfigError, ProtocolError, RemoteEnvError
-from remote_env.protocol import frames
+from remote_env.errors import ConfigError, ProtocolError, RemoteEnvError, SessionLost
+from remote_env.protocol import frames, machine
 from remote_env.protocol.monitoring import write_metrics
 from remote_env.server.answers import Answers
 from remote_env.server.connections import Connections, open_listener
@@ -235,16 +235,23 @@ class Supervisor:
 
     def _tell(self, session: Session) -> None:
         """Tell a session how its simulator fares."""
-        self._connections.send(session.control, frames.EVENT, self._answers.describe(session.simulator, session))
+        if session.control is not None:
+            self._connections.send(session.control, frames.EVENT, self._answers.describe(session.simulator, session))
 
     def on_proved(self, peer: Peer) -> None:
         """See `connections.Owner`."""
-        if peer.handshake.hello["role"] == "data":
-            self._hand_over(peer)
-        elif peer.handshake.hello.get("session") == "new":
-            self._open_session(peer)
-        else:
-            self._connections.send(peer, frames.WELCOME, self._facts())
+        hello = peer.handshake.hello
+        try:
+            if hello["role"] == "data":
+                self._hand_over(peer)
+            elif hello.get("session") == "new":
+                self._open_session(peer)
+            elif hello.get("session") is not None:
+                self._take_back(peer)
+            else:
+                self._connections.send(peer, frames.WELCOME, self._facts())
+        except SessionLost as error:
+            self._connections.refuse(peer, "ended", error)
 
     def _facts(self) -> dict[str, Any]:
         num_envs = self.settings["task"].get("num_envs")
@@ -268,32 +275,77 @@ class Supervisor:
         except RemoteEnvError as error:
             self._connections.refuse(peer, "protocol" if isinstance(error, ProtocolError) else "busy", error)
             return
-        opened: dict[str, Any] = {"session": session.id, "secret": session.secret}
+        opened: dict[str, Any] = {"session": session.id}
         if session.lease_s < float("inf"):
             opened["lease_s"] = session.lease_s
+        if session.resume_s:
+            opened["resume_s"] = session.resume_s
         self._connections.send(peer, frames.WELCOME, {**self._facts(), **opened})
         self._tell(session)
         self._say(f"session {session.id} opened by {session.holder}")
 
+    def _take_back(self, peer: Peer) -> None:
+        """Give a session another control connection."""
+        session = self._sessions.prove(peer)
+        before, session.control = session.control, peer
+        session.advance("taken back")
+        if before is not None:
+            self._connections.drop(before)
+        self._connections.send(peer, frames.WELCOME, {**self._facts(), "session": session.id})
+        self._tell(session)
+        self._say(f"session {session.id} was taken back by {session.holder}")
+
     def _hand_over(self, peer: Peer) -> None:
-        hello = peer.handshake.hello
-        session = self._sessions.prove(str(hello.get("session")), str(hello.get("secret")))
+        session, resume = self._sessions.prove(peer), _read_resume(peer.handshake.hello.get("resume"))
+        simulator = session.simulator
+        if not simulator.ready or simulator.abandoned_for_s or simulator.condemned:
+            raise ProtocolError("the simulator is not ready; wait for its event")
+        session.is_waiting = False
+        session.renew()
+        session.epoch = session.epoch or simulator.new_epoch()
         self._connections.send(peer, frames.WELCOME, {"session": session.id})
-        session.simulator.take(self._connections.hand_over(peer))
+        simulator.take(self._connections.hand_over(peer), session.epoch, resume)
+
+    def _cut_off(self, session: Session, why: str) -> None:
+        """Nothing connects us to its client any more: keep it for a while, if that is wanted, else end it."""
+        if not session.resume_s:
+            self._say(f"session {session.id} of {session.holder}: {why}")
+            self._sessions.close(session, why)
+            return
+        self._say(f"session {session.id} of {session.holder} is cut off, and kept for {session.resume_s:g} s: {why}")
+        session.advance("cut")
+        session.control = None
 
     def _expire(self, session: Session) -> None:
+        """Nothing was heard of its client for too long."""
+        control = session.control
+        if control is None:
+            why = f"its client did not come back within {session.resume_s:g} s after its link was cut"
+            self._say(f"session {session.id} of {session.holder}: {why}")
+            self._sessions.close(session, why)
+            return
         why = f"its lease ran out: nothing was heard of its client for {session.lease_s:g} s"
-        self._say(f"session {session.id} of {session.holder}: {why}")
-        self._sessions.close(session, why)
-        self._connections.send(session.control, frames.EVENT, {"state": "dead", "why": why, "kind": "lease"})
-        self._connections.drop(session.control)
+        session.simulator.hang_up()
+        self._cut_off(session, why)
+        if session.state == machine.ENDED:
+            self._connections.send(control, frames.EVENT, {"state": "dead", "why": why, "kind": "lease"})
+        self._connections.drop(control)
 
     def on_message(self, peer: Peer, kind: int, sequence: int, message: dict[str, Any]) -> None:
         """See `connections.Owner`."""
         if kind == frames.STOP:
             self.stop("a client asked for it")
             return
+        if kind == frames.LEAVE:
+            self._leave(peer, message)
         self._connections.send(peer, frames.REPLY, self._answers.answer(peer, kind, message), sequence)
+
+    def _leave(self, peer: Peer, message: dict[str, Any]) -> None:
+        """End the session that is named, else the connection's own."""
+        session = self._answers.find_session(peer, message)
+        if session is not None:
+            self._sessions.close(session, "its client left")
+            self._say(f"session {session.id}: {session.holder} has left")
 
     def _on_keep(self, kept: bool) -> None:
         """Outlive our starter, or not; and say in the record that we do."""
@@ -318,11 +370,18 @@ class Supervisor:
         )
 
     def on_gone(self, peer: Peer) -> None:
-        """See `connections.Owner`: a session lasts as long as its control connection."""
+        """See `connections.Owner`."""
         session = self._sessions.held_by(peer)
         if session is not None:
-            self._sessions.close(session, "its client closed it, or its connection broke")
-            self._say(f"session {session.id} closed")
+            self._cut_off(session, "its client closed it, or its connection broke")
+
+
+def _read_resume(given: Any) -> int | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 1 << 63:
+        raise ProtocolError(f"resume is {str(given)[:100]!r}; it must be the number of a reply, or null")
+    return given
 
 
 def _user() -> str:

@@ -4,6 +4,7 @@ from remote_env.session.batch import BatchSession, BatchStates
 from remote_env.session.control import ControlLink, Dial, LogPart
 from remote_env.session.explain import describe
 from remote_env.session.follow import follow_log
+from remote_env.session.joining import LinkEvent, LinkOptions
 from remote_env.session.monitor import Monitor, remote_logger
 from remote_env.session.session import Session
 from remote_env.session.task_session import TaskSession
@@ -13,6 +14,8 @@ __all__ = [
     "BatchStates",
     "ControlLink",
     "Dial",
+    "LinkEvent",
+    "LinkOptions",
     "LogPart",
     "Monitor",
     "Session",

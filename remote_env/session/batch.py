@@ -79,18 +79,18 @@ class BatchSession(TaskSession):
 
     def step(self, action: Any, timeout_s: float, *, want_state: bool = False) -> Transition:
         """Run one step of all environments; see `TaskSession.step`."""
-        deadline = time.monotonic() + timeout_s
-        self._check_actions(action)
+        self._check_action(action)
         self.state = self.final_state = None
-        header = self._ask_step(action, deadline, want_state=want_state)
-        return self._read_transition(header, deadline, is_step=True)
+        return self._read_transition(self._ask_step(action, timeout_s, want_state=want_state), is_step=True)
+
+    def _check_action(self, action: Any) -> None:
+        self._check_actions(action)
 
     def get_states(self, env_ids: Any, timeout_s: float) -> BatchStates:
         """The scenes of these environments now, or of all for None."""
         self._looks += 1
-        deadline = time.monotonic() + timeout_s
-        header = self._ask(frames.GET_STATE, env_ids, deadline)
-        value = self._read_value(header, deadline)
+        self._deadline = time.monotonic() + timeout_s
+        value = self._read_value(self._ask(frames.GET_STATE, env_ids))
         return self._read_states(value, env_ids)
 
     def set_states(self, layout: SceneLayout, values: Floats, env_ids: NDArray[Any], timeout_s: float) -> None:
@@ -100,13 +100,13 @@ class BatchSession(TaskSession):
 
     # Replies
 
-    def _read_late(self, kind: int, header: frames.Header, deadline: float) -> Transition | None:
+    def _read_late(self, kind: int, header: frames.Header) -> Transition | None:
         if kind != frames.GET_STATE:
-            return super()._read_late(kind, header, deadline)
-        self._note_layout(self._read_value(header, deadline))
+            return super()._read_late(kind, header)
+        self._note_layout(self._read_value(header))
         return None
 
-    def _read_transition(self, header: frames.Header, deadline: float, *, is_step: bool) -> Transition:
+    def _read_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         stream, fixed, at = self._stream, self._observation_layout, self._stream.body_start
         values: tuple[Any, ...] = (np.zeros(self.num_envs), *(np.zeros(self.num_envs, np.bool_) for _ in range(2)))
         observation: Any = None
@@ -122,12 +122,12 @@ class BatchSession(TaskSession):
         if header.flags & frames.TAIL:
             tail, more = self._read_tail(header, at, views)
             views = [*views, *more]
-        self._fill(views, header.payload_size, deadline)
+        self._fill(views, header)
         if is_step and not header.flags & frames.FIXED:
             values = tuple(tail.get(name) for name in ("reward", "terminated", "truncated"))
         self._note_states(tail, values[1:])
         info = self._read_info(tail)
-        self._settle()
+        self._settle(header)
         return tail.get("observation", observation), *values, info
 
     def _read_tail(self, header: frames.Header, at: int, views: Sequence[memoryview]) -> tuple[dict[str, Any], Any]:

@@ -14,7 +14,7 @@ from remote_env.errors import (
     ConnectError,
     ConnectionLost,
     DeadlineExceeded,
-    ProtocolError,
+    RemoteEnvError,
     StartError,
     TaskError,
 )
@@ -27,8 +27,8 @@ log = logging.getLogger("remote_env")
 
 Dial = Callable[[float], Transport]
 CONTROL_TIMEOUT_S = 10.0  # the supervisor never blocks: an answer that takes longer will not come
-AFTERMATH_TIMEOUT_S = 2.0  # how long to wait for the supervisor to say why a data connection ended
-AFTERMATH_TICK_S = 0.1  # how long to wait for it to say so unasked
+LEAVE_TIMEOUT_S = 1.0
+STALL_S = 20.0  # a frame that has begun and of which no more comes for so long is a cut link
 EVENT_TICK_S = 0.5  # how often a caller who waits for a start hears of it
 MAX_LOG_PART = 256 << 10  # bytes of the log in one answer, well below the limit of a link message
 
@@ -55,7 +55,13 @@ class ControlLink:
         token: the server's.
         session: "new" to take a session, None only to ask.
         client: how the server may name us to others.
-        lease_s: with a new session: we promise to ping it, and it ends when we have not for so long [s].
+        lease_s: with a new session: we promise to ping it; what we have not pinged for so long counts as cut off [s].
+        resume_s: with a new session: how long it is to be kept while it is cut off [s]; 0: not at all.
+
+    Attributes:
+        welcome: what the supervisor said of itself and the session.
+        key: the session's secret; "" without one.
+        last_status: the newest that came unasked.
     """
 
     def __init__(
@@ -67,14 +73,30 @@ class ControlLink:
         session: str | None,
         client: str,
         lease_s: float | None = None,
+        resume_s: float = 0.0,
     ) -> None:
-        lease = {} if lease_s is None else {"lease_s": lease_s}
-        self._transport, self._stream, self.welcome = shake_hands(
-            dial, token, "control", deadline, session=session, client=client, **lease
-        )
+        asked = {"session": session, "client": client, "lease_s": lease_s, "resume_s": resume_s or None}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None or name == "session"}
+        self._dial, self._token = dial, token
+        self._transport, self._stream, self.welcome, handshake = shake_hands(dial, token, "control", deadline, **given)
+        opened = self.welcome.get("session")
+        self.key = "" if opened is None else handshake.derive_key(opened)
         self._sequence = 0
         self._asking = threading.Lock()
         self.last_status: dict[str, Any] = {}
+
+    def take_back(self, deadline: float) -> None:
+        """Make this session's link anew, after it broke.
+
+        Raises:
+            SessionLost: the session has ended; the message says why.
+            ConnectError: nothing answers. And as `ask`.
+        """
+        self._transport.close()
+        made = shake_hands(self._dial, self._token, "control", deadline, key=self.key, session=self.welcome["session"])
+        with self._alone(deadline):
+            self._transport, self._stream = made[:2]
+            self.last_status = {}
 
     def wait_ready(self, deadline: float, on_status: Callable[[dict[str, Any]], None] | None) -> None:
         """Return when the simulator is ready.
@@ -175,39 +197,41 @@ class ControlLink:
             while True:
                 self._stream.recv(deadline)
 
-    def why_ended(self) -> dict[str, Any]:
-        """After the data connection broke: the status that explains it; {} when no word of a death came."""
-        deadline = time.monotonic() + AFTERMATH_TIMEOUT_S
-        try:
-            while not self._tells_of_an_end() and time.monotonic() < deadline:
-                try:
-                    self.next_event(min(deadline, time.monotonic() + AFTERMATH_TICK_S))
-                except DeadlineExceeded:
-                    self.last_status = self.status(AFTERMATH_TIMEOUT_S)
-        except (ConnectionLost, DeadlineExceeded, ProtocolError) as error:
-            log.debug("no word from the supervisor: %s", error)
-        return self.last_status if self._tells_of_an_end() else {}
-
-    def _tells_of_an_end(self) -> bool:
-        # The event may have come before the answer to a question that somebody asked meanwhile.
-        return self.last_status.get("state") in ("dead", "failed")
+    def leave(self, deadline: float, session: str | None = None) -> None:
+        """End that session, or this link's, at once, without waiting for the answer."""
+        about = {} if session is None else {"session": session}
+        with self._alone(deadline):
+            self._stream.send(pack_link(frames.LEAVE, about), deadline)
 
     def close(self) -> None:
-        """End the link, and with it the session."""
+        """End the link, and its session if it has one; never raises."""
+        try:
+            if self.key:
+                self.leave(time.monotonic() + LEAVE_TIMEOUT_S)
+        except RemoteEnvError as error:
+            log.debug("the session could not be left in order: %s", error)
+        self._transport.close()
+
+    def let_go(self) -> None:
+        """In a forked child: free its copy of the descriptor; the link lives on in the parent."""
         self._transport.close()
 
 
 def shake_hands(
-    dial: Dial, token: str, role: str, deadline: float, **fields: Any
-) -> tuple[Transport, frames.FrameStream, dict[str, Any]]:
-    """Open a connection and prove the token to each other; the transport, its frames, and the WELCOME's fields.
+    dial: Dial, token: str, role: str, deadline: float, *, key: str | None = None, **fields: Any
+) -> tuple[Transport, frames.FrameStream, dict[str, Any], ClientHandshake]:
+    """Open a connection and prove the token to each other, and with `key` that a session is ours.
+
+    Returns:
+        The transport, its frames, the WELCOME's fields, and the handshake.
 
     Raises:
         ConnectError: nothing answers, or the server refused (AuthError: it does not know our token, or we not its).
+        SessionLost: the session of `key` has ended.
     """
-    handshake = ClientHandshake(token, role, **fields)
+    handshake = ClientHandshake(token, role, key=key, **fields)
     transport = dial(deadline)
-    stream = frames.FrameStream(transport)
+    stream = frames.FrameStream(transport, clock=time.monotonic, stall_s=STALL_S)
     # A supervisor answers at once, whatever its simulator does; a simulator may take all the time there is.
     until = min(deadline, time.monotonic() + CONTROL_TIMEOUT_S)
     try:
@@ -216,11 +240,12 @@ def shake_hands(
         stream.send(handshake.answer(*_recv_link(stream, until)), until)
         welcome = handshake.finish(*_recv_link(stream, until))
         stream.max_frame_size = frames.HEADER_SIZE + frames.MAX_BODY_SIZE
-        return transport, stream, welcome
+        return transport, stream, welcome, handshake
     except (DeadlineExceeded, ConnectionLost) as error:
         transport.close()
         raise ConnectError(
-            f"what listens there does not answer as a task server does ({error}); is it one, and is it alive?"
+            f"what listens there does not answer as a task server does ({error}); is it one, and is it alive?",
+            nothing_listens=getattr(error, "nothing_listens", False),
         ) from error
     except BaseException:
         transport.close()

@@ -1,4 +1,4 @@
-"""Requests and replies on a session's data connection: one at a time, each run once, and what a broken link means."""
+"""Requests and replies on a session's data connection: each request runs once, whatever happens to the connection."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from remote_env.errors import (
     ConnectionLost,
     DeadlineExceeded,
     InputError,
+    NotRun,
     PolicyError,
     ProtocolError,
     RemoteEnvError,
@@ -20,23 +21,31 @@ from remote_env.errors import (
     TaskError,
     Unsupported,
 )
-from remote_env.protocol import codec, frames
-from remote_env.session.control import ControlLink, describe_ending
+from remote_env.protocol import codec, frames, machine
+from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, RequestLedger
+from remote_env.session.control import ControlLink
 from remote_env.session.explain import explain_delay
+from remote_env.session.joining import Joining, LinkOptions
 from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
+
+WINDOW = 64  # requests under way at once
+WINDOW_BYTES = 64 << 10  # of them; more could fill both directions, and neither end would read
+CLOSE_TIMEOUT_S = 1.0
+MAX_DAMAGED = 5  # frames in a row
 
 _KINDS: dict[str, type[RemoteEnvError]] = {
     "InputError": InputError,
     "Unsupported": Unsupported,
     "ConfigError": ConfigError,
     "PolicyError": PolicyError,
+    "NotRun": NotRun,
 }
 
 
 class Exchange:
-    """The data connection of a session, once it is open. One request at a time.
+    """The data connection of a session, once it is open.
 
     Attributes:
         control: the link to the supervisor.
@@ -47,168 +56,276 @@ class Exchange:
     is_lost: RemoteEnvError | None
     _epoch: int
 
-    def _begin_exchange(self, transport: Transport, stream: frames.FrameStream) -> None:
-        self._transport, self._stream = transport, stream
+    def _begin_exchange(self, joining: Joining, options: LinkOptions) -> None:
+        self._joining, self._options = joining, options
         self.is_lost = None
-        self._sequence = self._acknowledged = self._looks = 0
-        self._unsettled: int | None = None  # the request whose reply was not read yet
-        self._unsettled_kind = 0
+        self._requests = RequestLedger()
+        self._looks = 0
+        self._deadline = 0.0
+        self._ledger_bytes, self._largest_reply = REPLIES_LIMIT_BYTES, 0
+        self._link = machine.APART
+        self._cut: RemoteEnvError = ConnectionLost("not connected yet")
+        self._is_own_cut = True  # made by us, when a call was cut short: the way to the server is as good as ever
+        self._in_call = False  # from before a call's first byte until its reply is read: a Ctrl-C may come anywhere
+        self._damaged, self._damaged_at = 0, -1
+
+    def _use(self, transport: Transport, stream: frames.FrameStream) -> None:
+        """Go on with this connection; the simulator has answered on it."""
+        self._transport, self._stream = transport, stream
+        self._link = machine.advance(machine.CLIENT, self._link, "welcomed")
 
     @property
     def acts(self) -> int:
         """How many requests were sent that may change the episode: all but looks at it and calls of methods."""
-        return self._sequence - self._looks
+        return self._requests.last - self._looks
 
     def close(self) -> None:
         """Give the simulator back and close both links; never raises."""
-        if self.is_lost is None:
-            try:
-                frame = bytearray(frames.HEADER_SIZE)
-                self._sequence += 1
-                frames.finish_frame(frame, frames.CLOSE, 0, self._epoch, self._sequence, self._acknowledged, 0)
-                self._stream.send(frame, time.monotonic() + 1.0)
-            except RemoteEnvError as error:
-                log.debug("the data connection was gone at close: %s", error)
+        try:
+            if self._link == machine.JOINED and not self._in_call:
+                farewell = frames.pack_frame(frames.CLOSE, b"", epoch=self._epoch)
+                self._stream.send(farewell, time.monotonic() + CLOSE_TIMEOUT_S)
+        except RemoteEnvError as error:
+            log.debug("the data connection was gone at close: %s", error)
+        self._link = machine.advance(machine.CLIENT, self._link, "closed")
         self._transport.close()
         self.control.close()
 
     def let_go(self) -> None:
         """In a forked child: free its copies of both links' descriptors; the links live on in the parent."""
         self._transport.close()
-        self.control.close()
+        self.control.let_go()
+
+    def cut(self, why: str) -> None:
+        """Have the link made anew, from any thread: it is known to be dead. Whoever waits on it goes on after that."""
+        log.debug("the data link is given up: %s", why)
+        self._transport.close()
 
     # The exchange
 
     def _value(self, kind: int, request: Any, timeout_s: float, where: str = "request") -> Any:
-        deadline = time.monotonic() + timeout_s
-        return self._read_value(self._ask(kind, request, deadline, 0, where), deadline)
+        self._deadline = time.monotonic() + timeout_s
+        return self._read_value(self._ask(kind, request, 0, where))
 
-    def _ask(self, kind: int, request: Any, deadline: float, flags: int = 0, where: str = "request") -> frames.Header:
+    def _ask(self, kind: int, request: Any, flags: int = 0, where: str = "request") -> frames.Header:
         body, arrays = codec.encode(request, where=where)
-        return self._exchange(kind, flags, bytearray(frames.HEADER_SIZE) + body, arrays, deadline)
+        return self._exchange(kind, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
 
     def _exchange(
-        self,
-        kind: int,
-        flags: int,
-        frame: bytearray,
-        payload: Sequence[memoryview],
-        deadline: float,
-        *,
-        abandons: bool = False,
+        self, kind: int, flags: int, frame: bytearray, payload: Sequence[memoryview], *, abandons: bool = False
     ) -> frames.Header:
         """Send one request; the header of its reply, whose body and payload are still to be read."""
+        self._check_usable()
+        if self._requests.pending and not abandons:
+            raise self._unsettled()
+        return self._await(self._send(kind, flags, frame, payload), kind)
+
+    def _send(self, kind: int, flags: int, frame: bytearray, payload: Sequence[memoryview]) -> int:
+        """Send one request; its number."""
+        requests = self._requests
+        self._leave_interrupted_link()
+        sequence = requests.last + 1
+        size = sum(map(len, payload)) if payload else 0
+        frames.finish_frame(frame, kind, flags, self._epoch, sequence, requests.received, size)
+        buffers: list[bytearray | memoryview] = [frame, *payload]
+        self._in_call = True
+        requests.keep(kind, buffers)
+        self._transmit(buffers, kind)
+        return sequence
+
+    def _check_usable(self) -> None:
         if self.is_lost is not None:
             raise copy.copy(self.is_lost)  # each with a traceback of its own
-        if self._unsettled is not None and not abandons:
-            raise InputError(
-                f"the call before this one ({frames.NAMES[self._unsettled_kind]}) was interrupted before its result "
-                "came; call resume() to wait for it, or reset() to abandon it"
-            )
-        self._sequence += 1
-        size = sum(map(len, payload)) if payload else 0
-        frames.finish_frame(frame, kind, flags, self._epoch, self._sequence, self._acknowledged, size)
-        self._send((frame, *payload), kind, deadline)
-        return self._await(self._sequence, kind, deadline)
 
-    def _send(self, buffers: Sequence[bytearray | memoryview], kind: int, deadline: float) -> None:
+    def _unsettled(self) -> InputError:
+        pending = self._requests.pending
+        if len(pending) > 1:
+            return InputError(f"{len(pending)} steps are under way: take their results with step_wait() first")
+        return InputError(
+            f"the call before this one ({frames.NAMES[pending[0].kind]}) was interrupted before its result "
+            "came; call resume() to wait for it, or reset() to abandon it"
+        )
+
+    def _transmit(self, buffers: Sequence[bytearray | memoryview], kind: int) -> None:
+        """Send what has been noted as under way; where there is no link, it is sent with the next."""
+        if self._link != machine.JOINED:
+            return
         try:
-            self._transport.send_all(buffers, deadline)
-            # Until its reply is read whole: a Ctrl-C may come between any two lines.
-            self._unsettled, self._unsettled_kind = self._sequence, kind
+            self._transport.send_all(buffers, self._deadline)
         except ConnectionLost as error:
-            raise self._lose(error) from error
-        except BaseException as error:
-            # Part of a frame may be out: the link cannot be used again.
-            self._break(ConnectionLost(f"a request was cut short ({error!r})"))
-            raise
-
-    def _await(self, sequence: int, kind: int, deadline: float, shape: frames.Shape | None = None) -> frames.Header:
-        """The header of the reply to a request; the one of `shape` when the reply is just of that, and all there."""
-        stream = self._stream
-        try:
-            if shape is not None:
-                got = stream.recv_shaped(shape, deadline)
-                if got == sequence:
-                    return shape.header
-                if got > sequence:
-                    raise ProtocolError(f"a reply to request {got} where {sequence} is due")
-            header = stream.recv(deadline)
-            while header.sequence != sequence:
-                self._skip(header, sequence, deadline)
-                header = stream.recv(deadline)
+            self._leave_link(error)
         except DeadlineExceeded as error:
+            self._leave_link(error)
             raise explain_delay(self.control, kind) from error
-        except ConnectionLost as error:
-            raise self._lose(error) from error
-        except ProtocolError as error:
-            self._break(error)
+        except BaseException as error:
+            self._leave_link(ConnectionLost(f"a request was cut short ({error!r})"), is_own=True)
             raise
-        except BaseException:
-            if not self._stream.recover(sequence):
-                self._break(ConnectionLost("a reply was cut short by an interrupt"))
-            raise
-        if header.type == frames.RESULT and header.epoch == self._epoch:
+
+    def _await(self, sequence: int, kind: int, shape: frames.Shape | None = None) -> frames.Header:
+        """The header of the reply to a request; the one of `shape` when the reply is just of that, and all there."""
+        header = self._next_reply(sequence, kind, shape)
+        if shape is not None and header is shape.header:
+            return header
+        size = frames.HEADER_SIZE + header.body_size + header.payload_size
+        self._largest_reply = max(self._largest_reply, size)
+        if header.epoch == self._epoch and header.type == frames.RESULT:
             return header
         if header.epoch == self._epoch and header.type == frames.ERROR:
-            raise self._error(self._read_value(header, deadline))
+            raise self._error(self._read_value(header))
         what = frames.NAMES.get(header.type, header.type)
         raise self._break(ProtocolError(f"expected RESULT of session {self._epoch}, got {what} of {header.epoch}"))
 
-    def _skip(self, header: frames.Header, sequence: int, deadline: float) -> None:
-        """Pass over the reply to a call that was abandoned."""
-        if header.sequence > sequence:
-            raise ProtocolError(f"a reply to request {header.sequence} where {sequence} is due")
-        if header.payload_size:
-            self._fill([memoryview(bytearray(header.payload_size))], header.payload_size, deadline)
+    def _next_reply(self, sequence: int, kind: int, shape: frames.Shape | None) -> frames.Header:
+        """Receive until the reply to `sequence` comes, on another connection if need be."""
+        while True:
+            try:
+                if self._link != machine.JOINED:
+                    self._rejoin()
+                return self._receive(sequence, shape)
+            except ConnectionLost as error:
+                self._leave_link(error)
+            except ProtocolError as error:
+                self._count_damage(error)
+                self._leave_link(error)
+            except DeadlineExceeded as error:
+                self._requests.own()
+                self._in_call = False  # what has come of the reply is kept
+                raise explain_delay(self.control, kind) from error
+            except SessionLost:
+                raise
+            except BaseException as error:
+                self._leave_link(ConnectionLost(f"a reply was cut short ({error!r})"), is_own=True)
+                raise
 
-    def _read_value(self, header: frames.Header, deadline: float) -> Any:
+    def _count_damage(self, error: ProtocolError) -> None:
+        """Bytes change on their way now and then; a peer that breaks the protocol does it again and again."""
+        received = self._requests.received
+        self._damaged = self._damaged + 1 if received == self._damaged_at else 1
+        self._damaged_at = received
+        if self._damaged > MAX_DAMAGED:
+            raise self._break(error)
+
+    def _receive(self, sequence: int, shape: frames.Shape | None) -> frames.Header:
+        stream, deadline = self._stream, self._deadline
+        if shape is not None:
+            got = stream.recv_shaped(shape, deadline)
+            if got == sequence:
+                return shape.header
+            if got:
+                raise ProtocolError(f"a reply to request {got} where {sequence} is due")
+        while True:
+            header = stream.recv(deadline)
+            if header.sequence != self._requests.received + 1 or header.sequence > sequence:
+                raise ProtocolError(f"a reply to request {header.sequence} where {self._requests.received + 1} is due")
+            if header.sequence == sequence:
+                return header
+            # The reply to a call that was abandoned.
+            if header.payload_size:
+                stream.fill([memoryview(bytearray(header.payload_size))], deadline)
+            self._requests.settle(header.sequence)
+
+    def _read_value(self, header: frames.Header) -> Any:
         value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
-        self._fill(views, header.payload_size, deadline)
-        self._settle()
+        self._fill(views, header)
+        self._settle(header)
         return value
 
-    def _settle(self) -> None:
-        """Note that the reply to the last request has been read whole."""
-        self._unsettled, self._acknowledged = None, self._sequence
+    def _settle(self, header: frames.Header) -> None:
+        """Note that the reply has been read whole."""
+        self._requests.settle(header.sequence)
+        self._in_call = False
 
-    def _fill(self, views: Sequence[memoryview], size: int, deadline: float) -> None:
-        if sum(map(len, views)) != size:
-            raise self._break(ProtocolError(f"a payload of {size} bytes where {sum(map(len, views))} are due"))
+    def _fill(self, views: Sequence[memoryview], header: frames.Header) -> None:
+        """Receive the payload of the reply whose header and body have come."""
+        if sum(map(len, views)) != header.payload_size:
+            wrong = f"a payload of {header.payload_size} bytes where {sum(map(len, views))} are due"
+            raise self._break(ProtocolError(wrong))
         if not views:
             return
-        try:
-            self._stream.fill(views, deadline)
-        except ConnectionLost as error:
-            raise self._lose(error) from error
-        except BaseException as error:
-            self._break(ConnectionLost(f"a reply was cut short ({error!r})"))
-            raise
+        kind, is_first = self._requests.pending[0].kind, True
+        while True:
+            # What is sent again is so byte for byte: the views fit it, too.
+            if not is_first and self._next_reply(header.sequence, kind, None) != header:
+                raise self._break(ProtocolError(f"the reply to request {header.sequence} came again as another"))
+            is_first = False
+            try:
+                self._stream.fill(views, self._deadline)
+            except ConnectionLost as error:
+                self._leave_link(error)
+            except DeadlineExceeded as error:
+                self._leave_link(error, is_own=True)
+                raise explain_delay(self.control, kind) from error
+            except BaseException as error:
+                self._leave_link(ConnectionLost(f"a reply was cut short ({error!r})"), is_own=True)
+                raise
+            else:
+                return
+
+    # The link
+
+    def _leave_interrupted_link(self) -> None:
+        """Make the link anew if a call was cut short between two lines: some of a frame may be out, or in."""
+        if self._in_call and self._link == machine.JOINED:
+            self._leave_link(ConnectionLost("a call was interrupted"), is_own=True)
+
+    def _leave_link(self, why: RemoteEnvError, *, is_own: bool = False) -> None:
+        """Give the connection up: what comes next on it could not be trusted. What is under way is kept."""
+        self._cut, self._is_own_cut = why, is_own
+        self._link = machine.advance(machine.CLIENT, self._link, "cut")
+        self._transport.close()
+        self._requests.own()
+
+    def _rejoin(self) -> None:
+        """Make the connection anew, and send again what the simulator has not taken.
+
+        Raises:
+            SessionLost: the simulator, the session or the server is gone, the time is over, or it is not wanted.
+            DeadlineExceeded: the simulator is busy beyond the call's deadline, which does not run while there is no
+                connection.
+        """
+        joining, requests = self._joining, self._requests
+        if not self._options.resume and not self._is_own_cut:
+            raise self._lose(joining.explain_loss(self._cut))
+        until = joining.begin(self._cut, requests.received, quietly=self._is_own_cut)
+        while self._link != machine.JOINED:
+            began = time.monotonic()
+            try:
+                transport, stream = joining.reconnect(lambda by: joining.open_data(requests.received, by), until)
+            except SessionLost as error:
+                raise self._lose(error) from error.__cause__
+            finally:
+                self._deadline += time.monotonic() - began
+            try:
+                self._take_up(transport, stream)
+            except (ConnectionLost, ProtocolError) as error:
+                transport.close()
+                self._cut = error
+            except BaseException:
+                transport.close()
+                raise
+
+    def _take_up(self, transport: Transport, stream: frames.FrameStream) -> None:
+        """Hear from the simulator what it has, and send it what it has not."""
+        header = stream.recv(self._deadline)
+        if header.type != frames.RESUMED or header.epoch != self._epoch:
+            raise ProtocolError(f"expected RESUMED, got {frames.NAMES.get(header.type, header.type)}")
+        for message in self._requests.missed(header.sequence):
+            transport.send_all(message.buffers, self._deadline)
+        self._use(transport, stream)
+        self._joining.resumed(header.sequence)
 
     # What went wrong
 
     def _break(self, error: RemoteEnvError) -> RemoteEnvError:
-        """Give the link up: what comes next on it could not be trusted."""
-        self.is_lost = SessionLost(f"the session ended: {error}. reset() starts a new one")
-        self._transport.close()
+        """Give the session up: the peer does not keep to the protocol."""
+        self._lose(SessionLost(f"the session ended: {error}. reset() starts a new one"))
         return error
 
-    def _lose(self, error: ConnectionLost) -> RemoteEnvError:
-        """The error that says why the data connection ended."""
-        status = self.control.why_ended()
-        if status:
-            tail = status.get("log_tail", "")
-            why = status.get("why") or status.get("message")
-            last = "\n".join(tail.splitlines()[-10:])
-            self.is_lost = SessionLost(
-                f"the simulator is gone: {why}; reset() starts a new one. Its last log lines:\n{last}",
-                log_tail=tail,
-                **describe_ending(status),
-            )
-        else:
-            self.is_lost = SessionLost(f"the link to the simulator broke ({error}); reset() starts a new session")
+    def _lose(self, error: SessionLost) -> SessionLost:
+        self.is_lost = error
+        self._link = machine.advance(machine.CLIENT, self._link, "ended")
         self._transport.close()
-        return self.is_lost
+        return error
 
     def _error(self, value: Any) -> RemoteEnvError:
         kind = _KINDS.get(value["kind"])

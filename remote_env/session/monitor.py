@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from remote_env.errors import ConnectError, RemoteEnvError
@@ -14,11 +15,8 @@ from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
 
-PING_EVERY_S = 5.0
 READ_EVERY_S = 0.5  # when log lines are wanted as they come
 DIAL_TIMEOUT_S = 10.0
-# Long, because a call that is stuck much beyond its deadline costs the SSH connection that it shares with the session.
-ANSWER_TIMEOUT_S = 30.0
 JOIN_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 _WARNINGS = ("traceback", "vulkan")  # what a task may survive; the other kinds of problems are errors
@@ -30,7 +28,7 @@ def remote_logger(host: str) -> logging.Logger:
 
 
 class Monitor:
-    """Watches one session over a control link of its own, until it is stopped.
+    """Watches one session over a control link of its own, until it is stopped: its heartbeat.
 
     It pings the server, which renews the lease; writes the problems that the server found in its log to the logger
     `remote_env.remote.<host>` as warnings and errors; and, when that logger is enabled for INFO, each line of the log.
@@ -42,6 +40,9 @@ class Monitor:
         session: the id of the session.
         lease_s: how long the session lives without a ping [s]; None for ever.
         host: for the logger's name.
+        heartbeat_s: how often it asks [s]; at least every third of `lease_s`.
+        heartbeat_timeout_s: after how long without an answer the server counts as silent [s].
+        on_silence: told then why, once: the session's own links will not notice by themselves.
         problems_after: the number of the last problem that is old news.
         lines_from: where in the log this session's lines begin.
     """
@@ -54,18 +55,22 @@ class Monitor:
         session: str,
         lease_s: float | None,
         host: str,
+        heartbeat_s: float = 5.0,
+        heartbeat_timeout_s: float = 20.0,
+        on_silence: Callable[[str], None] = lambda _why: None,
         problems_after: int = 0,
         lines_from: int = 0,
     ) -> None:
         self._dial, self._token, self._session, self._host = dial, token, session, host
         self._log = remote_logger(host)
-        self._ping_every_s = min(PING_EVERY_S, lease_s / 3) if lease_s is not None else PING_EVERY_S
+        self._ping_every_s = min(heartbeat_s, lease_s / 3) if lease_s is not None else heartbeat_s
+        self._answer_timeout_s, self._on_silence = heartbeat_timeout_s, on_silence
         self._problems_after = problems_after
         self._lines_from = lines_from
         self._stopping = threading.Event()
         self._transport: Transport | None = None
         self._heard_at = time.monotonic()
-        self._trouble = ""
+        self._trouble, self._has_told = "", False
         self._thread = threading.Thread(target=self._run, name="remote-env monitor", daemon=True)
         self._thread.start()
 
@@ -119,7 +124,7 @@ class Monitor:
         try:
             reader = LogReader(link, self._lines_from)
             while not self._stopping.is_set():
-                self._heard(link.ping(self._session, self._problems_after, self._soon(ANSWER_TIMEOUT_S)))
+                self._heard(link.ping(self._session, self._problems_after, self._soon(self._answer_timeout_s)))
                 self._rest(reader)
         finally:
             self._transport = None
@@ -147,12 +152,13 @@ class Monitor:
             self._stopping.wait(min(wait_s, READ_EVERY_S) if wants_lines else wait_s)
 
     def _pass_on(self, reader: LogReader) -> None:
-        for line in reader.read(self._soon(ANSWER_TIMEOUT_S)):
+        for line in reader.read(self._soon(self._answer_timeout_s)):
             self._log.info("%s", line)
         self._lines_from = reader.offset
 
     def _heard(self, reply: dict[str, Any]) -> None:
         self._heard_at = time.monotonic()
+        self._has_told = False
         if self._trouble:
             self._trouble = ""
             log.info("%s answers again", self._host)
@@ -165,5 +171,9 @@ class Monitor:
         if self._stopping.is_set():
             return
         if not self._trouble:
-            log.warning("%s does not answer: %s", self._host, error)
+            log.info("%s does not answer: %s", self._host, error)
         self._trouble = str(error)
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s >= self._answer_timeout_s and not self._has_told:
+            self._has_told = True
+            self._on_silence(f"no heartbeat for {silent_s:.0f} s: {error}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from remote_env.errors import ConfigError, ProtocolError, Unsupported
-from remote_env.protocol import codec, frames, layout
+from remote_env.protocol import codec, frames, layout, machine
 from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
 from remote_env.session.slices import check_reply, last_transition, read_runs
@@ -29,33 +29,38 @@ class Session(TaskSession):
 
     def _read_spaces(self, ready: dict[str, Any]) -> None:
         super()._read_spaces(ready)
-        self._check_action = compile_action_check(self.action_space)
+        self._check_given = compile_action_check(self.action_space)
         action, observation = self._action_layout, self._observation_layout
         self._vector_step: VectorStep | None = None
         if action and action.vector and observation and observation.vector:
             self._vector_step = VectorStep(action.vector, observation.vector, self._epoch)
 
+    def _check_action(self, action: Any) -> None:
+        self._check_given(action)
+
     def step(self, action: Any, timeout_s: float, *, want_state: bool = False) -> Transition:
         """See `TaskSession.step`."""
-        deadline = time.monotonic() + timeout_s
         self.state = None
-        vector = self._vector_step
-        if vector is not None and not want_state and self._unsettled is None and self.is_lost is None:
-            sequence = self._sequence + 1
-            ready = vector.pack_step(action, sequence, self._acknowledged)
+        vector, requests = self._vector_step, self._requests
+        if vector is not None and not want_state and not requests.pending and self._link == machine.JOINED:
+            sequence = requests.received + 1
+            ready = vector.pack_step(action, sequence, sequence - 1)
             if ready is not None:
-                self._sequence = sequence
-                self._send((ready,), frames.STEP, deadline)
-                header = self._await(sequence, frames.STEP, deadline, vector.result_shape)
+                self._deadline = time.monotonic() + timeout_s
+                buffers = (ready,)
+                self._in_call = True
+                requests.keep(frames.STEP, buffers)
+                self._transmit(buffers, frames.STEP)
+                header = self._await(sequence, frames.STEP, vector.result_shape)
                 if header is vector.result_shape.header:
                     transition = vector.read_result(self._stream.body)
-                    self._unsettled, self._acknowledged = None, sequence
+                    requests.settle(sequence)
+                    self._in_call = False
                     return transition
                 vector.expect_like(header)
-                return self._read_transition(header, deadline, is_step=True)
+                return self._read_transition(header, is_step=True)
         self._check_action(action)
-        header = self._ask_step(action, deadline, want_state=want_state)
-        return self._read_transition(header, deadline, is_step=True)
+        return self._read_transition(self._ask_step(action, timeout_s, want_state=want_state), is_step=True)
 
     def rollout(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Have the policy beside the simulator act for one slice (docs/protocol.md, "Rollouts").
@@ -77,20 +82,19 @@ class Session(TaskSession):
                 "this server has no policy beside its task: start one with RemoteEnv(policy=…) or with "
                 "task_server.py --policy …, or step with actions of your own"
             )
-        deadline = time.monotonic() + timeout_s + float(request["time_s"])
         body, arrays = codec.encode(request, where="request")  # before anything is abandoned
         self.state = None
         frame = bytearray(frames.HEADER_SIZE) + body
         begins = request["begin"] is not None
-        header = self._exchange(frames.ROLLOUT, 0, frame, arrays, deadline, abandons=begins)
-        return self._read_rollout(header, deadline)
+        self._deadline = time.monotonic() + timeout_s + float(request["time_s"])
+        header = self._exchange(frames.ROLLOUT, 0, frame, arrays, abandons=begins)
+        return self._read_rollout(header)
 
     def get_state(self, timeout_s: float, *, native: bool) -> SceneState:
         """The scene now."""
         self._looks += 1
-        deadline = time.monotonic() + timeout_s
-        header = self._ask(frames.GET_STATE, native, deadline)
-        return self._read_state_reply(header, deadline)
+        self._deadline = time.monotonic() + timeout_s
+        return self._read_state_reply(self._ask(frames.GET_STATE, native))
 
     def set_state(self, state: SceneState, timeout_s: float) -> None:
         """Put the scene into `state`."""
@@ -100,7 +104,7 @@ class Session(TaskSession):
 
     # Replies
 
-    def _read_transition(self, header: frames.Header, deadline: float, *, is_step: bool) -> Transition:
+    def _read_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         stream, flags, fixed = self._stream, header.flags, self._observation_layout
         body, at, end = stream.body, stream.body_start, stream.body_end
         observation: Any = None
@@ -128,18 +132,18 @@ class Session(TaskSession):
             self.state = self._state(numbered, tail)
             views = [*views, *more]
         if views or header.payload_size:
-            self._fill(views, header.payload_size, deadline)
-        self._settle()
+            self._fill(views, header)
+        self._settle(header)
         return observation, reward, terminated, truncated, info
 
-    def _read_late(self, kind: int, header: frames.Header, deadline: float) -> Transition | None:
+    def _read_late(self, kind: int, header: frames.Header) -> Transition | None:
         """Of a slice of a rollout the last transition, if it carried observations."""
         if kind == frames.GET_STATE:
-            self._read_state_reply(header, deadline)
+            self._read_state_reply(header)
             return None
         if kind == frames.ROLLOUT:
-            return last_transition(self._read_rollout(header, deadline))
-        return super()._read_late(kind, header, deadline)
+            return last_transition(self._read_rollout(header))
+        return super()._read_late(kind, header)
 
     def _read_rest(
         self, header: frames.Header, at: int, end: int, views: Sequence[memoryview]
@@ -163,8 +167,8 @@ class Session(TaskSession):
         rest = tail if isinstance(tail, dict) else {}
         return SceneState(self._find_layout(numbered[0], rest.get("layout")), numbered[1], rest.get("native"))
 
-    def _read_rollout(self, header: frames.Header, deadline: float) -> dict[str, Any]:
-        value = self._read_value(header, deadline)
+    def _read_rollout(self, header: frames.Header) -> dict[str, Any]:
+        value = self._read_value(header)
         try:
             reply = check_reply(value)
             if "state" in reply["rows"]:
@@ -174,11 +178,11 @@ class Session(TaskSession):
             raise self._break(ProtocolError(f"a reply to ROLLOUT that is none: {error!r}")) from error
         return reply
 
-    def _read_state_reply(self, header: frames.Header, deadline: float) -> SceneState:
+    def _read_state_reply(self, header: frames.Header) -> SceneState:
         numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])
-        self._fill(views, header.payload_size, deadline)
+        self._fill(views, header)
         state = self._state(numbered, tail)
         if state is None:
             raise self._break(ProtocolError("a reply to GET_STATE without a state"))
-        self._settle()
+        self._settle(header)
         return state

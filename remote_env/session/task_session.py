@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import abc
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
 
 from gymnasium import Space
 
-from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded, ProtocolError, StartError
+from remote_env.errors import (
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InputError,
+    ProtocolError,
+    SessionLost,
+    StartError,
+)
 from remote_env.protocol import codec, frames, layout
+from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
 from remote_env.protocol.vector_step import Transition
-from remote_env.session.control import ControlLink, Dial, shake_hands
-from remote_env.session.exchange import Exchange
+from remote_env.session.control import ControlLink, Dial
+from remote_env.session.exchange import WINDOW, WINDOW_BYTES, Exchange
 from remote_env.session.explain import explain_delay
+from remote_env.session.joining import DEFAULT_LINK_OPTIONS, Joining, LinkOptions
 from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout
 
@@ -31,7 +40,9 @@ class TaskSession(Exchange, abc.ABC):
         digest: of the task that is wanted; None takes what is served.
         asked: that task's name, to show.
         num_envs: how many environments a batch is to have; None takes what is served.
-        lease_s: the session is to end when it was not pinged for so long [s]; whoever opens it pings. None: never.
+        lease_s: the session counts as cut off when it was not pinged for so long [s]; whoever opens it pings. None:
+            never.
+        link: what to do when a connection breaks.
         on_open: given the control link as soon as the session is ours, while its simulator may still start.
         on_status: told of each status while the simulator starts.
 
@@ -58,19 +69,23 @@ class TaskSession(Exchange, abc.ABC):
         asked: str = "",
         num_envs: int | None = None,
         lease_s: float | None = None,
+        link: LinkOptions = DEFAULT_LINK_OPTIONS,
         on_open: Callable[[ControlLink], None] | None = None,
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._wanted = num_envs
-        self.control = ControlLink(dial, token, deadline, session="new", client=client, lease_s=lease_s)
+        resume_s = link.keep_s if link.resume else 0.0
+        self.control = control = ControlLink(
+            dial, token, deadline, session="new", client=client, lease_s=lease_s, resume_s=resume_s
+        )
         try:
             self._check_task(digest, asked)
             if on_open is not None:
-                on_open(self.control)
-            self.control.wait_ready(deadline, on_status)
-            self._open_data(dial, token, deadline)
+                on_open(control)
+            self._begin_exchange(Joining(dial, token, control, link), link)
+            self._open(deadline, on_status)
         except BaseException:
-            self.control.close()
+            control.close()
             raise
 
     def _check_task(self, digest: str | None, asked: str) -> None:
@@ -83,32 +98,49 @@ class TaskSession(Exchange, abc.ABC):
                 "another port= to start one"
             )
 
-    def _open_data(self, dial: Dial, token: str, deadline: float) -> None:
-        welcome = self.control.welcome
-        transport, stream, _ = shake_hands(
-            dial, token, "data", deadline, session=welcome["session"], secret=welcome["secret"]
-        )
-        self._begin_exchange(transport, stream)
+    def _open(self, deadline: float, on_status: Callable[[dict[str, Any]], None] | None) -> None:
+        """Wait for the simulator and join it, on other connections when the first ones break."""
+        while True:
+            try:
+                self.control.wait_ready(deadline, on_status)
+                self._open_data(deadline)
+                return
+            except ConnectionLost as error:
+                self._hold_on(error, deadline)
+            except DeadlineExceeded as error:
+                if error.phase:
+                    raise
+                raise explain_delay(self.control, frames.READY) from error
+
+    def _hold_on(self, why: ConnectionLost, deadline: float) -> None:
+        """Have the control connection again, or tell why the session cannot begin."""
+        joining = self._joining
+        try:
+            if not self._options.resume:
+                raise joining.explain_loss(why)
+            joining.reconnect(lambda _by: None, min(deadline, joining.begin(why, 0)))
+        except SessionLost as error:
+            tail = error.log_tail
+            raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
+
+    def _open_data(self, deadline: float) -> None:
+        transport, stream = self._joining.open_data(None, deadline)
         self.state = None
         self._layouts: dict[int, SceneLayout] = {}
         try:
-            header = self._stream.recv(deadline)
+            header = stream.recv(deadline)
             if header.type != frames.READY:
                 raise ProtocolError(f"expected READY, got {frames.NAMES.get(header.type, header.type)}")
             self._epoch = header.epoch
-            self.ready = self._read_value(header, deadline)
+            self.ready, views = codec.decode(stream.body_bytes(), header.payload_size)
+            stream.fill(views, deadline)
             self._check_count(self.ready.get("num_envs"))
             self._read_spaces(self.ready)
-        except ConnectionLost as error:
-            self._transport.close()
-            tail = self.control.why_ended().get("log_tail", "")
-            raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
-        except DeadlineExceeded as error:
-            self._transport.close()
-            raise explain_delay(self.control, frames.READY) from error
+            self._ledger_bytes = int(self.ready.get("ledger_bytes", REPLIES_LIMIT_BYTES))
         except BaseException:
-            self._transport.close()
+            transport.close()
             raise
+        self._use(transport, stream)
 
     def _read_spaces(self, ready: dict[str, Any]) -> None:
         self.observation_space: Space[Any] = space_from_plain(ready["observation_space"])
@@ -134,51 +166,118 @@ class TaskSession(Exchange, abc.ABC):
             SessionLost: the simulator is gone.
         """
 
-    def _ask_step(self, action: Any, deadline: float, *, want_state: bool) -> frames.Header:
-        """Send an action that was checked, in its layout if it fits that; the header of the reply."""
+    @abc.abstractmethod
+    def _check_action(self, action: Any) -> None:
+        """Raise InputError for an action that is not of the task's action space."""
+
+    def _ask_step(self, action: Any, timeout_s: float, *, want_state: bool) -> frames.Header:
+        """Send an action that was checked; the header of the reply."""
+        self._check_usable()
+        if self._requests.pending:
+            raise self._unsettled()
+        self._deadline = time.monotonic() + timeout_s
+        return self._await(self._send_step(action, want_state=want_state), frames.STEP)
+
+    def _send_step(self, action: Any, *, want_state: bool) -> int:
+        """Send an action in its layout, if it fits that; the number of the request."""
         flags = frames.WANT_STATE if want_state else 0
         fixed = self._action_layout
         if fixed is not None:
             frame = bytearray(frames.HEADER_SIZE + fixed.size)
             payload = fixed.write(action, frame, frames.HEADER_SIZE)
             if payload is not None:
-                return self._exchange(frames.STEP, flags | frames.FIXED, frame, payload, deadline)
-        return self._ask(frames.STEP, action, deadline, flags, "action")
+                return self._send(frames.STEP, flags | frames.FIXED, frame, payload)
+        body, arrays = codec.encode(action, where="action")
+        return self._send(frames.STEP, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
 
     def reset(
         self, seed: Any, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
     ) -> Transition:
         """Start an episode; also abandons a call that is unsettled."""
-        deadline = time.monotonic() + timeout_s
         flags = frames.WANT_STATE if want_state else 0
         body, arrays = codec.encode((seed, options), where="(seed, options)")  # before anything is abandoned
         self.state = None
+        self._deadline = time.monotonic() + timeout_s
         frame = bytearray(frames.HEADER_SIZE) + body
-        header = self._exchange(frames.RESET, flags, frame, arrays, deadline, abandons=True)
-        return self._read_transition(header, deadline, is_step=False)
+        header = self._exchange(frames.RESET, flags, frame, arrays, abandons=True)
+        return self._read_transition(header, is_step=False)
 
     def resume(self, timeout_s: float) -> Transition | None:
-        """Wait for the step that was interrupted, and return its transition; None when nothing is unsettled.
+        """Wait for the call that was interrupted, and return its transition; None when nothing is under way.
+
+        Of several steps that are under way it is the first.
 
         Raises:
-            SessionLost: the request was cut short, or the simulator is gone; whether the step ran is unknown.
+            SessionLost: the simulator is gone.
         """
-        if self.is_lost is not None:
-            raise copy.copy(self.is_lost)
-        if self._unsettled is None:
+        self._check_usable()
+        if not self._requests.pending:
             return None
-        deadline = time.monotonic() + timeout_s
-        sequence, kind = self._unsettled, self._unsettled_kind
-        if not self._stream.has_part and not self._stream.recover(sequence):
-            raise self._break(ConnectionLost("a reply was cut short by an interrupt"))
-        header = self._await(sequence, kind, deadline)
-        return self._read_late(kind, header, deadline)
+        return self._take_next(timeout_s)
 
-    def _read_late(self, kind: int, header: frames.Header, deadline: float) -> Transition | None:
+    def _take_next(self, timeout_s: float) -> Transition | None:
+        """The result of the first request that is under way."""
+        self._deadline = time.monotonic() + timeout_s
+        self._leave_interrupted_link()
+        first = self._requests.pending[0]
+        self._in_call = True
+        return self._read_late(first.kind, self._await(first.sequence, first.kind))
+
+    # Steps ahead
+
+    def step_async(self, action: Any, timeout_s: float, *, want_state: bool = False) -> None:
+        """Send a step without waiting for its result; `step_wait` takes the results in order.
+
+        A step behind one that ends the episode, or fails, is not run: `step_wait` raises `NotRun` for it.
+
+        Args:
+            action: as for `step`.
+            timeout_s: for the connection to take it [s].
+            want_state: as for `step`.
+
+        Raises:
+            InputError: the action is not the task's, or as many steps are under way as may be; nothing was sent.
+        """
+        self._check_usable()
+        self._check_action(action)
+        pending = self._requests.pending
+        if pending and pending[0].kind != frames.STEP:
+            raise self._unsettled()
+        if len(pending) >= self.window:
+            raise InputError(f"{len(pending)} steps are under way, and no more may be; take one with step_wait()")
+        self._deadline = time.monotonic() + timeout_s
+        self._send_step(action, want_state=want_state)
+        self._requests.own(len(pending) - 1)
+        self._in_call = False
+
+    def step_wait(self, timeout_s: float) -> Transition:
+        """The result of the first step that is under way.
+
+        Raises:
+            InputError: none is.
+            NotRun: it stood behind a step that ended the episode, or failed.
+            And as `step`.
+        """
+        self._check_usable()
+        pending = self._requests.pending
+        if not pending or pending[0].kind != frames.STEP:
+            raise self._unsettled() if pending else InputError("no step is under way; call step_async() first")
+        transition = self._take_next(timeout_s)
+        assert transition is not None  # noqa: S101  it is a step's
+        return transition
+
+    @property
+    def window(self) -> int:
+        """How many steps may be under way at once: so many that what is kept of them at both ends is bounded."""
+        largest_request = max((message.size for message in self._requests.pending), default=1)
+        fit = min(self._ledger_bytes // (2 * max(self._largest_reply, 1)), WINDOW_BYTES // largest_request)
+        return max(1, min(WINDOW, fit))
+
+    def _read_late(self, kind: int, header: frames.Header) -> Transition | None:
         """Read a late reply: the transition that it brings, or None of a call whose result nobody can use any more."""
         if kind in (frames.STEP, frames.RESET):
-            return self._read_transition(header, deadline, is_step=kind == frames.STEP)
-        self._read_value(header, deadline)
+            return self._read_transition(header, is_step=kind == frames.STEP)
+        self._read_value(header)
         return None
 
     def render(self, timeout_s: float) -> Any:
@@ -196,7 +295,7 @@ class TaskSession(Exchange, abc.ABC):
     # Replies
 
     @abc.abstractmethod
-    def _read_transition(self, header: frames.Header, deadline: float, *, is_step: bool) -> Transition:
+    def _read_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         """The rest of a reply to RESET or STEP; without `is_step` reward and flags mean nothing."""
 
     def _find_layout(self, number: int, announced: Any) -> SceneLayout:

@@ -1,0 +1,223 @@
+"""How a session's two connections are made, and made again after a cut."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from remote_env.errors import (
+    AuthError,
+    ConfigError,
+    ConnectError,
+    ConnectionLost,
+    DeadlineExceeded,
+    HostKeyError,
+    ProtocolError,
+    RemoteEnvError,
+    SessionLost,
+    VersionMismatch,
+)
+from remote_env.protocol import frames
+from remote_env.session.control import CONTROL_TIMEOUT_S, ControlLink, Dial, describe_ending, shake_hands
+from remote_env.transport import Transport
+
+log = logging.getLogger("remote_env")
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+ASK_TIMEOUT_S = 2.0  # a supervisor answers at once; a link on which it does not is as good as cut
+LOOK_AGAIN_S = 0.1
+HELD_S = 5.0  # a link that lasted so long is another one
+# Another attempt would end as this one did.
+_FINAL = (AuthError, HostKeyError, VersionMismatch, ConfigError)
+
+
+class LinkEvent(NamedTuple):
+    """What happened to a session's link.
+
+    Attributes:
+        kind: "cut", "resumed" or "lost".
+        why: in words.
+        after_s: since the cut [s].
+        attempts: how many there were to reconnect.
+    """
+
+    kind: str
+    why: str
+    after_s: float = 0.0
+    attempts: int = 0
+
+
+class LinkOptions(NamedTuple):
+    """What a session does about a link that breaks.
+
+    Attributes:
+        resume: reconnect and go on; else the session is lost with its link.
+        reconnect_timeout_s: how long to try [s].
+        keep_s: how long the server is asked to keep the session meanwhile [s].
+        on_link: told of each `LinkEvent`.
+        where: the server's address, to show.
+    """
+
+    resume: bool = True
+    reconnect_timeout_s: float = 60.0
+    keep_s: float = 90.0
+    on_link: Callable[[LinkEvent], None] | None = None
+    where: str = "the server"
+
+
+DEFAULT_LINK_OPTIONS = LinkOptions()
+
+
+class Joining:
+    """Makes the connections of one session.
+
+    Args:
+        dial: makes transports to the server, if need be over a new login.
+        token: the server's.
+        control: the session's, which opened it.
+        options: what to do when a connection breaks.
+    """
+
+    def __init__(self, dial: Dial, token: str, control: ControlLink, options: LinkOptions) -> None:
+        self._dial, self._token, self._control, self._options = dial, token, control, options
+        self._session = str(control.welcome["session"])
+        self._cut_at: float | None = None
+        self._why: RemoteEnvError = ConnectionLost("it was not connected yet")
+        self._cut_received, self._attempts = -1, 0
+        self._resumed_at, self._is_told = 0.0, False
+
+    @property
+    def session(self) -> str:
+        """The session's id."""
+        return self._session
+
+    def open_data(self, resume: int | None, deadline: float) -> tuple[Transport, frames.FrameStream]:
+        """A data connection that the simulator is about to answer, with READY or RESUMED."""
+        transport, stream, _, _ = shake_hands(
+            self._dial, self._token, "data", deadline, key=self._control.key, session=self._session, resume=resume
+        )
+        return transport, stream
+
+    # After a cut
+
+    def begin(self, why: RemoteEnvError, received: int, *, quietly: bool = False) -> float:
+        """Note that the link is cut; until when it is to be made anew [s, monotonic].
+
+        Args:
+            why: what broke it.
+            received: the last reply that came; a link that breaks again before another does, and at once, gets no more
+                time than what is left of it.
+            quietly: nobody is to be told unless that takes more than one attempt.
+        """
+        now = time.monotonic()
+        if self._cut_at is None or received != self._cut_received or now - self._resumed_at > HELD_S:
+            self._cut_at, self._cut_received, self._attempts, self._is_told = now, received, 0, False
+        self._why = why
+        if not quietly:
+            self._tell_cut()
+        return self._cut_at + self._options.reconnect_timeout_s
+
+    def _tell_cut(self) -> None:
+        if not self._is_told:
+            self._is_told = True
+            where, limit_s = self._options.where, self._options.reconnect_timeout_s
+            log.warning("the link to %s is cut (%s); reconnecting for up to %g s", where, self._why, limit_s)
+            self._tell(LinkEvent("cut", str(self._why)))
+
+    def reconnect(self, make: Callable[[float], T], until: float) -> T:
+        """Try until there is a control connection and what `make` makes by the deadline it is given.
+
+        Raises:
+            SessionLost: the simulator, the session or the server is gone, or the time is over.
+        """
+        while True:
+            self._pause(until)
+            self._attempts += 1
+            try:
+                deadline = min(until, time.monotonic() + CONTROL_TIMEOUT_S)
+                self._hold_control(deadline)
+                return make(deadline)
+            except _FINAL as error:
+                raise self._give_up(f"the server cannot be had back: {error}") from error
+            except ConnectError as error:
+                if error.nothing_listens:
+                    raise self._give_up(f"the server is gone: {error}") from error
+                self._why = error
+            except (ConnectionLost, DeadlineExceeded, ProtocolError) as error:
+                self._why = error
+            except SessionLost as error:
+                self._tell(LinkEvent("lost", str(error), self._after_s, self._attempts))
+                raise
+            log.debug("attempt %d to reconnect to %s: %s", self._attempts, self._options.where, self._why)
+            self._tell_cut()
+
+    def resumed(self, taken: int) -> None:
+        """Note that the session goes on."""
+        self._resumed_at = time.monotonic()
+        if self._is_told:
+            what = "resumed the session with %s after %.1f s at request %d: nothing was lost"
+            log.warning(what, self._options.where, self._after_s, taken)
+            self._tell(LinkEvent("resumed", f"at request {taken}", self._after_s, self._attempts))
+
+    def explain_loss(self, why: RemoteEnvError) -> SessionLost:
+        """The error for a link that is not to be made anew: the simulator's end, if that is what broke it."""
+        until = time.monotonic() + ASK_TIMEOUT_S
+        try:
+            while time.monotonic() < until:
+                status = self._control.status(ASK_TIMEOUT_S)
+                if status["state"] in ("dead", "failed"):
+                    return simulator_gone(status)
+                time.sleep(LOOK_AGAIN_S)  # an end is noticed a little after the link's
+        except RemoteEnvError as error:
+            log.debug("no word from the supervisor: %s", error)
+        return self._give_up(f"the link to the simulator broke ({why})")
+
+    def _pause(self, until: float) -> None:
+        if time.monotonic() >= until:
+            limit_s = self._options.reconnect_timeout_s
+            what = f"the link was cut and could not be made anew within {limit_s:g} s"
+            raise self._give_up(f"{what} ({self._why})") from self._why
+        if self._attempts:
+            pause_s = min(FIRST_PAUSE_S * 2 ** (self._attempts - 1), LONGEST_PAUSE_S)
+            # Jitter: many clients of one machine lose their links at once.
+            time.sleep(min(pause_s * random.uniform(0.5, 1.0), max(until - time.monotonic(), 0.0)))
+
+    @property
+    def _after_s(self) -> float:
+        return 0.0 if self._cut_at is None else time.monotonic() - self._cut_at
+
+    def _hold_control(self, deadline: float) -> None:
+        """Have a control connection, and a simulator that lives."""
+        control = self._control
+        try:
+            status = control.status(min(ASK_TIMEOUT_S, max(deadline - time.monotonic(), 0.0)))
+        except (ConnectionLost, DeadlineExceeded, ProtocolError):
+            control.take_back(deadline)
+            status = control.status(max(deadline - time.monotonic(), 0.0))
+        if status["state"] in ("dead", "failed"):
+            raise simulator_gone(status)
+
+    def _give_up(self, why: str) -> SessionLost:
+        self._tell(LinkEvent("lost", why, self._after_s, self._attempts))
+        return SessionLost(f"{why}; reset() starts a new session")
+
+    def _tell(self, event: LinkEvent) -> None:
+        if self._options.on_link is not None:
+            self._options.on_link(event)
+
+
+def simulator_gone(status: dict[str, Any]) -> SessionLost:
+    """The error for a simulator that a status says has ended."""
+    tail = status.get("log_tail", "")
+    why = status.get("why") or status.get("message")
+    last = "\n".join(tail.splitlines()[-10:])
+    return SessionLost(
+        f"the simulator is gone: {why}; reset() starts a new one. Its last log lines:\n{last}",
+        log_tail=tail,
+        **describe_ending(status),
+    )
