@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from remote_env.env.processes import PS, Processes, read_processes
 from remote_env.env.server import STOP_TIMEOUT_S, Progress, Server, ServerRecord
-from remote_env.errors import ConnectError, ConnectionLost
+from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded
 from remote_env.session import Dial
 from remote_env.transport import Transport
 
 if TYPE_CHECKING:
     from remote_env.env.places import PlaceOptions
+
+FIRST_SHARE, FIRST_S = 1 / 3, 3.0  # of a dial's time, and at most: for a login that may have fallen silent just now
+MORE_S = 0.5  # it then gets so much more
 
 # path, lines
 _TAIL = r"""
@@ -47,23 +51,41 @@ class SshPlace:
         self._python = options.python or "python3"
         self._tunnel: Any = None
         self._launched: Any = None
+        self._is_closed = False
+        self._pid = os.getpid()
+        self._making = threading.Lock()
         self.name = connection.description
 
-    def _connect(self, deadline: float) -> Any:
+    def _connect(self, deadline: float, **patience: float) -> Any:
+        """The login: made when there is none, and made anew when the old one has ended or does not answer.
+
+        `patience` is as `SshConnection.revive` takes it.
+        """
+        self._check_usable()
         until = time.monotonic() + self._options.connect_timeout_s
-        self._connection.connect(min(deadline, until))  # nothing when logged in already
+        self._connection.revive(min(deadline, until), **patience)
+        if self._is_closed:  # meanwhile, by another thread
+            self._connection.close()
+        self._check_usable()
         return self._connection
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise ConnectionLost(f"the SSH login to {self.name} belongs to another process; make a new one in this one")
+        if self._is_closed:
+            raise ConnectionLost(f"the SSH login to {self.name} was closed; nothing logs in again")
 
     def _shell(self, deadline: float) -> Any:
         """Where programs run: the login, or what `launch` leads to."""
         connection = self._connect(deadline)
         if self._options.launch is None:
             return connection
-        if self._launched is None:
-            from remote_env.ssh import LaunchedShell
+        from remote_env.ssh import LaunchedShell
 
-            self._launched = LaunchedShell(connection, self._options.launch, self._options.launch_host)
-        return self._launched
+        with self._making:
+            if self._launched is None:
+                self._launched = LaunchedShell(connection, self._options.launch, self._options.launch_host)
+            return self._launched
 
     def find(self, port: int, deadline: float) -> Server | None:
         """See `Place.find`."""
@@ -92,24 +114,65 @@ class SshPlace:
         return dial
 
     def _server(self, port: int, token: str, own_dial: Dial | None = None, **more: Any) -> Server:
+        def reach(deadline: float) -> Transport:
+            return self._open_tunnel().dial(port, deadline) if own_dial is None else own_dial(deadline)
+
         def dial(deadline: float) -> Transport:
-            self._connect(deadline)
-            return redial(deadline)
+            return self._dial(reach, deadline, is_own=own_dial is not None)
 
         def redial(deadline: float) -> Transport:
-            return self._open_port(port, deadline) if own_dial is None else own_dial(deadline)
+            self._check_usable()
+            needs_login = self._open_tunnel().needs_login(port) if own_dial is None else not self._connection.is_open
+            if needs_login:
+                raise ConnectionLost(f"the SSH login to {self.name} has ended")
+            return self._unless_closed(reach(deadline))
 
         where = f"{self.name} port {port}"
         return Server(dial, token, **{"started": False, "where": where, "port": port, "redial": redial, **more})
 
-    def _open_port(self, port: int, deadline: float) -> Transport:
-        if not self._connection.is_open:
-            raise ConnectionLost(f"the SSH login to {self.name} has ended")
-        if self._tunnel is None:
-            from remote_env.ssh.tunnel import open_tunnel
+    def _open_tunnel(self) -> Any:
+        from remote_env.ssh.tunnel import open_tunnel
 
-            self._tunnel = open_tunnel(self._options.tunnel, self._connection)
-        transport: Transport = self._tunnel.dial(port, deadline)
+        with self._making:
+            self._check_usable()
+            if self._tunnel is None:
+                self._tunnel = open_tunnel(self._options.tunnel, self._connection)
+            return self._tunnel
+
+    def _dial(self, reach: Dial, deadline: float, *, is_own: bool) -> Transport:
+        """What `reach` gives, over a login that lives; a dead one is replaced. Nobody is asked for anything.
+
+        Args:
+            reach: makes a transport over the login as it is.
+            deadline: of all of it.
+            is_own: `reach` may have to run the prefix of `launch` again, which takes its time.
+        """
+        from remote_env.ssh.credentials import asking_nobody
+
+        with asking_nobody():
+            self._prepare(deadline, is_own=is_own)
+            until = deadline if is_own else _part_of(deadline)
+            try:
+                return self._unless_closed(reach(until))
+            except (ConnectionLost, DeadlineExceeded):
+                if time.monotonic() >= deadline:
+                    raise
+            # It has ended just now, or fallen silent: a question of ours has been out all the while.
+            self._prepare(deadline, is_own=is_own, trust_s=MORE_S, answer_s=MORE_S)
+            return self._unless_closed(reach(deadline))
+
+    def _prepare(self, deadline: float, *, is_own: bool, **patience: float) -> None:
+        """See that the login lives, where it is what carries the tunnel."""
+        self._check_usable()
+        if is_own or self._options.tunnel != "openssh":  # which makes logins of its own, and looks after them
+            proves_little = is_own or self._options.tunnel == "sshtunnel"  # a local accept says nothing of the host
+            self._connect(deadline, **(patience or ({"trust_s": 0.0} if proves_little else {})))
+
+    def _unless_closed(self, transport: Transport) -> Transport:
+        if self._is_closed:
+            transport.close()
+            self._release()
+        self._check_usable()
         return transport
 
     def start(
@@ -175,10 +238,20 @@ class SshPlace:
         return str(run_script(self._shell(deadline), script, variables, deadline=deadline).following)
 
     def close(self) -> None:
-        """See `Place.close`."""
+        """See `Place.close`. From now on nothing logs in again, whoever dials."""
+        self._is_closed = True
+        self._release()
+
+    def _release(self) -> None:
         with contextlib.suppress(OSError):
             if self._launched is not None:
                 self._launched.close()
             if self._tunnel is not None:
                 self._tunnel.close()
             self._connection.close()
+
+
+def _part_of(deadline: float) -> float:
+    """When a first attempt is to end, so that there is time for another."""
+    now = time.monotonic()
+    return now + min((deadline - now) * FIRST_SHARE, FIRST_S)

@@ -35,7 +35,13 @@ class ChannelTransport:
         self._name = name
         self._pid = os.getpid()
         self._rest = _EMPTY
+        self._is_closed = False
         channel.settimeout(TICK_S)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither end has closed it, as far as is known, and the connection under it lives."""
+        return not (self._channel.closed or self._channel.eof_received)
 
     def send_all(self, buffers: Sequence[Buffer], deadline: float) -> None:
         """See `Transport.send_all`."""
@@ -112,7 +118,9 @@ class ChannelTransport:
             return DeadlineExceeded(f"{self._name} stopped answering; the SSH connection was closed")
         if error is None and self._ended_in_order():
             return ConnectionLost(f"{self._name} closed the connection")
-        why = self._link.trouble or ("" if error is None else str(error))
+        if self._is_closed:
+            return ConnectionLost(f"the connection to {self._name} was closed here")
+        why = self._link.trouble or ("the host ended it" if self._link.ended_by_peer else str(error or ""))
         return ConnectionLost(f"the SSH connection to {self._name} broke" + (f": {why}" if why else ""))
 
     def finish_sending(self, deadline: float) -> None:
@@ -127,6 +135,7 @@ class ChannelTransport:
         """See `Transport.close`. In a forked child it does nothing: the channel is the parent's."""
         if self._pid != os.getpid():
             return
+        self._is_closed = True
         # A failure means that the connection has ended, and the channel with it.
         ended = contextlib.suppress(OSError, EOFError, paramiko.SSHException)
         with self._link.armed(time.monotonic() + CLOSE_TIMEOUT_S), ended:

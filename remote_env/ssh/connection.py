@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,18 +17,25 @@ from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, Re
 from remote_env.ssh.channel import WINDOW_BYTES, ChannelTransport
 from remote_env.ssh.command import COMMAND_WINDOW_BYTES, CompletedCommand, RunningCommand
 from remote_env.ssh.credentials import AskSecret, Secrets, authenticate
-from remote_env.ssh.link import Link, keep_alive, negotiated, open_transport
-from remote_env.ssh.login import Login, resolve_login
-from remote_env.ssh.opening import Dropped, exchange_keys, explain_failure, name_hop
+from remote_env.ssh.link import Link, hears, keep_alive, negotiated, open_transport
+from remote_env.ssh.login import Login, keep_alive_by, resolve_login
+from remote_env.ssh.opening import (
+    LOGIN_ATTEMPTS,
+    Dropped,
+    channel_refused,
+    exchange_keys,
+    explain_failure,
+    name_hop,
+    wait_to_retry,
+)
 from remote_env.ssh.proxy import ProxyWay
 from remote_env.ssh.target import SshTarget
 from remote_env.ssh.ways import ChannelWay, open_tcp
 
-LOGIN_ATTEMPTS = 12  # sshd's MaxStartups drops some of many simultaneous logins
-FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
+TRUST_S = 1.0  # who has been heard so lately is not asked whether it lives
+ANSWER_S = 3.0  # who is asked, and does not answer for so long, is dead
 JOIN_TIMEOUT_S = 5.0
 HANG_UP_TIMEOUT_S = 1.0  # for telling a jump host that a channel is done with
-_ADMINISTRATIVELY_PROHIBITED = 1  # RFC 4254, section 5.1
 
 
 class SshConnection:
@@ -45,9 +51,13 @@ class SshConnection:
         connect_timeout_s: how long `with` gives the login [s], with what `ask_secret` takes of it.
         via: jump hosts as `parse_hops` takes them, in place of those of the configuration; "none" for a direct way.
         ask_secret: called for passphrases, one-time codes and passwords, on the thread that connects.
+        ssh_keepalive_s: how long the host may be silent before it is asked whether it lives [s], 0 (never) or 1 to
+            3600; default the configuration's ServerAliveInterval, else 15.
+        ssh_keepalive_count: after how many such intervals of silence the login is given up, 0 (never) to 1000;
+            default the configuration's ServerAliveCountMax, else 3. Both hold for jump hosts too.
 
     Raises:
-        ConfigError: the target or the SSH configuration cannot be read.
+        ConfigError: the target or the SSH configuration cannot be read, or an argument is not allowed.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class SshConnection:
         connect_timeout_s: float = 30.0,
         via: str | Sequence[str] | None = None,
         ask_secret: AskSecret | None = None,
+        ssh_keepalive_s: float | None = None,
+        ssh_keepalive_count: int | None = None,
     ) -> None:
         if isinstance(target, str):
             target = SshTarget.parse(target)
@@ -74,10 +86,10 @@ class SshConnection:
                 config_file=config_file,
                 via=via,
             )
-        self.login: Login = target
+        self.login: Login = keep_alive_by(target, ssh_keepalive_s, ssh_keepalive_count)
         self._hop: SshConnection | None = None
-        if target.via is not None:
-            self._hop = SshConnection(target.via, accept_new_host_key=accept_new_host_key, ask_secret=ask_secret)
+        if self.login.via is not None:
+            self._hop = SshConnection(self.login.via, accept_new_host_key=accept_new_host_key, ask_secret=ask_secret)
         self._secrets = Secrets(ask_secret, self.description)
         self._negotiated: dict[str, str] = {}
         self._accept_new_host_key = accept_new_host_key
@@ -87,6 +99,8 @@ class SshConnection:
         self._channels: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
         self._pid = os.getpid()
         self._connecting = threading.Lock()
+        self._ending = threading.Lock()
+        self._closings = 0
         self._has_run_a_command = False
 
     @property
@@ -121,42 +135,74 @@ class SshConnection:
             HostKeyError: the host's key is unknown or has changed.
             AuthError: the host refused every key; the message lists them.
         """
+        with self._alone(deadline):
+            if not self.is_open:
+                self._replace_login(deadline)
+
+    def revive(self, deadline: float, *, trust_s: float = TRUST_S, answer_s: float = ANSWER_S) -> None:
+        """Make sure that the host answers: a login that has ended, or on which nothing answers, is replaced.
+
+        Raises as `connect`.
+
+        Args:
+            deadline: for all of it.
+            trust_s: a host that was heard so lately is not asked [s].
+            answer_s: how long it has to answer [s], but no longer than a third of the time.
+        """
+        with self._alone(deadline):
+            if not self._lives(trust_s, min((deadline - time.monotonic()) / 3, answer_s)):
+                self._replace_login(deadline)
+
+    def _lives(self, trust_s: float, answer_s: float) -> bool:
+        link = self._link
+        if not self.is_open or link is None:
+            return False
+        return link.silent_s < trust_s or self.is_answering(time.monotonic() + answer_s)
+
+    @contextlib.contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        """One thread at a time looks after the login."""
         if not self._connecting.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             raise ConnectError(f"another thread was still logging in to {self.description} at the deadline")
         try:
-            if not self.is_open:
-                self.close()
-                self._log_in_patiently(deadline)
+            yield
         finally:
             self._connecting.release()
 
-    def _log_in_patiently(self, deadline: float) -> None:
+    def _replace_login(self, deadline: float) -> None:
+        """End what is left of the login, and make a new one; a jump host that lives is kept."""
+        closings, had_hop = self._closings, self._hop is not None and self._hop.is_open
+        self._end_login()
         try:
-            for attempt in range(LOGIN_ATTEMPTS):
-                try:
-                    return self._log_in(deadline)
-                except Dropped as dropped:
-                    self._end_login()  # and keep that to the jump host
-                    self._wait_to_retry(attempt, deadline, dropped)
+            self._log_in_patiently(deadline, closings)
+            self._refuse_if_closed(closings)
         except BaseException:
-            self.close()
+            self._end_login()
+            if self._hop is not None and not had_hop:
+                self._hop.close()
             raise
 
-    def _wait_to_retry(self, attempt: int, deadline: float, dropped: Dropped) -> None:
-        delay = min(FIRST_RETRY_S * 1.7**attempt, LONGEST_RETRY_S) * random.uniform(0.5, 1.5)
-        if attempt + 1 == LOGIN_ATTEMPTS or time.monotonic() + delay >= deadline:
-            raise ConnectError(
-                f"{self.login.address}:{self.login.port} closed the connection before greeting, "
-                f"{attempt + 1} times: too many logins at once (sshd's MaxStartups), a firewall, or no SSH server"
-            ) from dropped
-        time.sleep(delay)
+    def _log_in_patiently(self, deadline: float, closings: int) -> None:
+        for attempt in range(LOGIN_ATTEMPTS):
+            try:
+                self._log_in(deadline)
+            except Dropped as dropped:
+                self._end_login()  # and keep that to the jump host
+                self._refuse_if_closed(closings)
+                wait_to_retry(self.login, attempt, deadline, dropped)
+            else:
+                return
+
+    def _refuse_if_closed(self, closings: int) -> None:
+        if self._closings != closings:
+            raise ConnectionLost(f"the SSH connection to {self.description} was closed while it was made")
 
     def _log_in(self, deadline: float) -> None:
         link = self._open_link(deadline)
         transport = open_transport(link)
         self._link, self._transport, self._pid = link, transport, os.getpid()
         self._has_run_a_command = False
-        self._secrets.waited_s = 0.0
+        self._secrets.begin()
         try:
             with link.armed(deadline):
                 exchange_keys(self.login, transport, link, deadline, accept_new=self._accept_new_host_key)
@@ -173,7 +219,7 @@ class SshConnection:
         """A link to the host's SSH port: through the jump host or the proxy command, or direct."""
         if self._hop is not None:
             with name_hop(self._hop.login.host):
-                self._hop.connect(deadline)
+                self._hop.revive(deadline)
                 return self._hop._open_link_beyond(self.login.address, self.login.port, deadline)
         if self.login.proxy_command is not None:
             return Link(ProxyWay(self.login.proxy_command))
@@ -215,7 +261,7 @@ class SshConnection:
         return dict(self._negotiated)
 
     def is_answering(self, deadline: float) -> bool:
-        """Whether the host still answers on this login; one on which it has not by `deadline` is given up.
+        """Whether the host still answers on this login; one on which it has not by `deadline` is ended.
 
         Raises:
             ConnectionLost: this is a forked child; the login is its parent's.
@@ -224,9 +270,11 @@ class SshConnection:
         transport, link = self._transport, self._link
         if transport is None or link is None or not transport.is_active():
             return False
-        with link.armed(deadline), contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-            transport.global_request("keepalive@openssh.com")  # who does not know it has to say so
-        return bool(transport.is_active())
+        if hears(transport, link, deadline):
+            return True
+        link.give_up("it does not answer")
+        self._end_login(transport)
+        return False
 
     def run(self, command: str, *, stdin: bytes = b"", deadline: float) -> CompletedCommand:
         """Run `command` in the login shell and return what it left.
@@ -298,7 +346,7 @@ class SshConnection:
             with link.armed(deadline):
                 yield
         except paramiko.ChannelException as error:
-            raise self._channel_refused(doing, error) from error
+            raise channel_refused(self.login.host, doing, error) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             if isinstance(error, RemoteEnvError):
                 raise
@@ -306,14 +354,6 @@ class SshConnection:
                 raise DeadlineExceeded(f"{self.description} did not answer in time while {doing}") from error
             why = link.trouble or str(error) or "the host hung up"
             raise ConnectionLost(f"the SSH connection to {self.description} broke while {doing}: {why}") from error
-
-    def _channel_refused(self, doing: str, error: paramiko.ChannelException) -> ConnectError:
-        if error.code == _ADMINISTRATIVELY_PROHIBITED:
-            return ConnectError(
-                f"sshd on {self.login.host} forbids {doing}; its configuration needs AllowTcpForwarding yes "
-                "(and no PermitOpen that leaves it out)"
-            )
-        return ConnectError(f"{self.login.host} refused {doing}: {error.text}; does anything listen there?")
 
     def _need_transport(self) -> paramiko.Transport:
         self._need_link()
@@ -324,6 +364,11 @@ class SshConnection:
     def _refuse_after_fork(self) -> None:
         if self._pid != os.getpid():
             raise ConnectionLost("this SSH connection belongs to the parent process; open a new one after a fork")
+
+    @property
+    def link(self) -> Link:
+        """What lies under this very login; raises ConnectionLost when there is none, or it is another process's."""
+        return self._need_link()
 
     def _need_link(self) -> Link:
         self._refuse_after_fork()
@@ -336,16 +381,23 @@ class SshConnection:
 
         In a forked child it does nothing: the logins are the parent's.
         """
+        self._closings += 1
+        if self.is_open and self._link is not None:
+            self._link.give_up("it was closed here")
         self._end_login()
         if self._hop is not None:
             self._hop.close()
 
-    def _end_login(self) -> None:
-        if self._pid != os.getpid() or self._transport is None or self._link is None:
+    def _end_login(self, which: paramiko.Transport | None = None) -> None:
+        """End this login, or nothing when it is another by now; None: whichever there is."""
+        if self._pid != os.getpid():
             return
-        _OPEN.discard(self)
-        transport, link = self._transport, self._link
-        self._transport = self._link = None
+        with self._ending:
+            transport, link = self._transport, self._link
+            if transport is None or link is None or (which is not None and which is not transport):
+                return
+            _OPEN.discard(self)
+            self._transport = self._link = None
         link.close()
         transport.close()
         if transport.ident is not None:
@@ -354,6 +406,7 @@ class SshConnection:
     def _abandon(self) -> None:
         """In a forked child: free the descriptor, and let no finaliser write into the parent's connection."""
         self._connecting = threading.Lock()  # here and below: another thread may have held it at the fork
+        self._ending = threading.Lock()
         if self._link is not None:
             self._link.abandon()
         if self._transport is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,12 +43,25 @@ class SecretPrompt:
 
 AskSecret = Callable[[SecretPrompt], "str | None"]
 
+_nobody_is_there: ContextVar[bool] = ContextVar("nobody_is_there", default=False)
+
+
+@contextlib.contextmanager
+def asking_nobody() -> Iterator[None]:
+    """In the block this thread's logins use what they know, and ask nobody: nobody may be there to answer."""
+    before = _nobody_is_there.set(True)
+    try:
+        yield
+    finally:
+        _nobody_is_there.reset(before)
+
 
 class Secrets:
     """Asks for one login's secrets; remembers passphrases and passwords for the next login, in memory only.
 
     Attributes:
         waited_s: how long `ask_secret` has taken [s].
+        withheld: what was not asked for, since nobody may be there (`asking_nobody`).
     """
 
     def __init__(self, ask: AskSecret | None, target: str) -> None:
@@ -55,6 +69,12 @@ class Secrets:
         self._target = target
         self._known: dict[tuple[str, str], str] = {}
         self.waited_s = 0.0
+        self.withheld: list[str] = []
+
+    def begin(self) -> None:
+        """A login begins."""
+        self.waited_s = 0.0
+        self.withheld.clear()
 
     @property
     def can_ask(self) -> bool:
@@ -68,6 +88,9 @@ class Secrets:
             AuthError: the callback raised an exception, or returned no text.
         """
         if self._ask is None:
+            return None
+        if _nobody_is_there.get():
+            self.withheld.append(text.strip().rpartition("\n")[2])
             return None
         begun = time.monotonic()
         try:
@@ -314,6 +337,8 @@ class _Attempt:
 
     def refused(self) -> AuthError:
         """The error that says what was tried and what could be."""
+        if self._secrets.withheld:
+            return self._withheld()
         asked = [method for method in _ASKED_FOR if method in (self._methods or ())]
         hint = ""
         if asked and not self._secrets.can_ask:
@@ -321,4 +346,14 @@ class _Attempt:
         return AuthError(
             f"{self._login.description} refused the login. Tried: {'; '.join(self.tried)}. {hint}"
             f"Pass identity_file=…, load the key with ssh-add, or check that this works: {self._login.ssh_command}"
+        )
+
+    def _withheld(self) -> AuthError:
+        """The error for a login that only somebody's answer could have made."""
+        questions = "; ".join(dict.fromkeys(map(repr, self._secrets.withheld)))
+        return AuthError(
+            f"the login to {self._login.description} has ended, and a new one needs an answer that is not known: "
+            f"{questions}. Nobody is asked while a cut link is mended: nobody may be there. With a key that needs no "
+            "passphrase, or one of the SSH agent (ssh-add), it mends itself; reset() starts anew, and asks",
+            needs_answer=True,
         )

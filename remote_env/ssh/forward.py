@@ -56,6 +56,7 @@ class _Login:
         self._connection = connection
         self._channels: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
         self._closed = False
+        self.refusals = 0  # channels that the host could not connect, since nothing listens there
 
     def is_active(self) -> bool:
         return not self._closed and self._connection.is_open
@@ -65,6 +66,7 @@ class _Login:
         try:
             channel = self._connection.open_channel(dest_addr, time.monotonic() + timeout)
         except RemoteEnvError as error:
+            self.refusals += getattr(error, "nothing_listens", False)
             raise paramiko.SSHException(str(error)) from error
         self._channels.add(channel)
         if self._closed:
@@ -124,6 +126,11 @@ class _Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunn
                     threads.discard(thread)
 
         return Handler
+
+    @property
+    def refusals(self) -> int:
+        """How often nothing listened there."""
+        return self._login.refusals
 
     def end(self) -> None:
         """Stop listening, end the connections, and wait for the threads."""
@@ -187,10 +194,15 @@ class SshtunnelTunnel:
     def dial(self, port: int, deadline: float, host: str = LOOPBACK) -> Transport:
         """See `Tunnel.dial`."""
         place = self._living_port((host, port), deadline)
-        since = place.words.count
-        transport = connect_tcp(LOOPBACK, place.port, deadline)
-        target = f"{host}:{port} on {self._connection.login.host}"
-        return ExplainedTransport(transport, lambda error: _explain(place, since, target, error))
+        end = _End(self._connection, place, f"{host}:{port} on {self._connection.login.host}")
+        stream = ExplainedTransport(
+            connect_tcp(LOOPBACK, place.port, deadline), lambda error: end.explain(error, has_begun=stream.heard_at > 0)
+        )
+        return stream
+
+    def needs_login(self, port: int, host: str = LOOPBACK) -> bool:  # noqa: ARG002  the login serves all ports
+        """See `Tunnel.needs_login`."""
+        return not self._connection.is_open
 
     def _living_port(self, target: tuple[str, int], deadline: float) -> SshtunnelPort:
         if not self._opening.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
@@ -251,6 +263,11 @@ class SshtunnelPort:
         """See `LocalPort.is_up`."""
         return bool(self._forwarder.is_active)
 
+    @property
+    def refusals(self) -> int:
+        """How often nothing listened there."""
+        return self._forwarder.refusals
+
     def failure(self) -> str:
         """See `LocalPort.failure`."""
         return self.words.wait(0, 0.0) or ("" if self.is_up else "the login under it has ended")
@@ -265,9 +282,35 @@ class SshtunnelPort:
         self._forwarder.abandon()
 
 
-def _explain(place: SshtunnelPort, since: int, target: str, error: ConnectionLost) -> ConnectionLost:
-    why = place.words.wait(since, WORDS_S)
-    return ConnectionLost(f"sshtunnel could not connect to {target}: {why}") if why else error
+class _End:
+    """Tells why a stream that began now has ended.
+
+    Args:
+        connection: that carries it.
+        place: through which it goes.
+        target: where it leads, for messages.
+    """
+
+    def __init__(self, connection: SshConnection, place: SshtunnelPort, target: str) -> None:
+        self._connection, self._place, self._target = connection, place, target
+        self._link = connection.link
+        self._words, self._refusals = place.words.count, place.refusals
+
+    def explain(self, error: ConnectionLost, *, has_begun: bool) -> ConnectionLost:
+        """The error with what is known; sshtunnel itself only speaks of streams that never began."""
+        if not self._connection.is_open or self._connection.link is not self._link:
+            return ConnectionLost(f"the SSH connection under sshtunnel to {self._target} broke{self._why()}")
+        said = "" if has_begun else self._place.words.wait(self._words, WORDS_S)
+        if not said:
+            return error
+        message = f"sshtunnel could not connect to {self._target}: {said}"
+        if self._place.refusals > self._refusals:
+            return ConnectionLost(message, nothing_listens=True)
+        return ConnectionLost(message)
+
+    def _why(self) -> str:
+        why = self._link.trouble or ("the host ended it" if self._link.ended_by_peer else "")
+        return f": {why}" if why else ""
 
 
 _OPEN: weakref.WeakSet[SshtunnelTunnel] = weakref.WeakSet()

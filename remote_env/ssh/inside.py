@@ -29,7 +29,7 @@ class Inside:
         self, connection: SshConnection, launch: str, name: str, deadline: float, on_progress: Progress | None
     ) -> None:
         self.name = name
-        self.is_open = True
+        self._is_open = True
         self._lines = Lines()
         self._said: deque[str] = deque(maxlen=SAID_LINES)
         self._outside = ""
@@ -85,6 +85,15 @@ class Inside:
     def _last_words(self) -> str:
         return f"it said: {' | '.join(self._said)[-600:]}" if self._said else "it said nothing"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether programs can be tried; not so once `stop_using` was called, or the login under it has ended."""
+        return self._is_open and self.carrier.is_open
+
+    def stop_using(self) -> None:
+        """No more programs of its own."""
+        self._is_open = False
+
     def read_line(self, deadline: float) -> str:
         """The next line.
 
@@ -95,7 +104,7 @@ class Inside:
         while (line := self._lines.take()) is None:
             data = self.carrier.read_some(deadline)
             if not data:
-                self.is_open = False
+                self._is_open = False
                 self._note_stderr()
                 raise ConnectionLost(f"the stream to {self.name} ended; {self._last_words()}")
             self._lines.add(data)
@@ -136,7 +145,8 @@ class Inside:
                     return self._lines.take_bytes(), ""
                 if word == "gone":
                     raise StartError(
-                        f"process {pid}, the server, does not run in {self.name}; was it another job or node?"
+                        f"process {pid}, the server, does not run in {self.name}; was it another job or node?",
+                        nothing_listens=True,
                     )
                 said.append(line)
         self._note_stderr()
@@ -144,7 +154,7 @@ class Inside:
 
     def close(self) -> None:
         """End the stream; never raises."""
-        self.is_open = False
+        self._is_open = False
         with contextlib.suppress(RemoteEnvError):
             self.carrier.send_all([b"exit\n"], time.monotonic() + 1.0)
         self.carrier.close()
@@ -197,7 +207,7 @@ class RunningInside:
             self._status = int(status)
             return None
         if word == "left":
-            self._inside.is_open = False
+            self._inside.stop_using()
             raise ConnectionLost(f"the stream to {self._inside.name} ended with status {rest}")
         return line
 

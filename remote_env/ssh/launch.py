@@ -6,16 +6,17 @@ programs that it is sent, one after another. The last is the relay, which carrie
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from remote_env.errors import ConnectError, RemoteEnvError, StartError
+from remote_env.errors import ConnectError, DeadlineExceeded, RemoteEnvError, StartError
 from remote_env.ssh.connection import SshConnection
 from remote_env.ssh.inside import Inside
 from remote_env.ssh.programs import DATA_FOLLOWS
-from remote_env.ssh.scripts import LOGIN_SHARE, RunningLines, compose, read_and_run
+from remote_env.ssh.scripts import RunningLines, compose, read_and_run
 from remote_env.ssh.shell import Dial, Progress, Running, Sent
 from remote_env.ssh.stream import Stream
 
@@ -56,7 +57,7 @@ class LaunchedShell:
 
     def enter(self, deadline: float, on_progress: Progress | None = None) -> None:
         """Run the prefix, unless that is done already; see `Shell.enter`."""
-        with self._lock:
+        with self._alone(deadline):
             if not self.is_open:
                 self._drop()
                 self._inside = Inside(self.connection, self.launch, self.name, deadline, on_progress)
@@ -84,10 +85,7 @@ class LaunchedShell:
 
     def revive(self, deadline: float) -> None:
         """See `Shell.revive`. A relay that does not answer is given up, which ends what hangs on its stream."""
-        now = time.monotonic()
-        if not self.connection.is_answering(now + LOGIN_SHARE * (deadline - now)):
-            self.close()
-            self.connection.connect(deadline)
+        self.connection.revive(deadline, trust_s=0.0)
         if not self._has_relay:
             return
         try:
@@ -114,8 +112,17 @@ class LaunchedShell:
             return False
         return True
 
+    @contextlib.contextmanager
+    def _alone(self, deadline: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            raise DeadlineExceeded(f"another thread was still busy with the way into {self.name} at the deadline")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _relay(self, pid: int, start_time: str, deadline: float) -> Stream:
-        with self._lock:
+        with self._alone(deadline):
             if self._stream is not None and self._stream.is_open:
                 return self._stream
             self.enter(deadline)
@@ -124,7 +131,7 @@ class LaunchedShell:
             for interpreter in INTERPRETERS:
                 first, said = self._inside.start_relay(interpreter.format(pid=pid), pid, start_time, deadline)
                 if first is not None:
-                    self._inside.is_open = False  # for programs of its own
+                    self._inside.stop_using()  # for programs of its own
                     self._stream = Stream(self._inside.carrier, first, self.name)
                     return self._stream
             raise StartError(f"no Python in {self.name} could run our relay; the last one said: {said or '(nothing)'}")

@@ -23,7 +23,8 @@ from paramiko.packet import Packetizer
 from remote_env.ssh.ways import TICK_S, Way
 
 GRACE_S = 0.4  # a local time-out comes first; only a call that is stuck beyond it costs the connection
-GREETING_LIMIT = 256
+ANSWER_TICK_S = 0.002  # how often one who has asked looks for the answer
+GREETING_LIMIT = REFUSAL_LIMIT = 256
 GLOBAL_REQUEST = 80  # RFC 4254, section 4
 
 _FAST_CIPHERS = (  # aes128-gcm moved 3 × the bytes of paramiko's first choice, aes128-ctr with HMAC
@@ -64,7 +65,8 @@ class Link:
         self._expired = False
         self._silence = ""
         self._alive_interval_s, self._alive_limit_s = 0.0, float("inf")
-        self._has_heard = True  # something came since the last check
+        self._received = 1  # how often something came; and how often it had at the last check
+        self._checked = 0
         self._heard_at = self._asked_at = 0.0
         self._unanswered_since: float | None = None  # the first question that nothing has come after
         self.ended_by_peer = False
@@ -81,8 +83,8 @@ class Link:
         return self._silence or self._way.trouble()
 
     def arm(self, deadline: float) -> None:
-        """Shut the link down when this thread has not called `disarm` by shortly after `deadline`."""
-        self._armed[threading.get_ident()] = deadline + GRACE_S
+        """Shut the link down when this thread has not called `disarm` by shortly after `deadline`, or after now."""
+        self._armed[threading.get_ident()] = max(deadline, time.monotonic()) + GRACE_S
 
     def disarm(self) -> None:
         """The calling thread no longer waits."""
@@ -101,9 +103,19 @@ class Link:
             if before is not None:
                 self._armed[me] = before
 
+    @property
+    def received(self) -> int:
+        """How often something has come from the host; what changes when it lives."""
+        return self._received
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come [s], to within a few ticks."""
+        return 0.0 if self._received != self._checked else time.monotonic() - self._heard_at
+
     def watch_silence(self, interval_s: float, count: int) -> None:
         """From now on ask a silent host every `interval_s` [s], and give it up after `count` of them; 0 is never."""
-        self._has_heard = True
+        self._checked = self._received - 1
         self._alive_limit_s = interval_s * count if count else float("inf")
         self._alive_interval_s = interval_s
 
@@ -131,8 +143,8 @@ class Link:
         if any(now >= deadline for deadline in list(self._armed.values())):
             self._expired = True
             self._shut_down()
-        elif self._has_heard:
-            self._has_heard, self._unanswered_since = False, None
+        elif self._received != self._checked:
+            self._checked, self._unanswered_since = self._received, None
             self._heard_at = now
         elif self._alive_interval_s:
             self._check_silence(now)
@@ -179,7 +191,7 @@ class Link:
         except OSError as error:
             self.ended_by_peer |= error.errno in _GONE
             raise
-        self._has_heard = True
+        self._received += 1
         if not data:
             self.ended_by_peer = not (self.expired or self._closed)
         if len(self.greeting) < GREETING_LIMIT:
@@ -192,6 +204,10 @@ class Link:
     def getpeername(self) -> object:
         """Something for paramiko's log."""
         return "?"
+
+    def give_up(self, why: str) -> None:
+        """The host is taken for dead: what still waits for it is told so once the link is closed."""
+        self._silence = self._silence or why
 
     def _shut_down(self) -> None:
         self._way.shut_down()
@@ -247,10 +263,24 @@ class _TimerlessPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no
                 lock.release()
 
 
+class Refusal(paramiko.ChannelException):  # type: ignore[misc]  # paramiko has no types
+    """The host did not open a channel; `text` is why in its own words, such as "Connection refused"."""
+
+
 class _Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no types
-    """paramiko's transport, which remembers the key exchange that it used."""
+    """paramiko's transport, which remembers the key exchange that it used, and tells why no channel was opened."""
 
     kex_name = ""
+
+    def _parse_channel_open_failure(self, message: paramiko.Message) -> None:
+        number, code, words = message.get_int(), message.get_int(), message.get_binary()
+        text = words[:REFUSAL_LIMIT].decode(errors="replace")
+        with self.lock:
+            self.saved_exception = Refusal(code, "".join(letter for letter in text if letter.isprintable()))
+            event = self.channel_events.pop(number, None)
+            if event is not None:
+                self._channels.delete(number)
+                event.set()
 
     def _parse_newkeys(self, message: paramiko.Message) -> None:
         engine = type(self.kex_engine)
@@ -282,16 +312,34 @@ def keep_alive(transport: paramiko.Transport, link: Link, interval_s: float, cou
 
     def ask() -> None:
         transport = place()
-        if transport is None or not link.is_question_due() or not transport.clear_to_send.is_set():
-            return
-        message = paramiko.Message()
-        message.add_byte(bytes([GLOBAL_REQUEST]))
-        message.add_string("keepalive@openssh.com")  # who does not know it has to say so
-        message.add_boolean(True)
-        transport.packetizer.send_if_idle(message)
+        if transport is not None and link.is_question_due():
+            _ask(transport)
 
     transport.packetizer.on_tick = ask
     link.watch_silence(interval_s, count)
+
+
+def _ask(transport: paramiko.Transport) -> None:
+    """Ask the host whether it lives, unless something else is on its way that it has to answer."""
+    if not transport.clear_to_send.is_set():
+        return
+    message = paramiko.Message()
+    message.add_byte(bytes([GLOBAL_REQUEST]))
+    message.add_string("keepalive@openssh.com")  # who does not know it has to say so
+    message.add_boolean(True)
+    transport.packetizer.send_if_idle(message)
+
+
+def hears(transport: paramiko.Transport, link: Link, deadline: float) -> bool:
+    """Ask the host whether it lives; whether anything comes from it by `deadline`."""
+    before = link.received
+    with link.armed(deadline), contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+        _ask(transport)
+    while transport.is_active() and time.monotonic() < deadline:
+        if link.received != before:
+            return not link.ended_by_peer
+        time.sleep(ANSWER_TICK_S)
+    return False
 
 
 def negotiated(transport: paramiko.Transport) -> dict[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ DEFAULT_KNOWN_HOSTS = "~/.ssh/known_hosts"
 DEFAULT_IDENTITY_FILES = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 DEFAULT_ALIVE_INTERVAL_S, DEFAULT_ALIVE_COUNT = 15, 3
 MAX_HOPS = 8
+MIN_ALIVE, MAX_ALIVE_INTERVAL_S, MAX_ALIVE_COUNT = 1, 3600, 1000
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Login:
         return [
             "BatchMode=yes",
             *(["IdentitiesOnly=yes"] if self.identities_only else []),
-            f"ServerAliveInterval={self.alive_interval_s:.0f}",
+            f"ServerAliveInterval={math.ceil(self.alive_interval_s)}",
             f"ServerAliveCountMax={self.alive_count}",
             "ControlMaster=no",
             "ControlPath=none",
@@ -161,6 +163,31 @@ def resolve_login(
     hops = None if way is None else parse_hops(way)
     resolver = _Resolver(read_config(config_file), config_file, known_hosts_file, key)
     return resolver.resolve(SshTarget(target.host, port, target.user), hops, key, ())
+
+
+def keep_alive_by(login: Login, interval_s: float | None, count: int | None) -> Login:
+    """The same login, and those to its jump hosts, with this interval [s] and count; None: as they are.
+
+    Raises:
+        ConfigError: one of them is not allowed.
+    """
+    changes: dict[str, Any] = {}
+    if interval_s is not None:
+        changes["alive_interval_s"] = _allowed("ssh_keepalive_s", interval_s, MAX_ALIVE_INTERVAL_S, "s; 0 is never")
+    if count is not None:
+        if count != int(count):
+            raise ConfigError(f"ssh_keepalive_count={count} is no whole number")
+        changes["alive_count"] = int(_allowed("ssh_keepalive_count", count, MAX_ALIVE_COUNT, "; 0 never gives up"))
+    if not changes:
+        return login
+    return replace(login, **changes, via=login.via and keep_alive_by(login.via, interval_s, count))
+
+
+def _allowed(name: str, value: float, most: int, unit: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (value == 0 or MIN_ALIVE <= value <= most):
+        raise ConfigError(f"{name}={value!r} is not allowed; allowed are 0 and {MIN_ALIVE} to {most}{unit}")
+    return value
 
 
 def _one(what: str, argument: str, said: Any, asked: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from collections.abc import Iterator
 
@@ -13,13 +14,28 @@ from remote_env.ssh.host_keys import check_host_key, listed_name, order_key_algo
 from remote_env.ssh.link import Link
 from remote_env.ssh.login import Login
 
+LOGIN_ATTEMPTS = 12  # sshd's MaxStartups drops some of many simultaneous logins
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 SLOW_ANSWER_S = 1.0  # from so long on a message says how long `ask_secret` took
+_ADMINISTRATIVELY_PROHIBITED, _CONNECT_FAILED = 1, 2  # RFC 4254, section 5.1
+REFUSED = "onnection refused"  # what strerror has for a port where nothing listens
 _DROP_NOTES = (b"Exceeded MaxStartups", b"Not allowed at this time")
 _DROP_SIGNS = ("kex_exchange_identification", "Exceeded MaxStartups")  # what an ssh says that was dropped
 
 
 class Dropped(Exception):
     """The host closed the connection before it greeted us; it is worth trying again."""
+
+
+def wait_to_retry(login: Login, attempt: int, deadline: float, dropped: Dropped) -> None:
+    """Wait before the next attempt; ConnectError when that was the last, or its time is past `deadline`."""
+    delay = min(FIRST_RETRY_S * 1.7**attempt, LONGEST_RETRY_S) * random.uniform(0.5, 1.5)
+    if attempt + 1 == LOGIN_ATTEMPTS or time.monotonic() + delay >= deadline:
+        raise ConnectError(
+            f"{login.address}:{login.port} closed the connection before greeting, "
+            f"{attempt + 1} times: too many logins at once (sshd's MaxStartups), a firewall, or no SSH server"
+        ) from dropped
+    time.sleep(delay)
 
 
 def exchange_keys(
@@ -77,12 +93,29 @@ def _more(text: str) -> str:
     return f": {text}" if text else ""
 
 
+def channel_refused(host: str, doing: str, error: paramiko.ChannelException) -> ConnectError:
+    """The error for a channel that `host` did not open; `nothing_listens` when that is proven."""
+    if error.code == _ADMINISTRATIVELY_PROHIBITED:
+        return ConnectError(
+            f"sshd on {host} forbids {doing}; its configuration needs AllowTcpForwarding yes "
+            "(and no PermitOpen that leaves it out)"
+        )
+    message = f"{host} refused {doing}: {error.text or 'connect failed'}; does anything listen there?"
+    if error.code == _CONNECT_FAILED and (not error.text or REFUSED in error.text):
+        return ConnectError(message, nothing_listens=True)
+    return ConnectError(message)
+
+
 @contextlib.contextmanager
 def name_hop(host: str) -> Iterator[None]:
-    """Name the jump host `host` in what goes wrong in the block, which is always a ConnectError."""
+    """Name the jump host `host` in what goes wrong in the block, which is always a ConnectError.
+
+    That nothing listens at the SSH port of the next host says nothing of what listens on that host.
+    """
     try:
         yield
     except ConnectError as error:
-        raise type(error)(f"via {host}: {error.message}") from error
+        details = {name: value for name, value in vars(error).items() if name != "nothing_listens"}
+        raise type(error)(f"via {host}: {error.message}", **details) from error
     except (DeadlineExceeded, ConnectionLost) as error:
         raise ConnectError(f"via {host}: {error.message}") from error

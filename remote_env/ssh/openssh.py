@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -17,13 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from remote_env.errors import AuthError, ConfigError, ConnectError, ConnectionLost, DeadlineExceeded, HostKeyError
-from remote_env.ssh.connection import SshConnection
+from remote_env.ssh.connection import ANSWER_S, SshConnection
+from remote_env.ssh.opening import REFUSED
 from remote_env.ssh.tunnel import LOOPBACK, ExplainedTransport, LocalPort
-from remote_env.transport import SocketTransport, Transport, connect_unix
+from remote_env.transport import Transport, connect_unix
 
 POLL_S = 0.01  # how often a start looks for the socket; the death of ssh wakes it at once
 WORDS_S = 0.2  # how long a broken stream waits for ssh to say why
 END_TIMEOUT_S = 2.0
+SHORT_TRUST_S = 0.1  # a host that was heard so lately is not asked whether it lives
+PATIENCE_S = 15.0  # for the first login; twice as long for the next
 MAX_LINES = 20
 MAX_LINE_BYTES = 4096
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107 (Linux) or 103 (macOS)
@@ -116,6 +120,8 @@ class SshChild:
         self._count = 0
         self._spoke = threading.Condition()
         self._ended = threading.Event()
+        self._started_at = time.monotonic()
+        self._streams: weakref.WeakSet[ExplainedTransport] = weakref.WeakSet()
         self._reader = threading.Thread(target=self._read, name="remote-env-ssh-stderr", daemon=True)
         self._reader.start()
         self._finalizer = weakref.finalize(self, _end, self._process, self._folder, self._pid)
@@ -166,8 +172,8 @@ class SshChild:
 
     def explain(self, since: int) -> str:
         """Why a stream that began after `since` lines ended: what ssh says of it or at its own death, soon."""
-        with self._spoke:
-            self._spoke.wait_for(lambda: self._count > since or self._ended.is_set(), WORDS_S)
+        with self._spoke:  # other words are its last ones
+            self._spoke.wait_for(lambda: "open failed" in self.said(since) or self._ended.is_set(), WORDS_S)
         return self.said(since)
 
     def _is_listening(self) -> bool:
@@ -193,10 +199,42 @@ class SshChild:
             if time.monotonic() >= deadline:
                 said = self.said() or "nothing"
                 raise DeadlineExceeded(f"ssh has not opened its tunnel in time; it said: {said}")
+        self._started_at = time.monotonic()
 
-    def connect(self, deadline: float) -> SocketTransport:
-        """A connection to its socket; ConnectError when nobody listens there."""
-        return connect_unix(str(self.socket_path), deadline)
+    def dial(self, place: str, deadline: float) -> Transport:
+        """A connection to its socket, which leads to `place`; ConnectError when nobody listens there."""
+        since = self.line_count
+        transport = connect_unix(str(self.socket_path), deadline)
+        stream = ExplainedTransport(transport, lambda error: _explain(self, since, place, error))
+        with self._spoke:
+            self._streams.add(stream)
+        return stream
+
+    def lives(self, deadline: float) -> bool:
+        """Whether ssh runs, and its host has been heard lately, or answers now in a third of the time and at most 3 s.
+
+        ssh itself can say nothing of that: it takes connections whether or not there is anybody at the other end.
+        """
+        if not self.is_alive:
+            return False
+        now = time.monotonic()
+        with self._spoke:
+            heard_at = max([self._started_at, *(stream.heard_at for stream in self._streams)])
+        return now - heard_at < SHORT_TRUST_S or self._is_answering(min((deadline - now) / 3, ANSWER_S))
+
+    def _is_answering(self, timeout_s: float) -> bool:
+        """Whether a connection that we open and end at once is ended at the other end too: by sshd or the server."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(max(timeout_s, 0.001))
+            try:
+                probe.connect(str(self.socket_path))
+                probe.shutdown(socket.SHUT_WR)
+                probe.recv(1)
+            except TimeoutError:
+                return False
+            except OSError:  # it has ended, or is ending
+                pass
+        return self.is_alive
 
     def close(self) -> None:
         """End ssh, and remove its folder."""
@@ -290,25 +328,27 @@ class OpensshTunnel:
 
     def dial(self, port: int, deadline: float, host: str = LOOPBACK) -> Transport:
         """See `Tunnel.dial`."""
+        place = f"{host}:{port} on {self._connection.login.host}"
         while True:
             child = self._living_child(host, port, deadline)
-            since = child.line_count
             try:
-                transport = child.connect(deadline)
-                break
+                return child.dial(place, deadline)
             except ConnectError:  # it ended just now, or its socket is bound and does not listen yet
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(POLL_S)
-        place = f"{host}:{port} on {self._connection.login.host}"
-        return ExplainedTransport(transport, lambda error: _explain(child, since, place, error))
+
+    def needs_login(self, port: int, host: str = LOOPBACK) -> bool:
+        """See `Tunnel.needs_login`."""
+        child = self._children.get((host, port))
+        return child is None or not child.is_alive
 
     def _living_child(self, host: str, port: int, deadline: float) -> SshChild:
         if not self._starting.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
             raise DeadlineExceeded(f"another thread was still opening a tunnel to {host}:{port} at the deadline")
         try:
             child = self._children.get((host, port))
-            if child is None or not child.is_alive:
+            if child is None or not child.lives(deadline):
                 if child is not None:
                     child.close()
                 self._children[host, port] = child = self._start(_target(host, port), deadline)
@@ -318,12 +358,22 @@ class OpensshTunnel:
 
     def _start(self, target: str, deadline: float) -> SshChild:
         try:
-            return _started(SshChild(self._login, target), deadline)
+            return self._start_patiently(target, deadline)
         except ConnectError as error:
             if not _is_forwarding_failure(str(error)):
                 raise
         # Ours is a socket in a new folder: what failed is a forwarding that the user's configuration asks for.
         return _started(SshChild(self._login, target, exit_on_failure=False), deadline)
+
+    def _start_patiently(self, target: str, deadline: float) -> SshChild:
+        """Start ssh, and another when it has got nowhere for a while: a cable that is back is met sooner by that."""
+        patience_s = PATIENCE_S
+        while (until := time.monotonic() + patience_s) < deadline:
+            try:
+                return _started(SshChild(self._login, target), until)
+            except DeadlineExceeded:
+                patience_s *= 2
+        return _started(SshChild(self._login, target), deadline)
 
     def listen(self, port: int, local_port: int, deadline: float, host: str = LOOPBACK) -> LocalPort:
         """See `Tunnel.listen`."""
@@ -395,7 +445,8 @@ def _explain(child: SshChild, since: int, place: str, error: ConnectionLost) -> 
     if "administratively prohibited" in said:
         return ConnectionLost(f"sshd forbids a connection to {place}; its configuration needs AllowTcpForwarding yes")
     if "open failed" in said:
-        return ConnectionLost(f"ssh could not connect to {place}: {said}; does anything listen there?")
+        message = f"ssh could not connect to {place}: {said}; does anything listen there?"
+        return ConnectionLost(message, nothing_listens=True) if REFUSED in said else ConnectionLost(message)
     if not child.is_alive:
         return ConnectionLost(f"the ssh process of the tunnel to {place} ended; it said: {said or 'nothing'}")
     return error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ EATEN = (
 )
 FAILURES = ("failed", "refusal")
 PIECE_BYTES = 256 * 2**10  # of data, between two reports of how much was sent
-LOGIN_SHARE = 1 / 3  # of the time to stop a server: how much a login gets to show that it is alive
 
 
 class Answer(NamedTuple):
@@ -65,10 +63,8 @@ class SshShell:
         return running
 
     def revive(self, deadline: float) -> None:
-        """See `Shell.revive`; a login gets `LOGIN_SHARE` of the time to answer."""
-        now = time.monotonic()
-        if not self.connection.is_answering(now + LOGIN_SHARE * (deadline - now)):
-            self.connection.connect(deadline)
+        """See `Shell.revive`."""
+        self.connection.revive(deadline, trust_s=0.0)
 
     def dialer(self, pid: int, start_time: str, port: int, deadline: float) -> None:
         """See `Shell.dialer`."""

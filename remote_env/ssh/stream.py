@@ -50,7 +50,7 @@ class Stream:
     @property
     def is_open(self) -> bool:
         """Whether connections can be tried."""
-        return self._failure is None and self.is_ours
+        return self._failure is None and self.is_ours and self._carrier.is_open
 
     def open_port(self, port: int, deadline: float) -> StreamTransport:
         """A connection to 127.0.0.1:`port` in there.

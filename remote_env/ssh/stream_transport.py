@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded, ProtocolError
+from remote_env.ssh.opening import REFUSED as NOBODY_LISTENS
 from remote_env.ssh.stream_frames import CREDIT, DATA, END, MAX_PAYLOAD_BYTES, OPENED, REFUSED, cut_bytes
 from remote_env.transport import Buffer
 
@@ -62,7 +63,9 @@ class StreamTransport:
             while not (self._is_open or self._refusal):
                 self._wait(deadline, "did not answer")
         if self._refusal:
-            raise ConnectError(f"{self._name} cannot be reached: {self._refusal}; does anything listen there?")
+            message = f"{self._name} cannot be reached: {self._refusal}; does anything listen there?"
+            details = {"nothing_listens": True} if NOBODY_LISTENS in self._refusal else {}
+            raise ConnectError(message, **details)
 
     def _wait(self, deadline: float, what: str) -> None:
         self._check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -48,7 +49,8 @@ class Tunnel(Protocol):
         """A transport to `host:port` as seen from the remote machine.
 
         Through "openssh" and "sshtunnel" it proves nothing yet: when nothing listens there, the first receive is
-        `ConnectionLost`, with the reason.
+        `ConnectionLost`, with the reason. `nothing_listens=True` is among the details of the error, whichever it is,
+        when the host's own kernel said so.
 
         Raises:
             ConnectError: the tunnel cannot be made (HostKeyError, AuthError: see there); with "channel" also when
@@ -56,6 +58,9 @@ class Tunnel(Protocol):
             DeadlineExceeded: no answer in time.
             ConnectionLost: the link broke.
         """
+
+    def needs_login(self, port: int, host: str = LOOPBACK) -> bool:
+        """Whether a `dial` to there would log in first."""
 
     def listen(self, port: int, local_port: int, deadline: float, host: str = LOOPBACK) -> LocalPort:
         """Have `local_port` of 127.0.0.1 (0: any free one) lead to `host:port` as seen from the remote machine.
@@ -107,6 +112,10 @@ class ChannelTunnel:
         self._connection.connect(deadline)  # nothing when logged in already
         return self._connection.open_port(port, deadline, host)
 
+    def needs_login(self, port: int, host: str = LOOPBACK) -> bool:  # noqa: ARG002  the login serves all ports
+        """See `Tunnel.needs_login`."""
+        return not self._connection.is_open
+
     def listen(self, port: int, local_port: int, deadline: float, host: str = LOOPBACK) -> LocalPort:
         """See `Tunnel.listen`."""
         from remote_env.ssh.local_port import ChannelPort
@@ -124,26 +133,41 @@ class ExplainedTransport:
     Args:
         transport: to the tunnel's near end; owned from now on.
         explain: takes why the stream ended; what to raise instead.
+
+    Attributes:
+        heard_at: when bytes last came (`time.monotonic()`), 0.0 before the first.
     """
 
     def __init__(self, transport: Transport, explain: Callable[[ConnectionLost], ConnectionLost]) -> None:
         self._explain = explain
+        self._transport = transport
         self._send_all, self._recv_some_into = transport.send_all, transport.recv_some_into
-        self.close = transport.close
+        self._is_closed = False
+        self.heard_at = 0.0
+
+    def _lost(self, error: ConnectionLost) -> ConnectionLost:
+        return ConnectionLost("the connection was closed here") if self._is_closed else self._explain(error)
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._is_closed = True
+        self._transport.close()
 
     def send_all(self, buffers: Sequence[Buffer], deadline: float) -> None:
         """See `Transport.send_all`."""
         try:
             self._send_all(buffers, deadline)
         except ConnectionLost as error:
-            raise self._explain(error) from error
+            raise self._lost(error) from error
 
     def recv_some_into(self, view: memoryview, deadline: float) -> int:
         """See `Transport.recv_some_into`."""
         try:
-            return self._recv_some_into(view, deadline)
+            size = self._recv_some_into(view, deadline)
         except ConnectionLost as error:
-            raise self._explain(error) from error
+            raise self._lost(error) from error
+        self.heard_at = time.monotonic()
+        return size
 
     def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
         """See `Transport.recv_exactly_into`."""

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import paramiko
 
 from remote_env.errors import ConnectError
+from remote_env.ssh.addresses import Address, find_addresses
 from remote_env.ssh.login import Login
 
 TICK_S = 0.25  # how often a waiting call returns to look at the deadlines
 USER_TIMEOUT_S = 30  # unacknowledged bytes for so long mean that the host is gone
+ATTEMPT_S = 5.0  # for one TCP handshake; then it is begun anew until the deadline
 CHANNEL_WINDOW_BYTES = 16 * 2**20
 
 
@@ -111,28 +113,30 @@ def open_tcp(login: Login, deadline: float) -> SocketWay:
     Raises:
         ConnectError: the name is unknown, the port refuses, or nothing answers in time.
     """
-    place = f"{login.address}:{login.port}"
-    try:
-        addresses = socket.getaddrinfo(login.address, login.port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise ConnectError(
-            f"host {login.address!r} is unknown ({error}); check its spelling, your DNS and ~/.ssh/config"
-        ) from error
+    addresses = find_addresses(login.address, login.port, deadline)
     failure: OSError = OSError("no address")
-    for family, kind, proto, _, address in addresses:
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            sock.connect(address)
-            _tune(sock)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            failure = error
-            continue
-        return SocketWay(sock, acknowledges=hasattr(socket, "TCP_QUICKACK"))
-    raise _cannot_reach(place, failure)
+    while True:
+        for address in addresses:
+            try:
+                return SocketWay(_connect(address, deadline), acknowledges=hasattr(socket, "TCP_QUICKACK"))
+            except OSError as error:
+                failure = error
+        if not isinstance(failure, TimeoutError) or time.monotonic() >= deadline:
+            raise _cannot_reach(f"{login.address}:{login.port}", failure)
+
+
+def _connect(address: Address, deadline: float) -> socket.socket:
+    family, kind, proto, _, place = address
+    sock = socket.socket(family, kind, proto)
+    try:
+        # The kernel asks again after 1, 3, 7, 15 … s; a cable that is back is met sooner by one who begins anew.
+        sock.settimeout(min(max(deadline - time.monotonic(), 0.001), ATTEMPT_S))
+        sock.connect(place)
+        _tune(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _tune(sock: socket.socket) -> None:

@@ -82,7 +82,7 @@ def link() -> Iterator[Link]:
 
 def test_a_client_that_was_itself_stopped_asks_before_it_gives_up(link: Link) -> None:
     link.watch_silence(0.1, 2)
-    link._has_heard, link._heard_at = False, time.monotonic() - 100.0
+    link._checked, link._heard_at = link._received, time.monotonic() - 100.0
     link._check()
     assert link.trouble == ""
     assert link.is_question_due()
@@ -103,7 +103,7 @@ def test_0_asks_nothing(link: Link) -> None:
 
 def test_a_count_of_0_asks_and_never_gives_up(link: Link) -> None:
     link.watch_silence(0.1, 0)
-    link._has_heard, link._heard_at = False, time.monotonic() - 100.0
+    link._checked, link._heard_at = link._received, time.monotonic() - 100.0
     assert link.is_question_due()
     wait_until(link.is_question_due)
     link._check()
