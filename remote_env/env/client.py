@@ -156,6 +156,36 @@ class Client(Generic[S]):
             self._local.show(session.state)
         return transition
 
+    # Steps ahead
+
+    def step_async(self, action: Any) -> None:
+        """Send a step without waiting for its result, while others are under way; `step_wait` takes them in order.
+
+        What stands behind a step that ends the episode, or fails, is not run.
+
+        Args:
+            action: as for `step`.
+
+        Raises:
+            InputError: the action is not the task's, or as many steps are under way as may be; nothing was sent.
+            And as `step`.
+        """
+        self._running().step_async(action, self._step_timeout_s, want_state=self._capture_state)
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """The transition of the first step that is under way, as `step` returns it.
+
+        Raises:
+            InputError: none is under way.
+            NotRun: it stood behind a step that ended the episode, or failed.
+            And as `step`.
+        """
+        session = self._running()
+        transition = session.step_wait(self._step_timeout_s)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transition
+
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.
 

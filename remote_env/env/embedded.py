@@ -18,6 +18,7 @@ from typing import Any
 from remote_env.env.records import cache_folder, stop_local
 from remote_env.env.server import STOP_TIMEOUT_S, Progress, ServerRecord
 from remote_env.errors import DeadlineExceeded, StartError
+from remote_env.private_files import make_private_folder
 from remote_env.protocol.log_text import clean, last_line
 
 LAUNCHER = Path(__file__).parents[1] / "server" / "launch.py"
@@ -165,7 +166,7 @@ class StandingServer(EmbeddedServer):
 
     def _make_folder(self) -> Path:
         folder = cache_folder() / "sessions" / secrets.token_hex(8)
-        folder.mkdir(mode=0o700, parents=True)
+        make_private_folder(folder)
         return folder
 
     def _hold_leash(self, settings: dict[str, Any]) -> tuple[int, ...]:

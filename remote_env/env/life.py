@@ -14,7 +14,7 @@ from remote_env.env.ending import end_at_exit, end_by_signals, has_ended
 from remote_env.env.places import Place, PlaceOptions, open_place
 from remote_env.env.progress import StartProgress
 from remote_env.env.server import STOP_TIMEOUT_S, Server
-from remote_env.env.starting import Search, describe_client, log_differences
+from remote_env.env.starting import Search, describe_client, is_dead_client, locate_client, log_differences
 from remote_env.env.task import TaskChoice
 from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, RemoteEnvError, StartError
 from remote_env.session import ControlLink, LinkOptions, Monitor, TaskSession, remote_logger
@@ -55,6 +55,7 @@ class Life(Generic[S]):
         self._pid = os.getpid()
         self._bookmark: tuple[int, int] | None = None  # up to where the server's log has been passed on
         self._is_kept = False
+        self._lost = ""  # the id of the session before
         self._of_parent: S | None = None
 
     @property
@@ -173,6 +174,8 @@ class Life(Generic[S]):
                 self._open(server, progress)
             except ConnectError as error:
                 self._leave_monitor()
+                if self._end_sessions_of_the_dead(server, error, progress.deadline):
+                    continue
                 is_warm = self.arguments.reuse and not server.started and server.port not in taken
                 if not is_warm or isinstance(error, StartError):
                     raise
@@ -186,6 +189,23 @@ class Life(Generic[S]):
             else:
                 return
 
+    def _end_sessions_of_the_dead(self, server: Server, busy: ConnectError, deadline: float) -> bool:
+        """Whether a server that is full has sessions that nobody can come back for; they are ended.
+
+        Those are the one that we lost, and those of programs of this machine that have died.
+        """
+        cut_off = getattr(busy, "cut_off", None) or ()
+        deserted = [told for told in cut_off if told["session"] == self._lost or is_dead_client(told["client_at"])]
+        if not deserted:
+            return False
+        link = ControlLink(server.dial, server.token, deadline, session=None, client="")
+        with contextlib.closing(link):
+            for told in deserted:
+                link.leave(deadline, told["session"])
+            link.status()  # answered after these
+        log.info("ended the session of %s on %s: its program is gone", deserted[0]["client"], server.where)
+        return True
+
     def _open(self, server: Server, progress: StartProgress) -> None:
         self.check_usable()
         is_named = not server.started and self.task.env is not None  # else what it serves is what we want
@@ -195,6 +215,7 @@ class Life(Generic[S]):
             server.token,
             progress.deadline,
             client=describe_client(),
+            client_at=locate_client(),
             digest=digest,
             asked=self.task.label,
             num_envs=self.task.num_envs,
@@ -255,6 +276,7 @@ class Life(Generic[S]):
         self._leave_monitor()
         session, self.session = self.session, None
         if session is not None:
+            self._lost = session.control.welcome["session"]
             session.close()
         if self.server is not None:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -15,6 +16,9 @@ from typing import Any
 
 from remote_env.env.server import ServerRecord
 from remote_env.errors import AuthError, ConfigError
+from remote_env.private_files import read_private_text
+
+log = logging.getLogger("remote_env")
 
 POLL_S = 0.01
 RECORD_WAIT_S = 0.5  # a server listens a moment before its record is there
@@ -41,8 +45,11 @@ def find_record(port: int) -> dict[str, Any] | None:
 
     Of servers of several network namespaces, which may have one port, the one of ours; the second one to come has
     `<port>.<pid>.json`.
+
+    Raises:
+        ConfigError: others could read or replace it, so that it cannot be believed.
     """
-    found = [plain for _, plain in _read_records(f"{port}.json", f"{port}.*.json")]
+    found = [plain for _, plain in _read_records(f"{port}.json", f"{port}.*.json", is_strict=True)]
     return next((plain for plain in found if _is_near(plain)), found[0] if found else None)
 
 
@@ -75,11 +82,17 @@ def list_local_records() -> list[ServerRecord]:
     return sorted(found, key=lambda record: record.started)
 
 
-def _read_records(*patterns: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _read_records(*patterns: str, is_strict: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
     folder = record_path(0).parent
     for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
-        with contextlib.suppress(OSError, ValueError):  # it ended meanwhile
-            yield path, dict(json.loads(path.read_text()))
+        try:
+            yield path, dict(json.loads(read_private_text(path)))
+        except ConfigError as error:
+            if is_strict:
+                raise
+            log.warning("%s", error)
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
 
 
 def _remove_leftovers(path: Path, record: ServerRecord) -> None:

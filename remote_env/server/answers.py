@@ -61,7 +61,7 @@ class Answers:
             raise ProtocolError(f"unknown link message {frames.NAMES.get(kind, kind)}")
         try:
             return known(peer, message)
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ProtocolError(f"a {frames.NAMES[kind]} with a wrong field: {error}") from error
 
     @property

@@ -30,6 +30,7 @@ class Session:
         simulator: which it holds.
         epoch: its number at the simulator; 0 before its first data connection.
         holder: how its client calls itself.
+        holder_at: which process of which machine that is, as it says.
         since: when it began [s, Unix time].
         lease_s: how long its connections last without a sign of life [s]; infinite without a lease.
         resume_s: how long it is kept while it is cut off [s]; 0: not at all.
@@ -45,7 +46,7 @@ class Session:
         self.control: Peer | None = control
         self.simulator = simulator
         self.epoch = 0
-        self.holder = holder
+        self.holder, self.holder_at = holder, ""
         self.since = time.time()
         self.lease_s, self.resume_s = lease_s, resume_s
         self.is_waiting = bool(simulator.condemned or simulator.abandoned_for_s)
@@ -156,14 +157,18 @@ class Sessions:
             )
             raise RemoteEnvError(
                 f"{busy}{told}; close one, or start the server with more",
-                cut_off=[{"session": session.id, "client": session.holder} for session in cut_off],
+                cut_off=[
+                    {"session": session.id, "client": session.holder, "client_at": session.holder_at}
+                    for session in cut_off
+                ],
             )
         hello = peer.handshake.hello
         lease_s = _read_seconds("lease_s", hello.get("lease_s"), float("inf"), MAX_LEASE_S)
         resume_s = _read_seconds("resume_s", hello.get("resume_s"), 0.0, MAX_RESUME_S)
-        holder = "".join(filter(str.isprintable, str(hello.get("client", "a client"))))[:200]
+        holder = _printable(hello.get("client", "a client"))
         simulator = self._simulators.take([session.simulator for session in self._open.values()])
         session = Session(peer, simulator, holder, lease_s, resume_s)
+        session.holder_at = _printable(hello.get("client_at", ""))
         self._open[session.id] = session
         self.opened += 1
         return session
@@ -220,6 +225,10 @@ class _Ended(NamedTuple):
     id: str
     key: str
     why: str
+
+
+def _printable(given: object) -> str:
+    return "".join(filter(str.isprintable, str(given)))[:200]
 
 
 def _read_seconds(name: str, given: Any, otherwise: float, limit: float) -> float:

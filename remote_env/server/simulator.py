@@ -21,6 +21,7 @@ from typing import Any
 
 from remote_env.server.board import CALL_NUMBERS, Board
 from remote_env.server.error_text import error_text, sendable
+from remote_env.server.folder import read_settings
 from remote_env.server.output import forgive_failing_writes
 from remote_env.server.requirements import check_requirements
 from remote_env.server.stacks import write_stacks_on_demand
@@ -40,7 +41,7 @@ def main(folder: str, channel_descriptor: int, board_descriptor: int, leash_desc
     channel = Channel(socket.socket(fileno=channel_descriptor))
     board = Board(board_descriptor)
     board.begin(CALL_NUMBERS["import"])
-    settings = json.loads((Path(folder) / "settings.json").read_text())
+    settings = read_settings(Path(folder))
     try:
         loop = _make_loop(settings, channel, board)
     except (Exception, SystemExit) as error:  # noqa: BLE001  a task may raise anything; the client is told what

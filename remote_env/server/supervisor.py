@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError, ProtocolError, RemoteEnvError, SessionLost
+from remote_env.private_files import make_private_folder
 from remote_env.protocol import frames, machine
 from remote_env.protocol.monitoring import write_metrics
 from remote_env.server.answers import Answers
@@ -149,8 +150,7 @@ class Supervisor:
         facts = {"pid": os.getpid(), "start_time": process_start_time(os.getpid())}
         if "tcp" in listen:
             self._record = free_record_path(name[1])
-            for folder in (self._record.parents[1], self._record.parent):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self._record.parent)
             self._recorded = {**facts, **self._describe(), "port": name[1]}
             write_atomically(self._record, self._recorded)
             self._say(f"clients of this user find the token in {self._record}")
@@ -397,7 +397,8 @@ def main(folder: str) -> int:
     path = Path(folder).absolute()
     try:
         settings = read_settings(path)
-        os.environ.pop("REMOTE_ENV_TOKEN", None)  # no task's business
+        for name in ("REMOTE_ENV_TOKEN", "REMOTE_ENV_POLICY_TOKEN"):
+            os.environ.pop(name, None)  # no task's business
         os.environ.update({str(name): str(value) for name, value in (settings.get("env") or {}).items()})
         if settings.get("cwd"):
             os.chdir(Path(settings["cwd"]).expanduser())

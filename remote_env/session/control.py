@@ -55,6 +55,7 @@ class ControlLink:
         token: the server's.
         session: "new" to take a session, None only to ask.
         client: how the server may name us to others.
+        client_at: which process that is; see `TaskSession`.
         lease_s: with a new session: we promise to ping it; what we have not pinged for so long counts as cut off [s].
         resume_s: with a new session: how long it is to be kept while it is cut off [s]; 0: not at all.
 
@@ -72,11 +73,13 @@ class ControlLink:
         *,
         session: str | None,
         client: str,
+        client_at: str = "",
         lease_s: float | None = None,
         resume_s: float = 0.0,
     ) -> None:
-        asked = {"session": session, "client": client, "lease_s": lease_s, "resume_s": resume_s or None}
-        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None or name == "session"}
+        asked: dict[str, Any] = {"session": session, "client": client, "lease_s": lease_s}
+        asked |= {"client_at": client_at or None, "resume_s": resume_s or None}
+        given = {name: value for name, value in asked.items() if value is not None or name == "session"}
         self._dial, self._token = dial, token
         self._transport, self._stream, self.welcome, handshake = shake_hands(dial, token, "control", deadline, **given)
         opened = self.welcome.get("session")

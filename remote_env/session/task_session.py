@@ -37,6 +37,7 @@ class TaskSession(Exchange, abc.ABC):
         token: the server's.
         deadline: monotonic [s]; for the simulator to be ready.
         client: how the server may name us to others.
+        client_at: which process of which machine that is, for others of this machine to tell whether it lives.
         digest: of the task that is wanted; None takes what is served.
         asked: that task's name, to show.
         num_envs: how many environments a batch is to have; None takes what is served.
@@ -65,6 +66,7 @@ class TaskSession(Exchange, abc.ABC):
         deadline: float,
         *,
         client: str = "",
+        client_at: str = "",
         digest: str | None = None,
         asked: str = "",
         num_envs: int | None = None,
@@ -76,7 +78,14 @@ class TaskSession(Exchange, abc.ABC):
         self._wanted = num_envs
         resume_s = link.keep_s if link.resume else 0.0
         self.control = control = ControlLink(
-            dial, token, deadline, session="new", client=client, lease_s=lease_s, resume_s=resume_s
+            dial,
+            token,
+            deadline,
+            session="new",
+            client=client,
+            client_at=client_at,
+            lease_s=lease_s,
+            resume_s=resume_s,
         )
         try:
             self._check_task(digest, asked)
