@@ -158,6 +158,8 @@ class SocketTransport:
         done, size = 0, len(view)
         while done < size:
             done += self.recv_some_into(view[done:], deadline)
+            if done < size:  # bytes may come one by one for ever
+                _check(deadline, f"{done} of {size} bytes were received")
 
     def close(self) -> None:
         """See `Transport.close`. In a forked child only the child's descriptor is freed; the stream lives on."""

@@ -301,7 +301,12 @@ class FrameStream:
         """Receive more of a frame that has begun."""
         if self._clock is None:
             return self._stream.recv_some_into(view, deadline)
-        until = self._clock() + self._stall_s
+        now = self._clock()
+        if (
+            now >= deadline
+        ):  # a stream looks at the time only while nothing comes, and bytes may come one by one for ever
+            raise DeadlineExceeded("a frame began, and was not whole before the deadline")
+        until = now + self._stall_s
         try:
             return self._stream.recv_some_into(view, min(deadline, until))
         except DeadlineExceeded as error:

@@ -209,8 +209,44 @@ def test_one_client_too_many_is_told_why() -> None:
         wait_until(lambda: served.ask(b"RENV and more") == b"hello", "the place is free again")
 
 
+@pytest.mark.parametrize("data", [b"RENV", b"GET / HTTP/1.1\r\nHost: x\r\nX: y", UPGRADE[:-4]])
+def test_who_sends_byte_by_byte_is_dropped_at_the_deadline(data: bytes) -> None:
+    with port(*ALL, first_bytes_timeout_s=0.2) as served, served.connect() as sock:
+        sock.settimeout(0.02)
+        with contextlib.suppress(ConnectionError):
+            for byte in data[:4] if data == b"RENV" else data + b"z" * 2000:
+                sock.sendall(bytes([byte]))
+                try:
+                    if not sock.recv(1):
+                        break
+                except TimeoutError:
+                    continue
+        if data != b"RENV":
+            served.wait_logged("bytes and then nothing")
+            assert not served.dialects["openpi"].heard
+
+
+def test_strangers_who_hold_every_place_make_room_for_who_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_STRANGERS", 3)
+    with port(*ALL, max_clients=2) as served, contextlib.ExitStack() as held:
+        client = held.enter_context(served.connect())
+        client.sendall(b"RENV and more")
+        assert client.recv(5) == b"hello"
+        silent = [held.enter_context(served.connect()) for _ in range(4)]
+        wait_until(lambda: len(served.connections) == 5, "they are accepted")
+        for number in range(20):
+            assert served.ask(b"RENV and more") == b"hello", number
+        assert read_to_end(silent[0]) == b""  # the oldest of them went
+        client.sendall(b"still there")
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):  # and not the client
+            client.recv(1)
+    assert len(served.connections) == 0
+
+
 def test_a_flood_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(limits, "MAX_LEAVING", 0)  # as if nobody left in time
     with port(*ALL, max_clients=2) as served, contextlib.ExitStack() as held:
         for _ in range(5):
             held.enter_context(served.connect())

@@ -424,7 +424,7 @@ def test_a_server_of_another_version() -> None:
     frame = pack_link(frames.REFUSED, {"kind": "version", "message": "speaks 9"})
     frame[4] = 9
     port, end = answering(bytes(frame))
-    with pytest.raises(VersionMismatch, match="the peer speaks protocol version 9, this end version 1"):
+    with pytest.raises(VersionMismatch, match=f"the peer speaks protocol version 9, this end version {frames.VERSION}"):
         renv.connect("127.0.0.1", port, token=TOKEN, timeout_s=5.0)
     end()
 

@@ -25,6 +25,7 @@ from remote_env.transport import SocketTransport, connect_tcp
 
 HANDSHAKE_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 5.0
+STALL_S = 20.0  # for more of a message that has begun
 MIN_MESSAGE_BYTES = 1 << 16
 
 
@@ -116,7 +117,7 @@ def open_link(host: str, port: int, token: str, client: str, deadline: float) ->
     """
     where = f"{host}:{port}"
     transport = connect_tcp(host, port, deadline)
-    stream = FrameStream(transport)
+    stream = FrameStream(transport, clock=time.monotonic, stall_s=STALL_S)
     try:
         return Link(transport, stream, _shake_hands(stream, token, client, deadline))
     except AuthError as error:

@@ -16,13 +16,14 @@ from remote_env.errors import (
 )
 from remote_env.policy.dialects.renv_conversation import Conversation
 from remote_env.policy.dialects.renv_places import places_of
-from remote_env.policy.server.service import PolicyService, ServeContext
+from remote_env.policy.server.service import NO_PLACE, PolicyService, ServeContext
 from remote_env.protocol import frames
 from remote_env.protocol.frames import FrameStream
 from remote_env.protocol.handshake import POLICY_ROLE, ServerHandshake, pack_link, parse_link
 from remote_env.transport import SocketTransport
 
 HANDSHAKE_TIMEOUT_S = 10.0
+STALL_S = 60.0  # for more of a message that has begun
 MAX_UNPROVED_BYTES = 16 << 10
 CLIENT_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -44,11 +45,15 @@ def serve(sock: socket.socket, service: PolicyService, context: ServeContext) ->
 
 def _serve(transport: SocketTransport, sock: socket.socket, service: PolicyService, context: ServeContext) -> None:
     address = _address(sock)
-    stream = FrameStream(transport)
+    stream = FrameStream(transport, clock=time.monotonic, stall_s=STALL_S)
     try:
         client = _shake_hands(stream, context)
     except RemoteEnvError as error:
         context.log(f"{address} was refused: {error}")
+        return
+    if not context.admit():
+        with contextlib.suppress(RemoteEnvError):
+            _refuse(stream, "busy", NO_PLACE, time.monotonic() + HANDSHAKE_TIMEOUT_S)
         return
     places = places_of(service)
     place, resumed = places.open(client, service, sock, address)
@@ -86,11 +91,14 @@ def _shake_hands(stream: FrameStream, context: ServeContext) -> str:
             raise ProtocolError("HELLO needs a client of 32 hex digits")
     except (AuthError, ProtocolError) as error:
         with contextlib.suppress(RemoteEnvError):
-            refused = {"kind": _kind(error), "message": error.message}
-            stream.send(pack_link(frames.REFUSED, refused), deadline)
+            _refuse(stream, _kind(error), error.message, deadline)
         raise
     stream.max_frame_size = frames.HEADER_SIZE + frames.MAX_BODY_SIZE
     return client
+
+
+def _refuse(stream: FrameStream, kind: str, message: str, deadline: float) -> None:
+    stream.send(pack_link(frames.REFUSED, {"kind": kind, "message": message}), deadline)
 
 
 def _kind(error: RemoteEnvError) -> str:

@@ -6,6 +6,7 @@ No thread, no event loop and no compression: of an image, deflate takes 45 ms an
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
@@ -17,7 +18,7 @@ from websockets.protocol import Protocol, State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from remote_env.errors import AuthError, ConnectError, ConnectionLost, MessageTooBig, ProtocolError
+from remote_env.errors import AuthError, ConnectError, ConnectionLost, DeadlineExceeded, MessageTooBig, ProtocolError
 from remote_env.transport import SocketTransport
 
 _PIECE = 256 << 10
@@ -64,6 +65,8 @@ class WebSocketLink:
         kind: Opcode | None = None
         while True:
             frame = self._next_frame(deadline)
+            if not (frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)):
+                _check(deadline)
             if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 continue
             kind = frame.opcode if kind is None else kind
@@ -86,6 +89,8 @@ class WebSocketLink:
         """What comes next, of whatever kind; raises as `receive`."""
         while not self._frames:
             self._read(deadline)
+            if not self._frames:
+                _check(deadline)
         return self._frames.pop(0)
 
     def _next_frame(self, deadline: float) -> Frame:
@@ -227,6 +232,12 @@ def _refusal(error: Exception, response: object, host: str, port: int) -> Connec
         return AuthError(f"{host}:{port} refused this client ({status}): {body or error}")
     what = error if isinstance(error, InvalidHandshake) else type(error).__name__
     return ConnectError(f"{host}:{port} opens no WebSocket: {what}{body and f' ({body})'}; does it speak openpi?")
+
+
+def _check(deadline: float) -> None:
+    """DeadlineExceeded when it is over: a transport tells only while nothing comes, and pieces may come for ever."""
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded("no whole message came before the deadline")
 
 
 def _text(data: bytes) -> str:

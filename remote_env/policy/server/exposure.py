@@ -70,7 +70,7 @@ def check_exposure(settings: Settings, endpoint: Endpoint, dialects: Mapping[str
 
 
 def asks_all_for_the_token(endpoint: Endpoint, dialects: Mapping[str, Any]) -> bool:
-    """Whether openpi has its clients prove the token, too: beyond loopback, unless another dialect there lets all in."""
+    """Whether openpi asks for the token, too: beyond loopback, unless another dialect of the port lets all in."""
     return not is_loopback(endpoint.host) and all(module.AUTHENTICATES for module in dialects.values())
 
 

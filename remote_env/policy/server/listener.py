@@ -9,12 +9,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded, ProtocolError, RemoteEnvError
 from remote_env.policy.server.connections import Connections, tune
 from remote_env.policy.server.port_holder import describe_holder
-from remote_env.policy.server.service import PolicyService, ServeContext
+from remote_env.policy.server.service import NO_PLACE, PolicyService, ServeContext
 from remote_env.policy.server.sniffing import HTTP, peek_head, sniff
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import pack_link
@@ -142,13 +143,20 @@ class Listener:
             self._answer_http(sock)
             return
         module = self._choose(spoken)
-        with self._connections.client() as has_place:
-            if has_place:
-                sock.settimeout(None)
-                module.serve(sock, self._service, self._context)
+        with contextlib.ExitStack() as place:
+
+            def admit() -> bool:
+                if place.enter_context(self._connections.client(sock)):
+                    return True
+                many = f"{self._connections.max_clients} clients are connected (--max_clients)"
+                self._context.log(f"refused {address}: {many}")
+                return False
+
+            if not getattr(module, "ADMITS_WHO_PROVED", False) and not admit():
+                _refuse(sock, spoken, NO_PLACE)
                 return
-        self._context.log(f"refused {address}: {self._connections.max_clients} clients are connected (--max_clients)")
-        _refuse(sock, spoken, "the policy server has no place for one more client (--max_clients); try again later")
+            sock.settimeout(None)
+            module.serve(sock, self._service, replace(self._context, admit=admit))
 
     def _choose(self, spoken: str) -> Any:
         """The module that serves such a connection; a port of one dialect lets that judge what is of none."""

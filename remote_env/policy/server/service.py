@@ -27,6 +27,7 @@ MAX_NAME_LENGTH = 256
 MAX_MESSAGE_BYTES = 256 << 20
 IDLE_TIMEOUT_S = 3600.0
 LINES_EVERY = 10
+NO_PLACE = "the policy server has no place for one more client (--max_clients); try again later"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ServeContext:
         idle_timeout_s: a connection on which nothing comes for so long is closed.
         allow_models: folders from which clients may choose a model (lerobot).
         model: what is served, as it was named.
+        admit: takes a place for this connection among the clients, once it has proved itself; False when all are taken.
     """
 
     token: str | None = None
@@ -52,6 +54,7 @@ class ServeContext:
     idle_timeout_s: float = IDLE_TIMEOUT_S
     allow_models: Sequence[Path] = ()
     model: str = ""
+    admit: Callable[[], bool] = lambda: True
 
 
 class PolicyService:
