@@ -189,11 +189,11 @@ class Sessions:
             raise SessionLost(f"this session has ended: {ended.why}")
         raise AuthError("no such session here, or not this client's; open a control connection first")
 
-    def close(self, session: Session, why: str) -> None:
+    def close(self, session: Session, why: str, event: str = "left") -> None:
         """End one; its simulator is free when it has done what it does."""
         if self._open.pop(session.id, None) is None:
             return
-        session.advance("left")
+        session.advance(event)
         self._ended.append(_Ended(session.id, session.key, why))
         session.simulator.abandon()
         self._idle_since = time.monotonic()

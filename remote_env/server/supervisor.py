@@ -322,7 +322,7 @@ class Supervisor:
         if control is None:
             why = f"its client did not come back within {session.resume_s:g} s after its link was cut"
             self._say(f"session {session.id} of {session.holder}: {why}")
-            self._sessions.close(session, why)
+            self._sessions.close(session, why, "expired")
             return
         why = f"its lease ran out: nothing was heard of its client for {session.lease_s:g} s"
         session.simulator.hang_up()
