@@ -302,9 +302,8 @@ class FrameStream:
         if self._clock is None:
             return self._stream.recv_some_into(view, deadline)
         now = self._clock()
-        if (
-            now >= deadline
-        ):  # a stream looks at the time only while nothing comes, and bytes may come one by one for ever
+        # A stream looks at the time only while nothing comes, and bytes may come one by one for ever.
+        if now >= deadline:
             raise DeadlineExceeded("a frame began, and was not whole before the deadline")
         until = now + self._stall_s
         try:
