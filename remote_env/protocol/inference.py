@@ -212,7 +212,7 @@ class InferCodec:
             raise ProtocolError(f"actions for {rows} rows; at most {MAX_ROWS} are allowed")
         shape = (rows, length, self._action_size)
         at, size = start + CHUNK.size, rows * length * self._action_size * FLOAT32.itemsize
-        if size != (header.payload_size if size >= LARGE_ARRAY_SIZE else end - at):
+        if (end - at, header.payload_size) != ((0, size) if size >= LARGE_ARRAY_SIZE else (size, 0)):
             raise ProtocolError(f"actions {shape} in {end - at} + {header.payload_size} bytes")
         if size < LARGE_ARRAY_SIZE:
             return np.ndarray(shape, FLOAT32, body[at:end]), seconds, []

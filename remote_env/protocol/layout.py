@@ -7,7 +7,9 @@ shape, keys); otherwise the caller sends it as a msgpack value, so that what arr
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -245,9 +247,7 @@ def read_transition(body: bytearray, offset: int) -> tuple[Any, Any, Any]:
     if not kind and not flags:
         return reward, False, False
     if kind:
-        if kind >= len(_KINDS) or (kind >= 3 and not -_EXACT_INT <= reward <= _EXACT_INT):
-            raise ProtocolError(f"reward {reward} of kind {kind}")
-        reward = _KINDS[kind](reward)
+        reward = _reward(reward, kind)
     if flags <= 3:
         return reward, flags & 1 == 1, flags & 2 == 2
     if flags > _ALL_FLAGS:
@@ -259,6 +259,27 @@ def read_transition(body: bytearray, offset: int) -> tuple[Any, Any, Any]:
         np.bool_(truncated) if flags & _TRUNCATED_NUMPY else truncated,
     )
 
+
+def _reward(value: float, kind: int) -> Any:
+    if kind >= len(_KINDS) or not _LIMITS[kind](value):
+        raise ProtocolError(f"reward {value} of kind {kind}")
+    return _KINDS[kind](value)
+
+
+def _is_float32(value: float) -> bool:
+    with np.errstate(over="ignore"):
+        return math.isnan(value) or float(np.float32(value)) == value
+
+
+def _is_exact_int(value: float) -> bool:
+    return -_EXACT_INT <= value <= _EXACT_INT and value.is_integer()
+
+
+def _is_any(_value: float) -> bool:
+    return True
+
+
+_LIMITS: list[Callable[[float], bool]] = [_is_any, _is_any, _is_float32, _is_exact_int, _is_exact_int]
 
 _STATE = struct.Struct("<II")  # layout's number, how many float64 follow
 
