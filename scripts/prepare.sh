@@ -118,6 +118,7 @@ case "$job" in
     test | bench)
         packages+=("${EGL[@]}" libosmesa6 openssh-server openssh-client)
         packages+=(xvfb xdotool libgl1) # a display for MuJoCo's viewer, and keys for it
+        command -v node >/dev/null || packages+=(nodejs) # runs examples/minimal_client.mjs
         install_all
         make_environment .venv "$python" -e '.[dev]'
         make_environment .venv-far "$(find_other_python)" numpy gymnasium 'mujoco<3.9'

@@ -82,7 +82,10 @@ def short_id(identity: str, ids: Sequence[str]) -> str:
 
 def describe_use(status: dict[str, Any]) -> str:
     """Who holds a server, or since when nobody does."""
-    holders = [f"{one.get('client') or 'somebody'}" for one in status.get("holders", ())]
+    holders = [
+        f"{one.get('client') or 'somebody'}{' (its link is cut)' if one.get('cut_off') else ''}"
+        for one in status.get("holders", ())
+    ]
     if holders:
         return f"held by {', '.join(holders)}"
     return f"idle {show_seconds(status['idle_s'])}" if "idle_s" in status else "?"

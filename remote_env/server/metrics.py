@@ -29,6 +29,8 @@ def read_metrics(
     yield one("uptime_seconds", "gauge", "How long the server has run.", uptime_s)
     yield one("sessions", "gauge", "Sessions that are open.", len(sessions))
     yield one("sessions_opened_total", "counter", "Sessions that were ever opened.", sessions.opened)
+    yield one("sessions_cut_off", "gauge", "Sessions whose link is cut, and which are kept.", sessions.cut_off)
+    yield one("sessions_resumed_total", "counter", "Times that a client has taken its session back.", sessions.resumed)
     yield many("simulators", "gauge", "Simulators in each state.", "state", {s: states.count(s) for s in STATES})
     yield one("simulator_deaths_total", "counter", "Simulators that have ended.", simulators.deaths)
     longest = max((reading.since_s for reading in running if reading.call != "nothing"), default=0.0)

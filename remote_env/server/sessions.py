@@ -86,6 +86,7 @@ class Sessions:
         had_client: whether there ever was one.
         opened: how many there were in all.
         kept: the server is to stay warm, by a client's wish.
+        resumed: how many times one was taken back after a cut.
     """
 
     def __init__(self, simulators: Simulators, max_sessions: int, idle_timeout_s: float) -> None:
@@ -95,7 +96,7 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._ended: deque[_Ended] = deque(maxlen=MAX_REMEMBERED)
         self._idle_since = time.monotonic()
-        self.opened = 0
+        self.opened = self.resumed = 0
         self.kept = False
 
     def __len__(self) -> int:
@@ -107,8 +108,16 @@ class Sessions:
         return self.opened > 0
 
     def holders(self) -> list[dict[str, Any]]:
-        """Who holds a session, and since when [s, Unix time]."""
-        return [{"client": session.holder, "since": session.since} for session in self._open.values()]
+        """Who holds a session, since when [s, Unix time], and whether the link is cut."""
+        return [
+            {"client": session.holder, "since": session.since, "cut_off": session.state == machine.CUT_OFF}
+            for session in self._open.values()
+        ]
+
+    @property
+    def cut_off(self) -> int:
+        """How many are cut off."""
+        return sum(session.state == machine.CUT_OFF for session in self._open.values())
 
     def held_by(self, peer: Peer) -> Session | None:
         """The session whose control connection this is."""

@@ -289,6 +289,7 @@ class Supervisor:
         session = self._sessions.prove(peer)
         before, session.control = session.control, peer
         session.advance("taken back")
+        self._sessions.resumed += 1
         if before is not None:
             self._connections.drop(before)
         self._connections.send(peer, frames.WELCOME, {**self._facts(), "session": session.id})

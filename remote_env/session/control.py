@@ -208,12 +208,23 @@ class ControlLink:
 
     def close(self) -> None:
         """End the link, and its session if it has one; never raises."""
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
         try:
             if self.key:
-                self.leave(time.monotonic() + LEAVE_TIMEOUT_S)
+                self.leave(deadline)
+        except ConnectionLost:
+            self._leave_by_another(deadline)
         except RemoteEnvError as error:
             log.debug("the session could not be left in order: %s", error)
         self._transport.close()
+
+    def _leave_by_another(self, deadline: float) -> None:
+        """End the session, whose link is cut, so that nobody has to wait for it."""
+        try:
+            self.take_back(deadline)
+            self.leave(deadline)
+        except RemoteEnvError as error:
+            log.debug("the session could not be left: %s", error)
 
     def let_go(self) -> None:
         """In a forked child: free its copy of the descriptor; the link lives on in the parent."""
