@@ -93,14 +93,16 @@ class ReplyLedger:
     Attributes:
         taken: the last request that was taken; 0 before the first.
         acknowledged: the last reply that the client is known to have.
+        stated: what the last request acknowledged: all that its sender knew. One that is sent again after a cut says
+            what it said at first, which may be less than `acknowledged`.
         replies: those it is not known to have, in order.
     """
 
-    __slots__ = ("_owned", "acknowledged", "limit_bytes", "replies", "taken")
+    __slots__ = ("_owned", "acknowledged", "limit_bytes", "replies", "stated", "taken")
 
     def __init__(self, limit_bytes: int = REPLIES_LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self.taken = self.acknowledged = 0
+        self.taken = self.acknowledged = self.stated = 0
         self.replies: deque[Message] = deque()
         self._owned = 0  # how many of them are copies of ours
 
@@ -109,20 +111,21 @@ class ReplyLedger:
 
         Raises:
             ProtocolError: it is not the next one, acknowledges what was never sent or less than an earlier one, or
-                replies above the limit wait for being acknowledged; nothing is noted, and the connection must end.
+                replies above the limit wait for being acknowledged; it is not taken, and the connection must end.
         """
         if sequence != self.taken + 1:
             raise ProtocolError(f"request {sequence} where {self.taken + 1} is due")
         if acknowledged != self.taken:
-            self._check_acknowledged(acknowledged)
-        self.acknowledge(acknowledged)
+            self._check_acknowledged(acknowledged, self.stated)
+        if acknowledged > self.acknowledged:
+            self.acknowledge(acknowledged)
         if self.replies:
             self._keep_own()
-        self.taken = sequence
+        self.taken, self.stated = sequence, acknowledged
 
-    def _check_acknowledged(self, acknowledged: int) -> None:
-        if not self.acknowledged <= acknowledged <= self.taken:
-            raise ProtocolError(f"reply {acknowledged} is acknowledged; {self.acknowledged} to {self.taken} could be")
+    def _check_acknowledged(self, acknowledged: int, least: int) -> None:
+        if not least <= acknowledged <= self.taken:
+            raise ProtocolError(f"reply {acknowledged} is acknowledged; {least} to {self.taken} could be")
 
     def acknowledge(self, acknowledged: int) -> None:
         """Forget the replies up to this one."""
@@ -157,7 +160,7 @@ class ReplyLedger:
         Raises:
             ProtocolError: it claims a reply that was never sent, or has forgotten one that it acknowledged.
         """
-        self._check_acknowledged(received)
+        self._check_acknowledged(received, self.acknowledged)
         self.acknowledge(received)
         return list(self.replies)
 

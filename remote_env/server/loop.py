@@ -216,7 +216,7 @@ class SimulatorLoop:
 
     def _step_vector(self, vector: VectorStep, action: Any) -> None:
         """A step of the commonest kind, in as few calls as can be."""
-        if self._ledger.acknowledged < self._ended_at:
+        if self._ledger.stated < self._ended_at:
             self._refuse_to_run()
         transition = self._backend_step(action)
         _, _, terminated, truncated, info = transition
@@ -256,7 +256,7 @@ class SimulatorLoop:
 
     def _step(self, flags: int, action: Any) -> None:
         self._expect_episode("step")
-        if self._ledger.acknowledged < self._ended_at:
+        if self._ledger.stated < self._ended_at:
             self._refuse_to_run()
         transition = self._backend_step(action)
         if self._ends_episode(transition):
