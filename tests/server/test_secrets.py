@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import stat
-import sys
 import threading
 import traceback
 import urllib.request
@@ -192,7 +191,7 @@ def test_a_whole_life_over_ssh(
             said.failing(lambda: env.step(ACTION), SessionLost)
             said.note(http(record.port, "/healthz"))
             said.note(list(env.logs()))
-            for words in (("ps",), ("ps", "--json"), ("logs",), ("doctor", "--python", sys.executable)):
+            for words in (("ps",), ("ps", "--json"), ("logs",), ("doctor", "--python", "nowhere/python")):
                 place = [words[0], ssh_server.target, *words[1:], *login]
                 said.note(command(*place))
             said.failing(lambda: over_ssh(ssh_server, record.port, token="0" * 64).start())
