@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from server_process import serving
 
-from remote_env.testing import CheckFailed, FaultProxy, check_task_server
+from remote_env.testing import check_task_server
 
 pytestmark = pytest.mark.fault
 
