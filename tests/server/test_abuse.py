@@ -15,7 +15,7 @@ from leak_check import wait_until
 from server_process import BareClient, ServerProcess, read_to_end, serving
 
 from remote_env import RemoteEnv
-from remote_env.errors import AuthError, ProtocolError, VersionMismatch
+from remote_env.errors import AuthError, ConnectError, DeadlineExceeded, ProtocolError, VersionMismatch
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, pack_link, proof
 
@@ -331,11 +331,11 @@ def impostor(answer: Any) -> tuple[socket.socket, int]:
     return listener, listener.getsockname()[1]
 
 
-def against(answer: Any, token: str) -> None:
+def against(answer: Any, token: str, *, start_timeout_s: float = 5.0) -> None:
     """Connect a real client to such a listener; raises what that gets."""
     listener, port = impostor(answer)
     try:
-        with RemoteEnv(f"tcp://127.0.0.1:{port}", token=token, start_timeout_s=5.0) as env:
+        with RemoteEnv(f"tcp://127.0.0.1:{port}", token=token, start_timeout_s=start_timeout_s) as env:
             env.reset()
     finally:
         with contextlib.suppress(OSError):
@@ -365,6 +365,17 @@ def test_a_client_is_not_taken_in_by_its_own_words(server: ServerProcess) -> Non
 
     with pytest.raises(ProtocolError, match="expected CHALLENGE, got HELLO"):
         against(echo, server.token)
+
+
+def test_a_server_that_sends_byte_by_byte_holds_no_client_beyond_its_deadline(server: ServerProcess) -> None:
+    challenge = pack_link(frames.CHALLENGE, {"nonce": "1" * 64, "padding": "x" * 60_000})
+
+    def dawdle(sock: socket.socket) -> None:
+        if sock.recv(65536):
+            trickle(sock, bytes(challenge))
+
+    with pytest.raises((ConnectError, DeadlineExceeded)):
+        against(dawdle, server.token, start_timeout_s=1.0)
 
 
 def test_the_servers_own_proof_sent_back_is_refused(server: ServerProcess) -> None:

@@ -28,6 +28,7 @@ from ssh_server import SshServer
 from remote_env import RemoteEnv
 from remote_env.cli import main
 from remote_env.errors import RemoteEnvError, SessionLost
+from remote_env.record import Recorder
 from remote_env.server.folder import record_path
 
 __all__ = ["nothing_is_left"]
@@ -216,13 +217,15 @@ def _soon() -> float:
     return time.monotonic() + 20
 
 
-def test_a_server_by_hand_that_was_given_its_token(isolated_home: Path, said: Said) -> None:
+def test_a_server_by_hand_that_was_given_its_token(isolated_home: Path, said: Said, tmp_path: Path) -> None:
     """The program's own environment holds it, as its caller has made it; none of its children's does."""
-    with Watch(isolated_home) as watch, HandServer("--env", TASK["env"], REMOTE_ENV_TOKEN=TOKEN) as server:
+    with Watch(isolated_home, tmp_path) as watch, HandServer("--env", TASK["env"], REMOTE_ENV_TOKEN=TOKEN) as server:
         server.wait_listening()
         with RemoteEnv(port=server.port) as env:
-            env.reset()
-            env.step(ACTION)
+            recorder = Recorder(tmp_path, rate_hz=50.0, task="on demand", host=str(env.status()))
+            recorder.start(*env.reset())
+            recorder.record(ACTION, *env.step(ACTION))
+            assert NEEDLE not in recorder.finish().read_bytes()
             said.note(env, env.spec, env.status(), http(server.port, "/metrics"))
             env.call("plan", "raise")
             said.failing(lambda: env.step(ACTION))
