@@ -44,7 +44,7 @@ fuzz() {
     else
         # The first folder collects what is new; memory and time of one input are bounded as well.
         env "${pure[@]}" .venv-fuzz/bin/python -m fuzz.run_target "$target" "$folder/inputs" "fuzz/corpus/$target" \
-            -max_total_time="$seconds" -max_len=4096 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
+            -max_total_time="$seconds" -max_len=2048 -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
             -artifact_prefix="$folder/" >"$folder/log" 2>&1 || true
     fi
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$folder/log" | tail -n 1)
