@@ -90,6 +90,8 @@ class Connections:
             self._say(f"a connection could not be accepted: {error}")
             self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_S
             return
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # two messages in a row took 40 ms without
         strangers = self._strangers()
         if len(strangers) >= MAX_STRANGERS:
             # Whoever knows the token is through in a moment, so that the oldest is the least likely to.
