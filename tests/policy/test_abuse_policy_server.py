@@ -8,18 +8,29 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from leak_check import wait_until
 from policies_for_tests import EchoPolicy, observe
+from policy_server_process import policy_server
 from renv_serving import TOKEN, RenvServer, serving
 from server_process import read_to_end
 
-from remote_env.errors import AuthError, ConnectError, ProtocolError, RemoteEnvError, VersionMismatch
+from remote_env.errors import (
+    AuthError,
+    ConfigError,
+    ConnectError,
+    PolicyError,
+    ProtocolError,
+    RemoteEnvError,
+    VersionMismatch,
+)
 from remote_env.policy.dialects import renv, renv_conversation, renv_places, renv_server
 from remote_env.policy.dialects.renv_link import open_link
 from remote_env.policy.server import connections as limits
+from remote_env.policy.token_file import read_token, token_path
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import POLICY_ROLE, ClientHandshake, pack_link, parse_link
 
@@ -133,6 +144,36 @@ def test_a_task_servers_proof_is_none_here(server: RenvServer) -> None:
     assert "this is a policy server, and the client asks for a task: check the port" in message["message"]
 
 
+# Secrets
+
+
+def test_the_token_is_where_it_must_be_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "5ec2e7" * 10 + "cafe"
+    monkeypatch.setenv("REMOTE_ENV_TOKEN", token)
+    shown: list[str] = []
+    with policy_server("failing", "--listen", "renv://127.0.0.1:0") as server:
+        monkeypatch.delenv("REMOTE_ENV_TOKEN")
+        path = token_path(server.port)
+        assert read_token(server.port) == token
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert token not in (Path(f"/proc/{server.process.pid}/cmdline")).read_text()
+        with renv.connect("127.0.0.1", server.port) as policy:
+            with pytest.raises(PolicyError) as raised:
+                policy.infer(observe(-1.0), episode_ids=[""])
+            shown += [repr(policy), str(raised.value), str(vars(raised.value))]
+        with pytest.raises(AuthError) as refused:
+            renv.connect("127.0.0.1", server.port, token="0" * 64, reconnect_timeout_s=0.0)
+        shown += [str(refused.value), server.http("/metrics"), server.http("/healthz"), server.http("/x")]
+        for mode in (0o640, 0o602):
+            path.chmod(mode)
+            with pytest.raises(ConfigError, match=f"mode is {mode:04o}.* chmod go-rwx {path}"):
+                renv.connect("127.0.0.1", server.port)
+        path.chmod(0o600)
+    assert not path.exists()
+    for text in (*shown, server.read_log()):
+        assert token not in text
+
+
 # Half of something, once the token is proved
 
 
@@ -168,6 +209,19 @@ def test_a_payload_that_never_comes_is_dropped_at_a_deadline(
             link.stream.recv(time.monotonic() + 8)
     finally:
         link.transport.close()
+
+
+@pytest.mark.parametrize("size", [frames.MAX_BODY_SIZE, 0xFFFFFFFF])
+def test_a_body_above_the_servers_limit_is_refused_before_it_comes(size: int) -> None:
+    with serving(EchoPolicy(), max_message_bytes=1 << 20) as server:
+        link = open_link("127.0.0.1", server.port, TOKEN, secrets.token_hex(16), time.monotonic() + 10)
+        header = frames.HEADER.pack(frames.MAGIC, frames.VERSION, frames.INFER, 4, 0, 0, 1, 0, size, 0)
+        try:
+            link.stream.send(header, time.monotonic() + 5)
+            with pytest.raises(RemoteEnvError, match=r"closed|broke"):
+                link.stream.recv(time.monotonic() + 8)
+        finally:
+            link.transport.close()
 
 
 # How many

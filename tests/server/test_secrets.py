@@ -246,6 +246,32 @@ def check_files_only(watch: Watch) -> None:
     check_files(watch, ("/settings.json", "/servers/"))
 
 
+def test_a_client_believes_no_record_that_others_can_reach() -> None:
+    with HandServer("--env", "CartPole-v1") as server:
+        server.wait_listening()
+        record = record_path(server.port)
+        for mode in (0o644, 0o602):
+            record.chmod(mode)
+            with pytest.raises(RemoteEnvError, match=f"mode is {mode:04o}.* chmod go-rwx {record}"):
+                RemoteEnv(port=server.port).start()
+        record.chmod(0o600)
+        with RemoteEnv(port=server.port) as env:
+            env.reset()
+
+
+def test_a_server_leaves_no_token_in_a_folder_that_others_can_reach() -> None:
+    folder = record_path(1).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    try:
+        with HandServer("--env", "CartPole-v1") as server:
+            assert server.process.wait(20) == 1
+        assert f"its mode is 0755) and holds a token; make it private: chmod go-rwx {folder}" in server.output
+        assert list(folder.iterdir()) == []
+    finally:
+        folder.chmod(0o700)
+
+
 @pytest.mark.parametrize("way", ["token=", "environment"])
 def test_a_token_that_is_wrong_is_shown_by_neither_end(
     way: str, said: Said, everything_logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

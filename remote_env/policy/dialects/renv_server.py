@@ -25,6 +25,7 @@ from remote_env.transport import SocketTransport
 HANDSHAKE_TIMEOUT_S = 10.0
 STALL_S = 60.0  # for more of a message that has begun
 MAX_UNPROVED_BYTES = 16 << 10
+MAX_BESIDE_BYTES = 1 << 20
 CLIENT_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -93,7 +94,9 @@ def _shake_hands(stream: FrameStream, context: ServeContext) -> str:
         with contextlib.suppress(RemoteEnvError):
             _refuse(stream, _kind(error), error.message, deadline)
         raise
-    stream.max_frame_size = frames.HEADER_SIZE + frames.MAX_BODY_SIZE
+    # Small arrays travel in the body, beside what every message has.
+    most = min(frames.MAX_BODY_SIZE, context.max_message_bytes + MAX_BESIDE_BYTES)
+    stream.max_frame_size = frames.HEADER_SIZE + most
     return client
 
 
