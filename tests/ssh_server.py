@@ -202,6 +202,20 @@ class SshServer:
     ) -> None:
         self.close()
 
+    def stop(self) -> None:
+        """End sshd, and every login with it; `start_again` makes another one at the same port."""
+        assert self._process is not None
+        doomed = _descendants(self._process.pid)
+        self._process.terminate()
+        self._process.wait(10.0)
+        for pid in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def start_again(self) -> None:
+        """Undo `stop`."""
+        self.__enter__()
+
     def _wait_until_listening(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S

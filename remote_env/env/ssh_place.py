@@ -51,7 +51,7 @@ class SshPlace:
         self._python = options.python or "python3"
         self._tunnel: Any = None
         self._launched: Any = None
-        self._is_closed = False
+        self._has_logged_in = self._is_closed = False
         self._pid = os.getpid()
         self._making = threading.Lock()
         self.name = connection.description
@@ -64,6 +64,7 @@ class SshPlace:
         self._check_usable()
         until = time.monotonic() + self._options.connect_timeout_s
         self._connection.revive(min(deadline, until), **patience)
+        self._has_logged_in = True
         if self._is_closed:  # meanwhile, by another thread
             self._connection.close()
         self._check_usable()
@@ -140,7 +141,7 @@ class SshPlace:
             return self._tunnel
 
     def _dial(self, reach: Dial, deadline: float, *, is_own: bool) -> Transport:
-        """What `reach` gives, over a login that lives; a dead one is replaced. Nobody is asked for anything.
+        """What `reach` gives, over a login that lives; a dead one is replaced, and then nobody is asked for anything.
 
         Args:
             reach: makes a transport over the login as it is.
@@ -149,7 +150,7 @@ class SshPlace:
         """
         from remote_env.ssh.credentials import asking_nobody
 
-        with asking_nobody():
+        with asking_nobody() if self._has_logged_in else contextlib.nullcontext():
             self._prepare(deadline, is_own=is_own)
             until = deadline if is_own else _part_of(deadline)
             try:

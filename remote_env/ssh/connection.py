@@ -111,7 +111,8 @@ class SshConnection:
     @property
     def is_open(self) -> bool:
         """Whether commands and channels can be tried."""
-        return self._transport is not None and self._transport.is_active()
+        transport, link = self._transport, self._link  # which knows of the end before the transport does
+        return transport is not None and link is not None and transport.is_active() and not link.has_ended
 
     @property
     def host_key(self) -> paramiko.PKey:
@@ -246,8 +247,8 @@ class SshConnection:
 
     def _tell_trouble(self) -> str:
         """Why what leads through this jump host may have ended; "" while its connection is well."""
-        link = self._link  # it knows of the end before the transport does
-        if self.is_open and link is not None and not (link.ended_by_peer or link.expired or link.trouble):
+        link = self._link
+        if self.is_open and link is not None and not link.trouble:
             return ""
         trouble = "" if link is None else link.trouble
         return f"the connection to the jump host {self.login.host} has ended" + (f": {trouble}" if trouble else "")

@@ -78,6 +78,11 @@ class Link:
         return self._expired or (self._below is not None and self._below.expired)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing more can come: the host hung up, it was given up, or the link was closed here."""
+        return self._closed or self.ended_by_peer or self.expired or bool(self._silence)
+
+    @property
     def trouble(self) -> str:
         """What is known of why the link ended; "" when nothing is."""
         return self._silence or self._way.trouble()
@@ -253,14 +258,16 @@ class _TimerlessPacketizer(Packetizer):  # type: ignore[misc]  # paramiko has no
         if self.on_tick is not None:
             self.on_tick()
 
-    def send_if_idle(self, message: paramiko.Message) -> None:
+    def send_if_idle(self, message: paramiko.Message) -> bool:
         """Send `message` unless another thread is writing: the reading thread must never wait for a writer."""
         lock = self._Packetizer__write_lock
-        if lock.acquire(blocking=False):
-            try:
-                self.send_message(message)
-            finally:
-                lock.release()
+        if not lock.acquire(blocking=False):
+            return False
+        try:
+            self.send_message(message)
+        finally:
+            lock.release()
+        return True
 
 
 class Refusal(paramiko.ChannelException):  # type: ignore[misc]  # paramiko has no types
@@ -319,25 +326,26 @@ def keep_alive(transport: paramiko.Transport, link: Link, interval_s: float, cou
     link.watch_silence(interval_s, count)
 
 
-def _ask(transport: paramiko.Transport) -> None:
-    """Ask the host whether it lives, unless something else is on its way that it has to answer."""
+def _ask(transport: paramiko.Transport) -> bool:
+    """Ask the host whether it lives; whether that could be sent now, while no other thread was writing."""
     if not transport.clear_to_send.is_set():
-        return
+        return False
     message = paramiko.Message()
     message.add_byte(bytes([GLOBAL_REQUEST]))
     message.add_string("keepalive@openssh.com")  # who does not know it has to say so
     message.add_boolean(True)
-    transport.packetizer.send_if_idle(message)
+    return bool(transport.packetizer.send_if_idle(message))
 
 
 def hears(transport: paramiko.Transport, link: Link, deadline: float) -> bool:
     """Ask the host whether it lives; whether anything comes from it by `deadline`."""
-    before = link.received
-    with link.armed(deadline), contextlib.suppress(paramiko.SSHException, EOFError, OSError):
-        _ask(transport)
-    while transport.is_active() and time.monotonic() < deadline:
+    before, is_asked = link.received, False
+    while transport.is_active() and not link.has_ended and time.monotonic() < deadline:
         if link.received != before:
-            return not link.ended_by_peer
+            return True
+        if not is_asked:
+            with link.armed(deadline), contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+                is_asked = _ask(transport)
         time.sleep(ANSWER_TICK_S)
     return False
 

@@ -173,20 +173,19 @@ def keep_alive_by(login: Login, interval_s: float | None, count: int | None) -> 
     """
     changes: dict[str, Any] = {}
     if interval_s is not None:
-        changes["alive_interval_s"] = _allowed("ssh_keepalive_s", interval_s, MAX_ALIVE_INTERVAL_S, "s; 0 is never")
+        changes["alive_interval_s"] = _allowed("ssh_keepalive_s", interval_s, MAX_ALIVE_INTERVAL_S, " s; 0 never asks")
     if count is not None:
-        if count != int(count):
-            raise ConfigError(f"ssh_keepalive_count={count} is no whole number")
-        changes["alive_count"] = int(_allowed("ssh_keepalive_count", count, MAX_ALIVE_COUNT, "; 0 never gives up"))
+        changes["alive_count"] = _allowed("ssh_keepalive_count", count, MAX_ALIVE_COUNT, "; 0 never gives up", int)
     if not changes:
         return login
     return replace(login, **changes, via=login.via and keep_alive_by(login.via, interval_s, count))
 
 
-def _allowed(name: str, value: float, most: int, unit: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+def _allowed(name: str, value: Any, most: int, unit: str, kind: type = float) -> Any:
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
     if not is_number or not (value == 0 or MIN_ALIVE <= value <= most):
-        raise ConfigError(f"{name}={value!r} is not allowed; allowed are 0 and {MIN_ALIVE} to {most}{unit}")
+        what = "whole numbers " if kind is int else ""
+        raise ConfigError(f"{name}={value!r} is not allowed; allowed are {what}0 and {MIN_ALIVE} to {most}{unit}")
     return value
 
 

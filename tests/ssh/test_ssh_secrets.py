@@ -15,36 +15,15 @@ from typing import Any
 
 import paramiko
 import pytest
-from ssh_server import SshServer, can_have_passwords, make_key
+from asking import PASSWORD, Person, code_pam, needs_passwords
+from ssh_server import SshServer, make_key
 
 from remote_env.errors import AuthError, ConnectError
 from remote_env.ssh import SecretPrompt, SshConnection
 
-PASSWORD = "correct horse é"
-needs_passwords = pytest.mark.skipif(
-    not can_have_passwords(), reason="giving sshd a password of its own needs root and mount namespaces"
-)
-
 
 def soon(seconds: float = 10.0) -> float:
     return time.monotonic() + seconds
-
-
-class Person:
-    """Answers prompts: by kind, one answer after the other, the last one again and again; remembers what was asked."""
-
-    def __init__(self, **answers: list[str | None]) -> None:
-        self._answers = {kind.replace("_", "-"): list(given) for kind, given in answers.items()}
-        self.prompts: list[SecretPrompt] = []
-
-    def __call__(self, prompt: SecretPrompt) -> str | None:
-        self.prompts.append(prompt)
-        given = self._answers.get(prompt.kind, [None])
-        return given.pop(0) if len(given) > 1 else given[0]
-
-    @property
-    def kinds(self) -> list[str]:
-        return [prompt.kind for prompt in self.prompts]
 
 
 @pytest.fixture(autouse=True)
@@ -234,27 +213,10 @@ def test_each_method_is_tried_in_the_order_of_openssh() -> None:
             SshConnection(server.target, **server.login).connect(soon())
 
 
-def _code_pam(folder: Path, codes: list[str]) -> str:
-    """A PAM stack that asks for something harmless, then for a one-time code out of `codes`; each is good once."""
-    (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
-    check = folder / "check"
-    check.write_text(
-        "#!/bin/sh\n"
-        f'given=$(tr -d \'\\0\'); read -r wanted < {folder}/codes; [ "$given" = "$wanted" ] || exit 1\n'
-        f"sed -i 1d {folder}/codes\n"
-    )
-    check.chmod(0o700)
-    return (
-        "auth required pam_ftp.so users=root ignore\n"
-        f"auth required pam_exec.so quiet expose_authtok {check}\n"
-        "auth optional pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n"
-    )
-
-
 @needs_passwords
 @pytest.mark.parametrize("methods", ["keyboard-interactive", "publickey,keyboard-interactive"])
 def test_one_time_codes_are_asked_for_at_every_login(tmp_path: Path, methods: str) -> None:
-    pam = _code_pam(tmp_path, ["111", "222"])
+    pam = code_pam(tmp_path, ["111", "222"])
     with SshServer(password=PASSWORD, pam=pam, extra_config=f"AuthenticationMethods {methods}") as server:
         person = Person(keyboard_interactive=["me@here", "999", "me@here", "111", "me@here", "222"])
         with SshConnection(server.target, ask_secret=person, **server.login) as connection:

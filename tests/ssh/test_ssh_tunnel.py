@@ -18,6 +18,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from dialling import Echo
 from leak_check import is_alive, isolated_home, no_leaks, wait_until
 from server_process import ServerProcess, serving
 from ssh_server import SshServer, make_key
@@ -63,32 +64,6 @@ def openssh(connection: SshConnection) -> Iterator[OpensshTunnel]:
     tunnel = OpensshTunnel(connection)
     yield tunnel
     tunnel.close()
-
-
-class Echo:
-    """A TCP server that sends everything back."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            while data := connection.recv(2**18):
-                connection.sendall(data)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
 
 @pytest.fixture
