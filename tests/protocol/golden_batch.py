@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -80,9 +80,9 @@ class ToyBatch(Backend):
         pass
 
 
-def talk(dial: Callable[[float], Any]) -> None:
+def talk(peers: one.Peers) -> None:
     """Every form of a batch's messages."""
-    session = BatchSession(dial, one.TOKEN, time.monotonic() + one.TIMEOUT_S, client="ann@desk pid 1")
+    session = BatchSession(peers.dial, one.TOKEN, time.monotonic() + one.TIMEOUT_S, client="ann@desk pid 1")
     session.reset([7, None], None, one.TIMEOUT_S)
     session.step(np.array([1, 0]), one.TIMEOUT_S)
     session.step([1, 0], one.TIMEOUT_S, want_state=True)
@@ -90,8 +90,8 @@ def talk(dial: Callable[[float], Any]) -> None:
     session.set_states(states.layout, states.values, np.array([0]), one.TIMEOUT_S)
     session.call("set_attr", ("difficulty", [1, 2]), {}, one.TIMEOUT_S)
     one.expect_error(InputError, lambda: session.call("set_attr", ("secret", 1), {}, one.TIMEOUT_S))
-    session.control.stop_server(time.monotonic() + one.TIMEOUT_S)
     session.close()
+    one.stop(peers)
 
 
 def record_batch() -> list[dict[str, str]]:

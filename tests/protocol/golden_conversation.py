@@ -7,7 +7,6 @@ Run it to write tests/data/golden_frames.json anew, after a change of the protoc
 
 from __future__ import annotations
 
-import functools
 import json
 import socket
 import threading
@@ -21,20 +20,20 @@ from unittest import mock
 import numpy as np
 from gymnasium import spaces
 
-from remote_env.errors import ConnectionLost, InputError, TaskError
+from remote_env.errors import InputError, TaskError
 from remote_env.protocol import frames, handshake
 from remote_env.server.backend import Backend
 from remote_env.server.board import Board
 from remote_env.server.loop import SimulatorLoop
-from remote_env.session import Session
+from remote_env.session import ControlLink, Session
 from remote_env.state import EntityLayout, SceneLayout, SceneState
 from remote_env.transport import Buffer, SocketTransport
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden_frames.json"
 TOKEN = "0123456789abcdef" * 4
-SESSION, SECRET = "00112233aabbccdd", "ffeeddccbbaa99887766554433221100"
-NONCES = {side: character * 64 for side, character in zip(("s1", "s2", "c1", "c2"), "1234", strict=True)}
+SESSION = "00112233aabbccdd"
+NONCES = {name: digit * 64 for name, digit in zip(("s1", "s2", "s3", "c1", "c2", "c3"), "125346", strict=True)}
 TIMEOUT_S = 10.0
 
 
@@ -87,8 +86,8 @@ class RecordingTransport:
         self._inner, self._link, self._recorded = SocketTransport(sock), link, recorded
 
     def send_all(self, buffers: Sequence[Buffer], deadline: float) -> None:
-        self._recorded.append((self._link, "client", b"".join(bytes(buffer) for buffer in buffers)))
         self._inner.send_all(buffers, deadline)
+        self._recorded.append((self._link, "client", b"".join(bytes(buffer) for buffer in buffers)))
 
     def recv_some_into(self, view: memoryview, deadline: float) -> int:
         count = self._inner.recv_some_into(view, deadline)
@@ -104,19 +103,84 @@ class RecordingTransport:
         self._inner.close()
 
 
-def record_conversation(
-    talk: Callable[[Callable[[float], Any]], None] | None = None,
-    backend: type[Backend] = Toy,
-    loop: type[SimulatorLoop] = SimulatorLoop,
-    welcome: dict[str, Any] | None = None,
-) -> list[dict[str, str]]:
-    """Each frame that crossed, in order: link, sender, message name, hex.
+class Peers:
+    """The server's end of each connection, in threads: a supervisor whose every number is fixed, and one simulator.
 
     Args:
-        talk: what the client does, given what dials.
+        links: what each connection is to be, in order: "control" or "data".
+        recorded: where to note what crosses.
         backend: what is served.
         loop: what serves it.
         welcome: what the server says more of itself.
+    """
+
+    def __init__(
+        self,
+        links: Sequence[str],
+        recorded: list[tuple[str, str, bytes]],
+        backend: type[Backend],
+        loop: type[SimulatorLoop],
+        welcome: dict[str, Any],
+    ) -> None:
+        self._links, self._recorded = iter(links), recorded
+        self._handshakes = [handshake.ServerHandshake(TOKEN) for _ in links]
+        self._threads: list[threading.Thread] = []
+        self._welcome = {"task": "Toy-v0", "digest": "0011223344556677", "pid": 100, **welcome}
+        self._board, self._is_free = Board.create(), threading.Lock()
+        self.backend = backend()
+        self.backend.make("Toy-v0", {})
+        self._loop = loop(self.backend, self._board, {"python": "3.11.7"}, frozenset())
+
+    def dial(self, _deadline: float) -> RecordingTransport:
+        """The next connection."""
+        link = next(self._links)
+        ours, theirs = socket.socketpair()
+        serve = self._serve_control if link == "control" else self._serve_data
+        self._threads.append(threading.Thread(target=serve, args=(theirs, self._handshakes.pop(0))))
+        self._threads[-1].start()
+        return RecordingTransport(ours, link, self._recorded)
+
+    def join(self) -> None:
+        """Wait until every connection has ended."""
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
+        self._board.close()
+
+    def _serve_control(self, sock: socket.socket, server: handshake.ServerHandshake) -> None:
+        """What a supervisor says."""
+        stream = _shake_hands(sock, server)
+        opened = {} if server.hello["session"] is None else {"session": SESSION, "resume_s": 90.0}
+        counts = {"pid": 101, "steps": 0, "resets": 0, "uptime_s": 1.0}
+        starting = {"state": "starting", "phase": "building", "since_s": 0.5, **counts, "log_tail": ""}
+        ready = {"state": "ready", "call": "nothing", "since_s": 0.25, **counts}
+        events = [(frames.EVENT, starting), (frames.EVENT, ready)] if opened else []
+        for kind, message in ((frames.WELCOME, {**self._welcome, **opened}), *events):
+            stream.send(handshake.pack_link(kind, message), time.monotonic() + TIMEOUT_S)
+        while (header := stream.recv(time.monotonic() + TIMEOUT_S)).type == frames.STATUS:
+            reply = handshake.pack_link(frames.REPLY, {**ready, "sessions": 1}, sequence=header.sequence)
+            stream.send(reply, time.monotonic() + TIMEOUT_S)
+        assert header.type in (frames.LEAVE, frames.STOP)
+        sock.close()
+
+    def _serve_data(self, sock: socket.socket, server: handshake.ServerHandshake) -> None:
+        stream = _shake_hands(sock, server)
+        with self._is_free:  # which it is when the last connection has ended
+            stream.send(handshake.pack_link(frames.WELCOME, {"session": SESSION}), time.monotonic() + TIMEOUT_S)
+            self._loop.serve(sock, 1, server.hello["resume"])
+
+
+def record_conversation(
+    talk: Callable[[Peers], None] | None = None,
+    backend: type[Backend] = Toy,
+    loop: type[SimulatorLoop] = SimulatorLoop,
+    welcome: dict[str, Any] | None = None,
+    links: Sequence[str] = ("control", "data", "control"),
+) -> list[dict[str, str]]:
+    """Each frame that crossed, in order: link, sender, message name, hex. Arguments but for `talk` as `Peers`.
+
+    Args:
+        talk: what the client does.
     """
     recorded: list[tuple[str, str, bytes]] = []
     with (
@@ -124,28 +188,14 @@ def record_conversation(
         mock.patch.object(traceback, "format_exc", return_value="Traceback (most recent call last): ..."),
         mock.patch.object(traceback, "print_exc"),
     ):
-        serve_control = functools.partial(_serve_control, more=welcome or {})
-        serve_data = functools.partial(_serve_data, kind=backend, loop=loop)
-        servers: Any = iter([("control", serve_control), ("data", serve_data)])
-        proofs = [handshake.ServerHandshake(TOKEN), handshake.ServerHandshake(TOKEN)]
-        threads: list[threading.Thread] = []
-
-        def dial(_deadline: float) -> RecordingTransport:
-            link, serve = next(servers)
-            ours, theirs = socket.socketpair()
-            threads.append(threading.Thread(target=serve, args=(theirs, proofs.pop(0))))
-            threads[-1].start()
-            return RecordingTransport(ours, link, recorded)
-
-        (talk or _talk)(dial)
-        for thread in threads:
-            thread.join(TIMEOUT_S)
-            assert not thread.is_alive()
+        peers = Peers(links, recorded, backend, loop, welcome or {})
+        (talk or _talk)(peers)
+        peers.join()
     return list(_split(recorded))
 
 
-def _talk(dial: Callable[[float], Any]) -> None:
-    session = Session(dial, TOKEN, time.monotonic() + TIMEOUT_S, client="ann@desk pid 1")
+def _talk(peers: Peers) -> None:
+    session = Session(peers.dial, TOKEN, time.monotonic() + TIMEOUT_S, client="ann@desk pid 1")
     session.reset(7, None, TIMEOUT_S)
     session.step(1, TIMEOUT_S)
     session.step(np.int32(1), TIMEOUT_S, want_state=True)
@@ -156,8 +206,15 @@ def _talk(dial: Callable[[float], Any]) -> None:
     session.call("difficulty", (), {}, TIMEOUT_S)
     expect_error(InputError, lambda: session.call("secret", (), {}, TIMEOUT_S))
     session.control.status()
-    session.control.stop_server(time.monotonic() + TIMEOUT_S)
     session.close()
+    stop(peers)
+
+
+def stop(peers: Peers) -> None:
+    """Stop the server, by a control connection without a session."""
+    control = ControlLink(peers.dial, TOKEN, time.monotonic() + TIMEOUT_S, session=None, client="ann@desk pid 1")
+    control.stop_server(time.monotonic() + TIMEOUT_S)
+    control.close()
 
 
 def expect_error(kind: type[Exception], call: Callable[[], Any]) -> None:
@@ -177,37 +234,6 @@ def _shake_hands(sock: socket.socket, server: handshake.ServerHandshake) -> fram
         if reply is not None:
             stream.send(reply, time.monotonic() + TIMEOUT_S)
     return stream
-
-
-def _serve_control(sock: socket.socket, server: handshake.ServerHandshake, more: dict[str, Any]) -> None:
-    """What a supervisor says, with every number fixed."""
-    stream = _shake_hands(sock, server)
-    welcome = {"task": "Toy-v0", "digest": "0011223344556677", "pid": 100, "session": SESSION, "secret": SECRET, **more}
-    counts = {"pid": 101, "steps": 0, "resets": 0, "uptime_s": 1.0}
-    starting = {"state": "starting", "phase": "building", "since_s": 0.5, **counts, "log_tail": ""}
-    ready = {"state": "ready", "call": "nothing", "since_s": 0.25, **counts}
-    for kind, message in ((frames.WELCOME, welcome), (frames.EVENT, starting), (frames.EVENT, ready)):
-        stream.send(handshake.pack_link(kind, message), time.monotonic() + TIMEOUT_S)
-    while (header := stream.recv(time.monotonic() + TIMEOUT_S)).type != frames.STOP:
-        assert header.type == frames.STATUS
-        reply = handshake.pack_link(frames.REPLY, {**ready, "sessions": 1}, sequence=header.sequence)
-        stream.send(reply, time.monotonic() + TIMEOUT_S)
-    sock.close()
-
-
-def _serve_data(
-    sock: socket.socket, server: handshake.ServerHandshake, kind: type[Backend], loop: type[SimulatorLoop]
-) -> None:
-    stream = _shake_hands(sock, server)
-    stream.send(handshake.pack_link(frames.WELCOME, {"session": SESSION}), time.monotonic() + TIMEOUT_S)
-    backend, board = kind(), Board.create()
-    backend.make("Toy-v0", {})
-    try:
-        loop(backend, board, {"python": "3.11.7"}, frozenset()).serve(sock, epoch=1)
-    except ConnectionLost as error:
-        raise AssertionError("the client left in mid-call") from error
-    finally:
-        board.close()
 
 
 def _split(recorded: list[tuple[str, str, bytes]]) -> Iterator[dict[str, str]]:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote_env.errors import ConnectionLost, DeadlineExceeded, MessageTooBig, ProtocolError, VersionMismatch
+from remote_env.errors import (
+    ConnectionLost,
+    DamagedFrame,
+    DeadlineExceeded,
+    MessageTooBig,
+    ProtocolError,
+    VersionMismatch,
+)
 from remote_env.protocol import frames
 
 kinds = st.sampled_from(sorted(frames.NAMES))
@@ -80,7 +87,6 @@ def test_frames_arrive_whole_however_they_are_cut(
         received = bytearray(len(payload))
         stream.fill([memoryview(received)[:5], memoryview(received)[5:]], 0.0)
         assert received == payload
-        assert not stream.broken
     with pytest.raises(ConnectionLost):
         stream.recv(0.0)
 
@@ -148,62 +154,75 @@ def test_renumbered_frames_are_sealed() -> None:
     assert (header.sequence, header.acknowledged, stream.body_bytes()) == (9, 8, b"wxyz")
 
 
-def test_a_payload_that_never_comes_breaks_the_stream() -> None:
+def test_a_payload_that_never_comes_ends_in_an_error() -> None:
     frame = bytes(frames.pack_frame(frames.STEP, b"", payload_size=10)) + b"abc"
     stream = frames.FrameStream(Chunks(frame, []))
     stream.recv(0.0)
     with pytest.raises(ConnectionLost):
         stream.fill([memoryview(bytearray(10))], 0.0)
-    assert stream.broken
 
 
-class CtrlC(Chunks):
-    """Interrupts right after the kernel has given `at` bytes, before anybody has noted them."""
+class Silence(Chunks):
+    """A clock, and a stream on which the pieces come `pause_s` apart; once there are none, nothing comes any more."""
 
-    def __init__(self, data: bytes, at: int) -> None:
-        super().__init__(data, [at])
-        self._is_due = True
+    def __init__(self, data: bytes, sizes: Sequence[int], pause_s: float) -> None:
+        super().__init__(data, sizes)
+        self._pause_s, self.now = pause_s, 100.0
+
+    def clock(self) -> float:
+        return self.now
 
     def recv_some_into(self, view: memoryview, deadline: float) -> int:
-        size = super().recv_some_into(view, deadline)
-        if self._is_due:
-            self._is_due = False
-            raise KeyboardInterrupt
-        return size
+        if not self._sizes or self.now + self._pause_s > deadline:
+            self.now = deadline
+            raise DeadlineExceeded("nothing came")
+        self.now += self._pause_s
+        return super().recv_some_into(view, deadline)
 
 
-def test_a_frame_that_was_not_noted_is_received_again() -> None:
-    before = bytes(frames.pack_frame(frames.RESULT, b"12345678", sequence=3))
-    frame = bytes(frames.pack_frame(frames.RESULT, b"abcdefgh", sequence=4))
-    shape = frames.Shape.of(bytearray(frame))
-    for receive in (lambda stream: stream.recv(0.0), lambda stream: stream.recv_shaped(shape, 0.0)):
-        chunks = CtrlC(before + frame, len(before))
-        chunks._is_due = False
-        stream = frames.FrameStream(chunks)
-        stream.recv(0.0)
-        assert stream.recover(4)  # nothing of it came yet
-        chunks._is_due = True
-        with pytest.raises(KeyboardInterrupt):
-            receive(stream)
-        assert stream.recover(4)
-        assert (stream.recv(0.0).sequence, stream.body_bytes()) == (4, b"abcdefgh")
+def stalling(frame: bytes, sizes: Sequence[int], pause_s: float = 3.0) -> tuple[frames.FrameStream, Silence]:
+    silence = Silence(frame, sizes, pause_s)
+    return frames.FrameStream(silence, clock=silence.clock, stall_s=5.0), silence
 
 
-@pytest.mark.parametrize("count", [1, 20, 40, 47])
-def test_a_part_that_was_not_noted_ends_the_stream(count: int) -> None:
-    frame = bytes(frames.pack_frame(frames.RESULT, b"abcdefgh", sequence=4))
-    stream = frames.FrameStream(CtrlC(frame, count))
-    with pytest.raises(KeyboardInterrupt):
-        stream.recv(0.0)
-    assert not stream.recover(4)
+@pytest.mark.parametrize("sizes", [[1], [20], [39, 1], [40, 30]])
+def test_a_frame_that_has_begun_must_go_on(sizes: list[int]) -> None:
+    stream, silence = stalling(bytes(frames.pack_frame(frames.STEP, bytes(50))), sizes)
+    with pytest.raises(ConnectionLost, match="a frame began, and no more of it came for 5 s"):
+        stream.recv(1e9)
+    assert silence.now == 100.0 + 3.0 * len(sizes) + 5.0
 
 
-def test_an_interrupt_before_anything_came_is_harmless() -> None:
-    class Early(Chunks):
-        def recv_some_into(self, view: memoryview, deadline: float) -> int:
-            raise KeyboardInterrupt
+def test_a_payload_that_has_begun_must_go_on() -> None:
+    stream, _ = stalling(bytes(frames.pack_frame(frames.STEP, b"", payload_size=50)) + bytes(50), [40, 20])
+    stream.recv(1e9)
+    with pytest.raises(ConnectionLost, match="no more of it came"):
+        stream.fill([memoryview(bytearray(50))], 1e9)
 
-    stream = frames.FrameStream(Early(b"", []))
-    with pytest.raises(KeyboardInterrupt):
-        stream.recv(0.0)
-    assert stream.recover(1)
+
+def test_a_frame_may_take_long_as_long_as_it_goes_on_and_may_be_long_in_coming() -> None:
+    stream, silence = stalling(bytes(frames.pack_frame(frames.STEP, bytes(60))), [1] * 100)
+    assert stream.recv(1e9).type == frames.STEP
+    assert silence.now == 100.0 + 100 * 3.0
+    stream, silence = stalling(bytes(frames.pack_frame(frames.STEP, b"")), [40], pause_s=1000.0)
+    assert stream.recv(1e9).type == frames.STEP  # before its first byte there is no frame that could stall
+
+
+def test_the_deadline_counts_when_it_comes_before_the_stall() -> None:
+    stream, silence = stalling(bytes(frames.pack_frame(frames.STEP, b"abc")), [20])
+    with pytest.raises(DeadlineExceeded):
+        stream.recv(105.0)
+    silence._sizes = [23]  # the rest
+    assert (stream.recv(1e9).type, stream.body_bytes()) == (frames.STEP, b"abc")
+
+
+@pytest.mark.parametrize("at", [0, 3, 6, 15, 20, 41])
+def test_a_damaged_frame_is_known_as_one(at: int) -> None:
+    frame = frames.pack_frame(frames.STEP, b"abcd", sequence=5)
+    frame[at] ^= 1
+    with pytest.raises(DamagedFrame):
+        frames.FrameStream(Chunks(bytes(frame), [])).recv(0.0)
+    shape = frames.Shape.of(frame) if at > 5 else None
+    if shape is not None:
+        with pytest.raises(DamagedFrame):
+            frames.FrameStream(Chunks(bytes(frame), [])).recv_shaped(shape, 0.0)

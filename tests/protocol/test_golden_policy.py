@@ -26,7 +26,7 @@ def test_a_policys_headers_are_as_documented(golden: dict[str, str]) -> None:
     magic, version, kind, flags, epoch, crc, sequence, acknowledged, body, payload = struct.unpack_from(
         "<4sBBHIIQQII", data
     )
-    assert (magic, version, frames.NAMES[kind], epoch) == (b"RENV", 1, golden["message"], 0)
+    assert (magic, version, frames.NAMES[kind], epoch) == (b"RENV", 2, golden["message"], 0)
     assert len(data) == 40 + body + payload
     assert crc == zlib.crc32(data[:12] + bytes(4) + data[16 : 40 + body])
     if kind < 32:
