@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from remote_env import transport
 from remote_env.errors import ConnectError, ConnectionLost, DeadlineExceeded
-from remote_env.transport import SocketTransport, connect_tcp, connect_unix, transport_pair
+from remote_env.transport import SocketOptions, SocketTransport, connect_tcp, connect_unix, transport_pair
 
 
 def soon(seconds: float = 5.0) -> float:
@@ -97,7 +97,7 @@ def test_a_forked_child_s_close_leaves_the_link_up(pair: tuple[SocketTransport, 
 
 def test_busy_polling_receives_and_ends() -> None:
     left, right = socket.socketpair()
-    ends = SocketTransport(left, busy_poll_s=0.01), SocketTransport(right)
+    ends = SocketTransport(left, SocketOptions(busy_poll_s=0.01)), SocketTransport(right)
     ends[1].send_all([b"now"], soon())
     assert receive(ends[0], 3) == b"now"
     with pytest.raises(DeadlineExceeded):

@@ -11,7 +11,7 @@ from remote_env.testing.raw_session import RawServer, RawSession
 
 WINDOW = 8
 MOST_STEPS = 400  # until an episode must have ended for that to be looked at
-SHORT_S = 0.3
+SHORT_S = 0.15
 
 
 def _begins(server: RawServer) -> None:

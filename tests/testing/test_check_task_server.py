@@ -1,13 +1,66 @@
 from __future__ import annotations
 
-import pytest
-from server_process import serving
+from collections.abc import Iterator
 
-from remote_env.testing import check_task_server
+import pytest
+from server_process import ServerProcess, serving
+
+from remote_env.testing import CheckFailed, FaultProxy, check_task_server
+from remote_env.testing.checks import run_rules
+from remote_env.testing.raw_link import CALL
+from remote_env.testing.raw_session import RawServer, RawSession
+from remote_env.testing.rules_of_handshakes import HANDSHAKE_RULES
+from remote_env.testing.rules_of_links import LINK_RULES
+from remote_env.testing.rules_of_sessions import SESSION_RULES
 
 pytestmark = pytest.mark.fault
 
 
-def test_a_server_of_ours_passes():
-    with serving("remote_env.testing.counting:make", {"episode_length": 50, "image": True}) as server:
-        check_task_server(("127.0.0.1", server.port), server.token)
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with serving("tasks_for_tests.breaking:make", {"episode_length": 50, "image": True}) as server:
+        yield server
+
+
+def test_a_server_of_ours_passes(server):
+    check_task_server(("127.0.0.1", server.port), server.token)
+
+
+def test_it_passes_on_a_slow_link_too(server):
+    with FaultProxy(("127.0.0.1", server.port)) as proxy:
+        proxy.delay(0.001, jitter=0.002)
+        run_rules((*HANDSHAKE_RULES[:4], *LINK_RULES[:4]), RawServer(proxy.address, server.token))
+
+
+@pytest.mark.parametrize(
+    ("fault", "rule", "found"),
+    [
+        ("takes any number", "A request that is not the next one", "RESULT came after request"),
+        ("forgets replies", "Replies that the client did not receive come again", "a reply did not come within"),
+        ("runs again", "Replies that the client did not receive come again", "RESUMED forgot a request"),
+        ("runs after the end", "A STEP sent before its client could know", "was answered RESULT"),
+    ],
+)
+def test_a_server_that_breaks_a_rule_is_told(server, monkeypatch, fault, rule, found):
+    monkeypatch.setattr("remote_env.testing.raw_link.PATIENCE_S", 1.0)
+    raw = RawServer(("127.0.0.1", server.port), server.token)
+    break_server(raw, fault)
+    rules = [each for each in (*SESSION_RULES, *LINK_RULES) if (each.__doc__ or "").startswith(rule)]
+    with pytest.raises(CheckFailed, match=found) as caught:
+        run_rules(rules, raw)
+    assert caught.value.rule.startswith(rule)
+    break_server(raw, "")
+    run_rules(rules, raw)
+
+
+def break_server(raw: RawServer, fault: str) -> None:
+    with RawSession(raw).begin() as session:
+        session.reset()
+        session.expect_result(session.ask(CALL, ("break_server", (fault,), {})), "CALL")
+
+
+def test_another_token_and_no_server_are_told(server):
+    with pytest.raises(CheckFailed, match="is not the HMAC of this token"):
+        check_task_server(("127.0.0.1", server.port), "x" * 64)
+    with pytest.raises(ConnectionRefusedError):
+        check_task_server(("127.0.0.1", 1), "x" * 64)

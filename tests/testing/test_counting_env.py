@@ -12,7 +12,7 @@ from remote_env import RemoteEnv
 from remote_env.errors import InputError
 from remote_env.ssh.pack import pack_far_end
 from remote_env.state import EntityLayout, SceneLayout, SceneState
-from remote_env.testing import CountingEnv
+from remote_env.testing import CountingEnv, FaultProxy
 from remote_env.testing.counting import make
 
 
@@ -111,6 +111,24 @@ def test_a_remote_run_has_the_chain_of_a_local_one():
         assert env.unwrapped.call("calls") == 6
     for here, there in zip(local[0], seen, strict=True):
         assert np.array_equal(here[0]["state"], there[0]["state"])
+
+
+@pytest.mark.fault
+def test_a_run_on_a_link_that_is_cut_has_the_chain_of_a_local_one():
+    local = play(CountingEnv(), 150)
+    with (
+        serving("remote_env.testing.counting:make") as server,
+        FaultProxy(("127.0.0.1", server.port), seed=4) as proxy,
+        RemoteEnv(f"tcp://127.0.0.1:{proxy.address[1]}", token=server.token) as env,
+    ):
+        proxy.cut_every(6000)
+        seen = play(env, 150)
+        proxy.cut_every(None)
+        proxy.corrupt(direction="down", offset=60)
+        assert env.unwrapped.call("digest") == seen[1] == local[1]
+    assert proxy.cuts > 5
+    for here, there in zip(local[0], seen[0], strict=True):
+        assert data_equivalence(here, there, exact=True)
 
 
 def test_it_travels_to_the_far_end_and_nothing_else_of_its_room_does():
