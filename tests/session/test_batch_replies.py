@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class OtherEnvironments(BatchLoop):
 def test_a_reply_that_is_none_ends_the_session(one: Any, loop: type[BatchLoop], text: str) -> None:
     caught: list[RemoteEnvError] = []
 
-    def talk(dial: Callable[[float], Any]) -> None:
-        session = BatchSession(dial, one.one.TOKEN, time.monotonic() + 10.0)
+    def talk(peers: Any) -> None:
+        session = BatchSession(peers.dial, one.one.TOKEN, time.monotonic() + 10.0)
         try:
             session.reset(None, None, 10.0)
             for _ in range(2):  # the second environment ends in the second
@@ -86,8 +86,8 @@ def test_a_reply_that_is_none_ends_the_session(one: Any, loop: type[BatchLoop], 
             caught.append(error)
         with pytest.raises(SessionLost, match="the session ended"):
             session.step(np.array([0, 1]), 10.0)
-        session.control.stop_server(time.monotonic() + 10.0)
         session.close()
+        one.one.stop(peers)
 
     one.one.record_conversation(talk, one.ToyBatch, loop, {"num_envs": 2})
     assert text in str(caught[0])

@@ -63,12 +63,17 @@ def test_an_idle_client_keeps_its_session(server: ServerProcess) -> None:
         env.step(0)
 
 
-def test_a_client_that_stands_still_loses_its_session(server: ServerProcess) -> None:
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_client_that_stands_still_is_cut_off_and_goes_on_or_loses_its_session(
+    server: ServerProcess, resume: str
+) -> None:
     code = (
         "import sys\nfrom remote_env import RemoteEnv\nfrom remote_env.errors import SessionLost\n"
-        f"env = RemoteEnv('tcp://127.0.0.1:{server.port}', token=sys.stdin.readline().strip(), lease_timeout_s=0.9)\n"
+        f"env = RemoteEnv('tcp://127.0.0.1:{server.port}', token=sys.stdin.readline().strip(), "
+        f"lease_timeout_s=0.9, resume='{resume}')\n"
         "env.reset()\nprint('ready', flush=True)\nsys.stdin.readline()\n"
-        "try:\n    env.step(0)\nexcept SessionLost as error:\n    print(f'lost: {error}', flush=True)\n"
+        "try:\n    env.step(0)\n    print(f'went on', flush=True)\n"
+        "except SessionLost as error:\n    print(f'lost: {error}', flush=True)\n"
         "env.reset()\nenv.step(0)\nenv.close()\nprint('done', flush=True)\n"
     )
     client = subprocess.Popen(
@@ -79,11 +84,13 @@ def test_a_client_that_stands_still_loses_its_session(server: ServerProcess) -> 
     client.stdin.write(f"{server.token}\n")
     client.stdin.flush()
     assert client.stdout.readline() == "ready\n"
+    before = server.read_log().count("its lease ran out")
     client.send_signal(signal.SIGSTOP)
-    wait_until(lambda: sessions(server) == 0, "the lease runs out")
+    wait_until(lambda: server.read_log().count("its lease ran out") > before, "the lease runs out")
+    assert sessions(server) == (1 if resume == "auto" else 0)
     client.send_signal(signal.SIGCONT)
     told, _ = client.communicate("go on\n", timeout=30)
-    assert "lost: " in told
+    assert ("went on" if resume == "auto" else "lost: ") in told
     assert told.endswith("done\n")
 
 
@@ -136,7 +143,7 @@ def test_a_server_that_is_gone_is_noted(caplog: pytest.LogCaptureFixture) -> Non
         env = attach(mortal)
         mortal.process.kill()
         mortal.process.wait()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO):
             wait_until(lambda: env._life.monitor.silence[1], "it is noticed")
         assert any("127.0.0.1 does not answer" in record.getMessage() for record in caplog.records)
         status = env.status()

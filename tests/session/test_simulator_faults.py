@@ -271,10 +271,18 @@ def test_death_of_the_supervisor(own: RemoteEnv) -> None:
 
 
 def test_the_link_is_cut(own: RemoteEnv) -> None:
+    before = own.step(ACTION)[0]
     own._life.session._transport._sock.shutdown(2)
-    with pytest.raises(SessionLost, match="reset"):
-        own.step(ACTION)
-    own.reset()
+    assert own.step(ACTION)[0][1] == before[1] + 1  # which counts the steps
+
+
+def test_the_link_is_cut_and_is_not_to_be_made_anew(isolated_home: Path) -> None:
+    with RemoteEnv(env=TASK, resume="never") as env:
+        env.reset()
+        env._life.session._transport._sock.shutdown(2)
+        with pytest.raises(SessionLost, match=r"the link to the simulator broke \(.*\); reset\(\)"):
+            env.step(ACTION)
+        env.reset()
 
 
 # Deadlines
