@@ -315,7 +315,10 @@ class FrameStream:
 
     def _make_room(self, count: int) -> None:
         if count > self.max_frame_size:
-            raise MessageTooBig(f"a frame of {count} bytes, before which the peer has proved nothing")
+            raise MessageTooBig(
+                f"a frame of {count} bytes; {self.max_frame_size} are allowed here, and less where the peer has "
+                "proved nothing"
+            )
         if self._start + count <= len(self.body):
             return
         kept = self.body[self._start : self._end]

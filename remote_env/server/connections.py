@@ -158,6 +158,7 @@ class Connections:
         if peer.handshake.hello["role"] == "control":
             peer.deadline = float("inf")
         self._owner.on_proved(peer)
+        peer.handshake.hello.clear()  # it may hold much besides what was asked for, and stay for long
 
     def _watch(self, peer: Peer) -> None:
         """Wait for what it sends, and for when it takes more if it has not taken all."""
