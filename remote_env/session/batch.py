@@ -15,6 +15,7 @@ from remote_env.protocol import codec, frames
 from remote_env.protocol.batch import AUTORESET_MODES, BatchTransition, check_env_ids, check_rows, join_objects
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.actions import compile_action_check
+from remote_env.session.exchange import MALFORMED
 from remote_env.session.task_session import TaskSession
 from remote_env.spaces import space_from_plain
 from remote_env.state import Floats, SceneLayout, SceneState
@@ -91,7 +92,10 @@ class BatchSession(TaskSession):
         self._looks += 1
         self._deadline = time.monotonic() + timeout_s
         value = self._read_value(self._ask(frames.GET_STATE, env_ids))
-        return self._read_states(value, env_ids)
+        try:
+            return self._read_states(value, env_ids)
+        except MALFORMED as error:
+            raise self._malformed(error) from error
 
     def set_states(self, layout: SceneLayout, values: Floats, env_ids: NDArray[Any], timeout_s: float) -> None:
         """Put these environments into these scenes."""
@@ -106,7 +110,7 @@ class BatchSession(TaskSession):
         self._note_layout(self._read_value(header))
         return None
 
-    def _read_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
+    def _unpack_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         stream, fixed, at = self._stream, self._observation_layout, self._stream.body_start
         values: tuple[Any, ...] = (np.zeros(self.num_envs), *(np.zeros(self.num_envs, np.bool_) for _ in range(2)))
         observation: Any = None
@@ -122,6 +126,8 @@ class BatchSession(TaskSession):
         if header.flags & frames.TAIL:
             tail, more = self._read_tail(header, at, views)
             views = [*views, *more]
+        elif at != stream.body_end:
+            raise ProtocolError(f"a RESULT with {stream.body_end - at} bytes left over")
         self._fill(views, header)
         if is_step and not header.flags & frames.FIXED:
             values = tuple(tail.get(name) for name in ("reward", "terminated", "truncated"))

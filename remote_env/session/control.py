@@ -14,6 +14,7 @@ from remote_env.errors import (
     ConnectError,
     ConnectionLost,
     DeadlineExceeded,
+    ProtocolError,
     RemoteEnvError,
     StartError,
     TaskError,
@@ -83,6 +84,9 @@ class ControlLink:
         self._dial, self._token = dial, token
         self._transport, self._stream, self.welcome, handshake = shake_hands(dial, token, "control", deadline, **given)
         opened = self.welcome.get("session")
+        if not isinstance(opened, str if session == "new" else (str, type(None))):
+            self._transport.close()
+            raise ProtocolError("a WELCOME that names no session")
         self.key = "" if opened is None else handshake.derive_key(opened)
         self._sequence = 0
         self._asking = threading.Lock()
@@ -114,6 +118,7 @@ class ControlLink:
                 status = status or self.next_event(min(deadline, time.monotonic() + EVENT_TICK_S))
             except DeadlineExceeded:
                 status = self.status()
+            _check_status(status)
             if on_status is not None:
                 on_status(status)
             if status["state"] in ("ready", "busy"):
@@ -275,6 +280,17 @@ def _log_part(reply: dict[str, Any]) -> LogPart:
     text = str(reply["text"])
     size = int(reply.get("size", 0))
     return LogPart(text, int(reply.get("next", size)), size)
+
+
+def _check_status(status: dict[str, Any]) -> None:
+    """ProtocolError when it says something in another type than is due."""
+    texts = ("state", "phase", "log_tail", "last_line", "why", "kind", "message", "traceback")
+    wrong = [name for name in texts if not isinstance(status.get(name, ""), (str, type(None)))]
+    wrong += [name for name in ("since_s", "age_s") if not isinstance(status.get(name, 0), (int, float))]
+    due = {"dead": ("why",), "failed": ("message", "kind", "traceback")}.get(str(status.get("state")), ("state",))
+    wrong += [name for name in due if status.get(name) is None]
+    if wrong:
+        raise ProtocolError(f"a status in which {', '.join(wrong)} is missing or no text or number")
 
 
 def _still_starting(status: dict[str, Any]) -> DeadlineExceeded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,9 @@ WINDOW = 64  # requests under way at once
 WINDOW_BYTES = 64 << 10  # of them; more could fill both directions, and neither end would read
 CLOSE_TIMEOUT_S = 1.0
 MAX_DAMAGED = 5  # frames in a row
+# What reading a reply raises that holds something else than is due.
+MALFORMED = (ProtocolError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError, struct.error)
+_TOLD = ("kind", "type", "message", "traceback", "during")  # of an error
 
 _KINDS: dict[str, type[RemoteEnvError]] = {
     "InputError": InputError,
@@ -225,7 +229,10 @@ class Exchange:
             self._requests.settle(header.sequence)
 
     def _read_value(self, header: frames.Header) -> Any:
-        value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
+        try:
+            value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
+        except ProtocolError as error:
+            raise self._break(error) from error.__cause__
         self._fill(views, header)
         self._settle(header)
         return value
@@ -321,6 +328,14 @@ class Exchange:
         self._lose(SessionLost(f"the session ended: {error}. reset() starts a new one"))
         return error
 
+    def _malformed(self, error: Exception) -> RemoteEnvError:
+        """The error for a reply that is none: what reading it raised, of `MALFORMED`."""
+        if self.is_lost is not None and isinstance(error, RemoteEnvError):
+            return error  # it was told already
+        if isinstance(error, ProtocolError):
+            return self._break(error)
+        return self._break(ProtocolError(f"a reply that holds something else than is due: {error!r:.300}"))
+
     def _lose(self, error: SessionLost) -> SessionLost:
         self.is_lost = error
         self._link = machine.advance(machine.CLIENT, self._link, "ended")
@@ -328,6 +343,8 @@ class Exchange:
         return error
 
     def _error(self, value: Any) -> RemoteEnvError:
+        if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in _TOLD):
+            return self._break(ProtocolError("an ERROR that does not say what happened"))
         kind = _KINDS.get(value["kind"])
         if kind is not None:
             return kind(value["message"], remote_traceback=value["traceback"])

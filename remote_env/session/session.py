@@ -10,6 +10,7 @@ from remote_env.errors import ConfigError, ProtocolError, Unsupported
 from remote_env.protocol import codec, frames, layout, machine
 from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
+from remote_env.session.exchange import MALFORMED
 from remote_env.session.slices import check_reply, last_transition, read_runs
 from remote_env.session.task_session import TaskSession
 from remote_env.state import SceneState
@@ -53,7 +54,10 @@ class Session(TaskSession):
                 self._transmit(buffers, frames.STEP)
                 header = self._await(sequence, frames.STEP, vector.result_shape)
                 if header is vector.result_shape.header:
-                    transition = vector.read_result(self._stream.body)
+                    try:
+                        transition = vector.read_result(self._stream.body)
+                    except MALFORMED as error:
+                        raise self._malformed(error) from error
                     requests.settle(sequence)
                     self._in_call = False
                     return transition
@@ -104,7 +108,7 @@ class Session(TaskSession):
 
     # Replies
 
-    def _read_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
+    def _unpack_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         stream, flags, fixed = self._stream, header.flags, self._observation_layout
         body, at, end = stream.body, stream.body_start, stream.body_end
         observation: Any = None
@@ -121,7 +125,7 @@ class Session(TaskSession):
                 at += layout.TRANSITION_SIZE
             observation, views = fixed.read(body, at, end)
             at += fixed.size
-        if flags & (frames.STATE | frames.TAIL):
+        if flags & (frames.STATE | frames.TAIL) or at != end:
             numbered, tail, more = self._read_rest(header, at, end, views)
             if isinstance(tail, dict):
                 observation = tail.get("observation", observation)
@@ -159,6 +163,8 @@ class Session(TaskSession):
             if left < 0:
                 raise self._break(ProtocolError("a payload is shorter than the arrays of its layout"))
             tail, more = codec.decode(bytes(stream.body[at:end]), left)
+        elif at != end:
+            raise ProtocolError(f"a RESULT with {end - at} bytes left over")
         return numbered, tail, more
 
     def _state(self, numbered: tuple[int, Any] | None, tail: Any) -> SceneState | None:
@@ -179,9 +185,12 @@ class Session(TaskSession):
         return reply
 
     def _read_state_reply(self, header: frames.Header) -> SceneState:
-        numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])
-        self._fill(views, header)
-        state = self._state(numbered, tail)
+        try:
+            numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])
+            self._fill(views, header)
+            state = self._state(numbered, tail)
+        except MALFORMED as error:
+            raise self._malformed(error) from error
         if state is None:
             raise self._break(ProtocolError("a reply to GET_STATE without a state"))
         self._settle(header)

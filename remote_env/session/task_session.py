@@ -15,6 +15,7 @@ from remote_env.errors import (
     DeadlineExceeded,
     InputError,
     ProtocolError,
+    RemoteEnvError,
     SessionLost,
     StartError,
 )
@@ -22,7 +23,7 @@ from remote_env.protocol import codec, frames, layout
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.control import ControlLink, Dial
-from remote_env.session.exchange import WINDOW, WINDOW_BYTES, Exchange
+from remote_env.session.exchange import MALFORMED, WINDOW, WINDOW_BYTES, Exchange
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import DEFAULT_LINK_OPTIONS, Joining, LinkOptions
 from remote_env.spaces import space_from_plain
@@ -100,9 +101,9 @@ class TaskSession(Exchange, abc.ABC):
     def _check_task(self, digest: str | None, asked: str) -> None:
         served = self.control.welcome
         self._check_count(served.get("num_envs"))
-        if digest is not None and served["digest"] != digest:
+        if digest is not None and served.get("digest") != digest:
             raise ConfigError(
-                f"that server serves env={served['task']!r}, and asked for was env={asked!r}, or it has other "
+                f"that server serves env={served.get('task')!r}, and asked for was env={asked!r}, or it has other "
                 "arguments, another simulator or another policy; leave env= out to take what it serves, or give "
                 "another port= to start one"
             )
@@ -146,8 +147,10 @@ class TaskSession(Exchange, abc.ABC):
             self._check_count(self.ready.get("num_envs"))
             self._read_spaces(self.ready)
             self._ledger_bytes = int(self.ready.get("ledger_bytes", REPLIES_LIMIT_BYTES))
-        except BaseException:
+        except BaseException as error:
             transport.close()
+            if isinstance(error, MALFORMED) and not isinstance(error, RemoteEnvError):
+                raise ProtocolError(f"a READY that holds something else than is due: {error!r:.300}") from error
             raise
         self._use(transport, stream)
 
@@ -303,9 +306,16 @@ class TaskSession(Exchange, abc.ABC):
 
     # Replies
 
-    @abc.abstractmethod
     def _read_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         """The rest of a reply to RESET or STEP; without `is_step` reward and flags mean nothing."""
+        try:
+            return self._unpack_transition(header, is_step=is_step)
+        except MALFORMED as error:
+            raise self._malformed(error) from error
+
+    @abc.abstractmethod
+    def _unpack_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
+        """As `_read_transition`; raises what it likes of `MALFORMED` when the reply is none."""
 
     def _find_layout(self, number: int, announced: Any) -> SceneLayout:
         """The layout of that number, which the same reply may announce."""
