@@ -25,7 +25,6 @@ CLIENT: Table = {
     (JOINED, "ended"): LOST,  # the peer broke the protocol
     (JOINED, "closed"): CLOSED,
     (LOST, "cut"): LOST,
-    (LOST, "ended"): LOST,
     (LOST, "closed"): CLOSED,
     (CLOSED, "cut"): CLOSED,
     (CLOSED, "closed"): CLOSED,
@@ -37,12 +36,9 @@ SESSION: Table = {
     (HELD, "cut"): CUT_OFF,  # its control connection broke, or its lease ran out, and it is to be kept
     (HELD, "taken back"): HELD,  # by another control connection, before the end of the first was noticed
     (HELD, "left"): ENDED,  # LEAVE; or its control connection broke, or its lease ran out, and it is not to be kept
-    (CUT_OFF, "cut"): CUT_OFF,
     (CUT_OFF, "taken back"): HELD,
     (CUT_OFF, "left"): ENDED,
     (CUT_OFF, "expired"): ENDED,  # nothing was heard of its client for resume_s
-    (ENDED, "cut"): ENDED,
-    (ENDED, "left"): ENDED,
 }
 
 # The data link at the simulator. What of the session is under way stands in its ReplyLedger.
