@@ -193,6 +193,26 @@ def test_half_a_request_is_dropped_at_a_deadline(
         link.transport.close()
 
 
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "first", "rest"),
+    [
+        ("openpi", UPGRADE, b"\x82\xfe\xff\xff" + bytes(4)),  # a masked binary frame of 65535 bytes
+        ("ilstudio", b"\0\0\xff\xff\x80", b""),
+    ],
+)
+def test_a_message_of_another_dialect_may_not_trickle_in_for_ever(dialect: str, first: bytes, rest: bytes) -> None:
+    with serving(EchoPolicy(), dialect=dialect, idle_timeout_s=0.5) as server, Bare(server) as slow:
+        slow.sock.sendall(first)
+        slow.trickle(rest)
+        wait_until(lambda: any("deadline" in line for line in server.lines), "the log says so")
+
+
 def test_a_payload_that_never_comes_is_dropped_at_a_deadline(
     server: RenvServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import server_process
 from leak_check import wait_until
+from rude_peers import patch_server, trickle
 from server_process import BareClient, ServerProcess, read_to_end, serving
 
-from remote_env import RemoteEnv
-from remote_env.errors import AuthError, ConnectError, DeadlineExceeded, ProtocolError, VersionMismatch
 from remote_env.protocol import frames
-from remote_env.protocol.handshake import ClientHandshake, pack_link, proof
+from remote_env.protocol.handshake import ClientHandshake, pack_link
 
 pytestmark = pytest.mark.fault
-
-PATCH = """
-import importlib, json
-for name, value in json.loads(%r).items():
-    module, _, constant = name.rpartition(".")
-    setattr(importlib.import_module(f"remote_env.{module}"), constant, value)
-from remote_env.protocol import frames
-frames._OURS = (frames.MAGIC, frames.VERSION)
-sys.exit("""
-
-
-def patch_server(patch: pytest.MonkeyPatch, **constants: float) -> None:
-    """Have servers started from now on with other limits: module__CONSTANT is that of remote_env.server.module."""
-    names = {name.replace("__", ".").removeprefix("."): value for name, value in constants.items()}
-    full = {name if name.startswith("protocol.") else f"server.{name}": value for name, value in names.items()}
-    driver = server_process._DRIVER.replace("sys.exit(", PATCH % json.dumps(full))
-    patch.setattr(server_process, "_DRIVER", driver)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +24,11 @@ def server() -> Iterator[ServerProcess]:
     with pytest.MonkeyPatch.context() as patch:
         patch_server(
             patch,
-            peer__MESSAGE_TIMEOUT_S=0.4,
+            peer__MESSAGE_TIMEOUT_S=0.5,
             connections__MAX_PROVED=8,
             connections__LINES_EVERY_S=0.5,
         )
-        running = ServerProcess(handshake_timeout_s=0.4)
+        running = ServerProcess(handshake_timeout_s=0.5)
     try:
         yield running.wait_listening().wait_ready()
     finally:
@@ -63,23 +42,6 @@ def still_serves(server: ServerProcess) -> Iterator[None]:
         assert client.shake_hands(session=None)["type"] == frames.WELCOME
         assert client.ask(frames.STATUS)["state"] == "ready"
     assert server.process.poll() is None
-
-
-def trickle(sock: socket.socket, data: bytes) -> bytes:
-    """Send `data` byte by byte, and spaces for ever then, until the other side closes; what it said."""
-    sock.settimeout(0.02)
-    said = b""
-    with contextlib.suppress(ConnectionError):
-        for index in range(2000):
-            sock.sendall(data[index : index + 1] or b" ")
-            try:
-                if not (got := sock.recv(4096)):
-                    return said
-                said += got
-            except TimeoutError:
-                continue
-        pytest.fail("it is never dropped")
-    return said
 
 
 LONG = pack_link(frames.HELLO, {"role": "control", "nonce": "0" * 64, "client": "x" * 15_000})
@@ -106,7 +68,7 @@ def test_a_proof_that_comes_byte_by_byte_is_dropped_at_the_deadline(server: Serv
 HALF = pack_link(frames.PING, {"padding": "x" * 1000})
 
 
-@pytest.mark.parametrize("size", [1, frames.HEADER_SIZE - 1, frames.HEADER_SIZE, len(HALF) - 1])
+@pytest.mark.parametrize("size", [1, frames.HEADER_SIZE, len(HALF) - 1])
 def test_half_a_message_of_one_who_has_proved_himself_is_dropped_at_the_deadline(
     server: ServerProcess, size: int
 ) -> None:
@@ -131,7 +93,7 @@ def test_messages_one_after_the_other_have_a_deadline_each(server: ServerProcess
         client.sock.settimeout(0.05)
         frame = pack_link(frames.PING, {}, sequence=1)
         answers = 0
-        for _ in range(12):  # 0.6 s and more in all
+        for _ in range(14):  # 0.7 s and more in all
             client.send(frame[:10])
             with pytest.raises(TimeoutError):
                 client.sock.recv(1)
@@ -139,7 +101,7 @@ def test_messages_one_after_the_other_have_a_deadline_each(server: ServerProcess
             client.sock.settimeout(8)
             answers += client.recv()[0].type == frames.REPLY
             client.sock.settimeout(0.05)
-        assert answers == 12
+        assert answers == 14
 
 
 @pytest.mark.parametrize("size", [(64 << 10) + 1, frames.MAX_LINK_BODY_SIZE, 0xFFFFFFFF])
@@ -276,155 +238,3 @@ def test_halves_of_messages_hold_no_more_than_the_bound() -> None:
             other.shake_hands(session=None)
             assert other.ask(frames.STATUS)["state"] == "ready"
         assert resident_kib(own.process.pid) - resident < 12 << 10  # 60 halves are 3.6 MiB
-
-
-# Proofs that are not one's own
-
-
-class Recorder:
-    """Stands between a client and the server and keeps what each said; a handshake goes through unchanged."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self.said_by_client = self.said_by_server = b""
-        with BareClient(server) as client:
-            handshake = ClientHandshake(server.token, "control", session="new", client="who is recorded")
-            hello = handshake.hello()
-            client.send(hello)
-            header, challenge = client.recv()
-            answer = handshake.answer(header.type, challenge)
-            client.send(answer)
-            assert client.recv()[0].type == frames.WELCOME
-        self.hello, self.answer, self.challenge = bytes(hello), bytes(answer), challenge
-        wait_until(lambda: "remote_env_sessions 0" in server.http("/metrics"), "the recorded session ends")
-
-
-def test_a_recorded_handshake_played_back_is_refused(server: ServerProcess) -> None:
-    recorded = Recorder(server)
-    with BareClient(server) as thief:
-        thief.send(recorded.hello)
-        _, challenge = thief.recv()
-        assert challenge["nonce"] != recorded.challenge["nonce"]
-        thief.send(recorded.answer)
-        header, message = thief.recv()
-    assert (header.type, message["kind"]) == (frames.REFUSED, "auth")
-    assert "remote_env_sessions 0" in server.http("/metrics")
-    with BareClient(server) as thief:  # all at once, without waiting for the challenge
-        thief.send(recorded.hello + recorded.answer)
-        thief.recv()
-        assert thief.recv()[1]["kind"] == "auth"
-
-
-def impostor(answer: Any) -> tuple[socket.socket, int]:
-    """A listener that stands for a server without the token; `answer` is run with each connection."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    import threading
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = listener.accept()
-                with sock, contextlib.suppress(OSError):
-                    sock.settimeout(5)
-                    answer(sock)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return listener, listener.getsockname()[1]
-
-
-def against(answer: Any, token: str, *, start_timeout_s: float = 5.0) -> None:
-    """Connect a real client to such a listener; raises what that gets."""
-    listener, port = impostor(answer)
-    try:
-        with RemoteEnv(f"tcp://127.0.0.1:{port}", token=token, start_timeout_s=start_timeout_s) as env:
-            env.reset()
-    finally:
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-
-
-def test_a_recorded_challenge_played_back_gets_no_proof_of_the_client(server: ServerProcess) -> None:
-    recorded = Recorder(server)
-    heard: list[bytes] = []
-
-    def play_back(sock: socket.socket) -> None:
-        if hello := sock.recv(65536):
-            sock.sendall(pack_link(frames.CHALLENGE, recorded.challenge))
-            heard.extend((hello, read_to_end(sock)))
-
-    with pytest.raises(AuthError, match="does not have this token"):
-        against(play_back, server.token)
-    wait_until(lambda: len(heard) >= 2, "the impostor has seen the end")
-    assert heard[1] == b""
-    assert all(server.token.encode() not in part for part in heard)
-
-
-def test_a_client_is_not_taken_in_by_its_own_words(server: ServerProcess) -> None:
-    def echo(sock: socket.socket) -> None:
-        while got := sock.recv(65536):
-            sock.sendall(got)
-
-    with pytest.raises(ProtocolError, match="expected CHALLENGE, got HELLO"):
-        against(echo, server.token)
-
-
-def test_a_server_that_sends_byte_by_byte_holds_no_client_beyond_its_deadline(server: ServerProcess) -> None:
-    challenge = pack_link(frames.CHALLENGE, {"nonce": "1" * 64, "padding": "x" * 60_000})
-
-    def dawdle(sock: socket.socket) -> None:
-        if sock.recv(65536):
-            trickle(sock, bytes(challenge))
-
-    with pytest.raises((ConnectError, DeadlineExceeded)):
-        against(dawdle, server.token, start_timeout_s=1.0)
-
-
-def test_the_servers_own_proof_sent_back_is_refused(server: ServerProcess) -> None:
-    nonce = "7" * 64
-    with BareClient(server) as one, BareClient(server) as other:
-        one.send(pack_link(frames.HELLO, {"role": "control", "nonce": nonce, "session": "new"}))
-        first = one.recv()[1]
-        # The server proves itself for a nonce that it has chosen: the other connection's.
-        other.send(pack_link(frames.HELLO, {"role": "control", "nonce": first["nonce"], "session": "new"}))
-        second = other.recv()[1]
-        for client, given in ((one, second["proof"]), (other, first["proof"])):
-            client.send(pack_link(frames.PROOF, {"proof": given}))
-            assert client.recv()[1]["kind"] == "auth"
-
-
-def test_a_proof_by_another_version_or_role_is_none(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    nonce = "7" * 64
-    for role, version in (("data", frames.VERSION), ("policy", frames.VERSION), ("control", frames.VERSION + 1)):
-        with BareClient(server) as client, monkeypatch.context() as patch:
-            client.send(pack_link(frames.HELLO, {"role": "control", "nonce": nonce}))
-            challenge = client.recv()[1]
-            patch.setattr(frames, "VERSION", version)
-            given = proof(server.token, "client", role, nonce, challenge["nonce"])
-            patch.undo()
-            client.send(pack_link(frames.PROOF, {"proof": given}))
-            assert client.recv()[1]["kind"] == "auth"
-
-
-# Other versions
-
-
-def test_a_client_and_a_server_of_another_version_are_both_told_both(
-    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    patch_server(monkeypatch, protocol__frames__VERSION=9)
-    other = ServerProcess().wait_listening()
-    both = f"version 9, this end version {frames.VERSION}"
-    try:
-        with pytest.raises(VersionMismatch, match=f"{both}; install the same remote-env release on both"):
-            RemoteEnv(f"tcp://127.0.0.1:{other.port}", token=other.token, start_timeout_s=10.0).reset()
-        with BareClient(other) as client:
-            client.send(ClientHandshake(other.token, "control", session="new").hello())
-            answer = read_to_end(client.sock)
-        # In a frame of its own version, so that this end could tell by the header alone.
-        assert answer[4] == 9
-        said = json.loads(answer[frames.HEADER_SIZE :])
-        assert said["kind"] == "version"
-        assert f"version {frames.VERSION}, this end version 9" in said["message"]
-        assert f"version {frames.VERSION}, this end version 9" in other.read_log()
-    finally:
-        other.stop()
