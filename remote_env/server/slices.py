@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,8 @@ class Slice:
                 None if chunk_size is None else int(chunk_size),
                 bool(request["stacked"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"not a rollout's request ({error!r}): {str(request)[:200]}") from error
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"not a rollout's request ({error!r:.200}): {reprlib.repr(request)}") from error
         asked.check()
         return asked
 
