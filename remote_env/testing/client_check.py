@@ -32,7 +32,7 @@ class Client(Protocol):
 Factory = Callable[[tuple[str, int], str], Client]
 
 
-def check_client(factory: Factory, *, reconnect_timeout_s: float = 5.0) -> None:
+def check_client(factory: Factory, *, reconnect_timeout_s: float = 5.0, silence_s: float | None = None) -> None:
     """Check that a client keeps the protocol when links break and servers lie.
 
     Args:
@@ -40,12 +40,15 @@ def check_client(factory: Factory, *, reconnect_timeout_s: float = 5.0) -> None:
             observations are (1,) and whose actions (2,) float64; a call returns when it has succeeded, however often
             the link broke meanwhile.
         reconnect_timeout_s: after how long without a server the clients of this factory give up [s].
+        silence_s: after how long without a word they take a link for cut [s]; None: that is not checked.
 
     Raises:
         CheckFailed: it breaks a rule; `rule` says which.
     """
     rules = (*SURVIVING_RULES, *FAILING_RULES)
     run_rules(rules, factory, reconnect_timeout_s, timeout_s=4 * reconnect_timeout_s + 60.0)
+    if silence_s is not None:
+        run_rules((_notices_silence,), factory, silence_s, timeout_s=silence_s + 60.0)
 
 
 @contextmanager
@@ -163,6 +166,15 @@ def _tries_again(factory: Factory, _: float) -> None:
             server.cut()
             _step(client, count)
     expect(server.steps == 3, f"the task was stepped {server.steps} times")
+
+
+def _notices_silence(factory: Factory, silence_s: float) -> None:
+    """A link on which nothing is said any more, and that nobody ends, is taken for cut in time."""
+    start = time.monotonic()
+    server = _survive(factory, Trouble("silence"))
+    elapsed = time.monotonic() - start
+    expect(elapsed < silence_s + SLACK_S, f"that took {elapsed:.1f} s; {silence_s:g} s were due")
+    expect(server.resumes == [(2, 3)], f"it resumed as {server.resumes}")
 
 
 def _fails(call: Callable[[], object], within_s: float, what: str) -> None:

@@ -133,10 +133,25 @@ def _refuses_other_epochs(server: RawServer) -> None:
 
 
 def _refuses_wrong_acknowledgements(server: RawServer) -> None:
-    """A request that acknowledges what was never sent ends the connection unanswered."""
+    """A request that acknowledges what was never sent, or less than an earlier one, ends the connection unanswered."""
     with _open(server) as session:
-        frame = session.pack_as(session.sequence + 1, STEP, session.action(), acknowledged=session.sequence + 1)
-        _expect_not_taken(session, frame, "an acknowledgement of what was never sent")
+        session.step()
+        session.step()
+        for wrong in (session.sequence + 1, session.sequence - 2):
+            frame = session.pack_as(session.sequence + 1, STEP, session.action(), acknowledged=wrong)
+            _expect_not_taken(session, frame, f"an acknowledgement of {wrong} by request {session.sequence + 1}")
+        _expect_settled(session)
+
+
+def _takes_older_acknowledgements(server: RawServer) -> None:
+    """A request that is sent again acknowledges what it did at first, which may be less than the resume said."""
+    with _open(server) as session:
+        first, second = (session.pack(STEP, session.action()) for _ in range(2))
+        session.link.send(first + second[:-1])
+        session.expect_result(session.receive(), "STEP")
+        expect(session.resume().sequence == session.sequence - 1, "RESUMED says that half a request was taken")
+        session.link.send(second)
+        session.expect_result(session.receive(), "a STEP that was sent again")
         _expect_settled(session)
 
 
@@ -248,6 +263,13 @@ def _is_taken_back(server: RawServer) -> None:
 
 LINK_RULES = (
     *(_resumes, _sends_replies_again, _runs_once, _waits_for_whole_requests, _refuses_damage, _refuses_other_numbers),
-    *(_refuses_other_epochs, _refuses_wrong_acknowledgements, _survives_garbage, _refuses_wrong_resumes, _begins_again),
+    *(
+        _refuses_other_epochs,
+        _refuses_wrong_acknowledgements,
+        _takes_older_acknowledgements,
+        _survives_garbage,
+        _refuses_wrong_resumes,
+        _begins_again,
+    ),
     *(_bounds_its_ledger, _replaces, _hides_its_secret, _is_taken_back),
 )

@@ -31,7 +31,8 @@ class Trouble(NamedTuple):
 
     Attributes:
         what: "lose request" (it arrived and was not taken), "lose reply", "part of reply", "flip" (a bit of the reply),
-            "old reply" (an earlier one instead), "foreign reply" (of another epoch).
+            "old reply" (an earlier one instead), "foreign reply" (of another epoch), "silence" (nothing is said on the
+            connections of this moment any more).
         at: the byte that a part ends before, or whose bit is turned; negative ones count from the end.
         control_too: the control connection is cut as well.
     """
@@ -81,6 +82,7 @@ class ScriptedServer:
         self._id, self._key, self._nonces = "", "", set[str]()
         self._links: dict[str, RawLink] = {}
         self._open: list[RawLink] = []
+        self._mute: list[RawLink] = []
         self._mutex = threading.RLock()
         self._threads = [threading.Thread(target=self._accept_all, name="scripted server", daemon=True)]
         self._threads[0].start()
@@ -208,7 +210,8 @@ class ScriptedServer:
                 self.left = True
             # Of a PING the problems themselves, of a STATUS their number.
             answer = {**self._status(), "problems": [] if asked.type == raw_link.PING else 0}
-            link.send_quietly(pack_link(raw_link.REPLY, answer, sequence=asked.sequence))
+            if link not in self._mute:
+                link.send_quietly(pack_link(raw_link.REPLY, answer, sequence=asked.sequence))
 
     def _status(self) -> dict[str, Any]:
         server = {"sessions": 1, "max_sessions": 1, "holders": [], "idle_s": 0, "idle_timeout_s": 60, "kept": False}
@@ -283,6 +286,10 @@ class ScriptedServer:
         elif trouble.what == "flip":
             reply[trouble.at] ^= 4
             self._send_and_wait(link, bytes(reply))
+        elif trouble.what == "silence":
+            with self._mutex:
+                self._mute = list(self._open)
+            self._send_and_wait(link, b"")
         elif trouble.what == "old reply":
             self._send_and_wait(link, self._replies[number - 1])
         elif trouble.what == "foreign reply":

@@ -30,6 +30,14 @@ def test_our_client_gives_up():
     run_rules(module.FAILING_RULES, factory(0.5), 0.5)
 
 
+def test_our_client_notices_silence():
+    def connect(address: tuple[str, int], token: str) -> RemoteEnv:
+        url = f"tcp://{address[0]}:{address[1]}"
+        return RemoteEnv(url, token=token, reconnect_timeout_s=30.0, heartbeat_s=0.1, heartbeat_timeout_s=0.4)
+
+    run_rules((module._notices_silence,), connect, 0.4)
+
+
 class RawClient:
     """A small client that shares no code with ours, with one thing wrong if so asked."""
 
