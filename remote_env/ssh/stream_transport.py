@@ -142,6 +142,8 @@ class StreamTransport:
         done, size = 0, len(view)
         while done < size:
             done += self.recv_some_into(view[done:], deadline)
+            if done < size and time.monotonic() >= deadline:  # bytes may come one by one for ever
+                raise DeadlineExceeded(f"{done} of {size} bytes were received before the deadline")
 
     def read_some(self, deadline: float) -> bytes:
         """Whatever has come, at least one byte; b"" when the other end has finished sending."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from remote_env.errors import ConfigError, ConnectionLost
+from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded
 from remote_env.ssh.connection import SshConnection
 from remote_env.transport import Buffer, Transport
 
@@ -174,3 +174,5 @@ class ExplainedTransport:
         done, size = 0, len(view)
         while done < size:
             done += self.recv_some_into(view[done:], deadline)
+            if done < size and time.monotonic() >= deadline:  # bytes may come one by one for ever
+                raise DeadlineExceeded(f"{done} of {size} bytes were received before the deadline")
