@@ -70,6 +70,7 @@ class Exchange:
         self._link = machine.APART
         self._cut: RemoteEnvError = ConnectionLost("not connected yet")
         self._is_own_cut = True  # made by us, when a call was cut short: the way to the server is as good as ever
+        self._given_up = ""  # why another thread has cut the link
         self._in_call = False  # from before a call's first byte until its reply is read: a Ctrl-C may come anywhere
         self._damaged, self._damaged_at = 0, -1
 
@@ -102,7 +103,7 @@ class Exchange:
 
     def cut(self, why: str) -> None:
         """Have the link made anew, from any thread: it is known to be dead. Whoever waits on it goes on after that."""
-        log.debug("the data link is given up: %s", why)
+        self._given_up = why
         self._transport.close()
 
     # The exchange
@@ -277,7 +278,8 @@ class Exchange:
 
     def _leave_link(self, why: RemoteEnvError, *, is_own: bool = False) -> None:
         """Give the connection up: what comes next on it could not be trusted. What is under way is kept."""
-        self._cut, self._is_own_cut = why, is_own
+        given_up, self._given_up = self._given_up, ""
+        self._cut, self._is_own_cut = ConnectionLost(given_up) if given_up else why, is_own
         self._link = machine.advance(machine.CLIENT, self._link, "cut")
         self._transport.close()
         self._requests.own()

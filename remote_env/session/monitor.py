@@ -42,7 +42,8 @@ class Monitor:
         host: for the logger's name.
         heartbeat_s: how often it asks [s]; at least every third of `lease_s`.
         heartbeat_timeout_s: after how long without an answer the server counts as silent [s].
-        on_silence: told then why, once: the session's own links will not notice by themselves.
+        on_silence: told then why, and again after as long a silence: the session's own links will not notice by
+            themselves.
         problems_after: the number of the last problem that is old news.
         lines_from: where in the log this session's lines begin.
     """
@@ -70,7 +71,7 @@ class Monitor:
         self._stopping = threading.Event()
         self._transport: Transport | None = None
         self._heard_at = time.monotonic()
-        self._trouble, self._has_told = "", False
+        self._trouble, self._told_at = "", 0.0
         self._thread = threading.Thread(target=self._run, name="remote-env monitor", daemon=True)
         self._thread.start()
 
@@ -158,7 +159,6 @@ class Monitor:
 
     def _heard(self, reply: dict[str, Any]) -> None:
         self._heard_at = time.monotonic()
-        self._has_told = False
         if self._trouble:
             self._trouble = ""
             log.info("%s answers again", self._host)
@@ -173,7 +173,8 @@ class Monitor:
         if not self._trouble:
             log.info("%s does not answer: %s", self._host, error)
         self._trouble = str(error)
-        silent_s = time.monotonic() - self._heard_at
-        if silent_s >= self._answer_timeout_s and not self._has_told:
-            self._has_told = True
-            self._on_silence(f"no heartbeat for {silent_s:.0f} s: {error}")
+        now = time.monotonic()
+        # Told again, too: the session may have been resumed meanwhile, and its new link have fallen silent.
+        if now - max(self._heard_at, self._told_at) >= self._answer_timeout_s:
+            self._told_at = now
+            self._on_silence(f"no heartbeat for {now - self._heard_at:.0f} s: {error}")
