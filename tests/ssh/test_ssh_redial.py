@@ -352,8 +352,8 @@ def test_that_nothing_listens_any_more_is_a_detail_of_the_error(server: SshServe
     assert getattr(error, "nothing_listens", False)
 
 
-def test_forbidden_forwarding_proves_nothing_about_the_port(kind: str) -> None:
-    with SshServer(extra_config="AllowTcpForwarding no") as server, place_on(server, kind) as place:
+def test_forbidden_forwarding_proves_nothing_about_the_port() -> None:
+    with SshServer(extra_config="AllowTcpForwarding no") as server, place_on(server, "channel") as place:
         error = fails(place)
     assert "AllowTcpForwarding yes" in str(error)
     assert not getattr(error, "nothing_listens", False)
