@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from remote_env.private_files import (
     write_private_text,
 )
 from remote_env.server.folder import read_settings
+from remote_env.server.process import LAUNCHER
 
 SECRET = "5ec2e7" * 11
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -122,6 +125,23 @@ def test_settings_behind_a_link_are_refused(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "linked").symlink_to(folder)
     with pytest.raises(ConfigError, match="is a symbolic link"):
         read_settings(tmp_path / "linked")
+
+
+def test_a_server_writes_through_no_link_into_a_folder_that_is_not_private(folder: Path) -> None:
+    victim = folder / "victim"
+    victim.write_text("mine")
+    shared = folder / "shared"
+    shared.mkdir()
+    write_private_text(shared / "settings.json", f'{{"token": "{SECRET}"}}')
+    for name in ("supervisor", f"failed.json.{os.getpid()}.partial"):
+        (shared / name).symlink_to(victim)
+    shared.chmod(0o777)
+    command = [sys.executable, "-S", str(LAUNCHER), str(shared)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 1
+    assert f"chmod go-rwx {shared}" in ended.stderr
+    assert SECRET not in ended.stdout + ended.stderr
+    assert victim.read_text() == "mine"
 
 
 @pytest.mark.parametrize("text", [f'{{"token": "{SECRET}"', f'"{SECRET}"', "[]", '{"token": 5}', ""])

@@ -12,13 +12,19 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST = (3, 10)
 
 
+def _write_anew(path):
+    # The folder has not been looked at yet: nothing is written through a link that somebody else has put there.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    return os.fdopen(os.open(path, flags, 0o600), "w")
+
+
 def _refuse_old_interpreter(folder):
     import json
 
     version = ".".join(str(part) for part in sys.version_info[:3])
     message = "%s is Python %s; the far end needs 3.10 or later: pass python=" % (sys.executable, version)  # noqa: UP031
     partial = os.path.join(folder, "failed.json.partial")
-    with open(partial, "w") as file:
+    with _write_anew(partial) as file:
         json.dump({"kind": "python-too-old", "message": message}, file)
     os.rename(partial, os.path.join(folder, "failed.json"))
     sys.exit(message)
@@ -30,7 +36,7 @@ def _note_process(folder):
         with open("/proc/self/stat") as file:
             begun = file.read().rpartition(")")[2].split()[19]
         numbers = os.readlink("/proc/self/ns/pid")
-        with open(os.path.join(folder, "supervisor"), "w") as file:
+        with _write_anew(os.path.join(folder, "supervisor")) as file:
             file.write("%d %s %s\n" % (os.getpid(), begun, numbers))  # noqa: UP031
     except OSError:
         pass
