@@ -16,6 +16,7 @@ from remote_env.errors import (
     ProtocolError,
     VersionMismatch,
 )
+from remote_env.policy.dialects.renv_features import infer_codec
 from remote_env.policy.policy import PolicyMetadata
 from remote_env.policy.token_file import MIN_TOKEN_LENGTH, read_token, token_path
 from remote_env.protocol import frames
@@ -53,7 +54,7 @@ class Welcome:
     def from_plain(cls, plain: dict[str, Any]) -> Welcome:
         """The fields of a WELCOME; ProtocolError when one is missing or of another kind."""
         try:
-            return cls(
+            welcome = cls(
                 metadata=PolicyMetadata.from_plain(plain["metadata"]),
                 instance=str(plain["instance"]),
                 resumed=bool(plain["resumed"]),
@@ -61,8 +62,10 @@ class Welcome:
                 max_message_bytes=max(int(plain.get("max_message_bytes", frames.MAX_PAYLOAD_SIZE)), MIN_MESSAGE_BYTES),
                 clients=int(plain.get("clients", 0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProtocolError(f"the server's WELCOME is not one of a policy server ({error!r})") from error
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ProtocolError(f"the server's WELCOME is not one of a policy server ({error!r:.300})") from error
+        infer_codec(welcome.metadata, welcome.max_message_bytes)  # refuses features that no message holds
+        return welcome
 
 
 @dataclass(frozen=True)
