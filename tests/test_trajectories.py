@@ -77,7 +77,7 @@ def test_a_link_that_is_cut_again_and_again(
 
 
 def test_a_link_that_falls_silent_and_tells_nobody() -> None:
-    events, steps = Events(), 200
+    events, steps = Events(), 100
     with (
         proxied(step_s=0.003) as (server, proxy),
         remote(server, proxy, events, heartbeat_s=0.1, heartbeat_timeout_s=0.5) as env,
