@@ -318,7 +318,11 @@ class Exchange:
         header = stream.recv(self._deadline)
         if header.type != frames.RESUMED or header.epoch != self._epoch:
             raise ProtocolError(f"expected RESUMED, got {frames.NAMES.get(header.type, header.type)}")
-        for message in self._requests.missed(header.sequence):
+        try:
+            missed = self._requests.missed(header.sequence)
+        except ProtocolError as error:
+            raise self._lose(SessionLost(f"the session cannot go on: {error}. reset() starts a new one")) from error
+        for message in missed:
             transport.send_all(message.buffers, self._deadline)
         self._use(transport, stream)
         self._joining.resumed(header.sequence)

@@ -210,13 +210,13 @@ def _gives_up_in_time(factory: Factory, reconnect_timeout_s: float) -> None:
         _fails(lambda: client.step([0.5, -0.5]), reconnect_timeout_s, "a step with a silent server")
 
 
-def _believes_no_wrong_resume(factory: Factory, reconnect_timeout_s: float) -> None:
+def _believes_no_wrong_resume(factory: Factory, _: float) -> None:
     """A RESUMED that claims what was never sent, or forgets what was answered, ends the session with an error."""
     for claims in (99, 0):
         with _playing(factory, {3: Trouble("lose reply")}) as (server, client):
             _step(client, 1)
             server.claims = claims
-            _fails(lambda: client.step([0.5, -0.5]), reconnect_timeout_s, f"a step whose RESUMED says {claims}")
+            _fails(lambda: client.step([0.5, -0.5]), 0.0, f"a step whose RESUMED says {claims}")
 
 
 def _wants_proof(factory: Factory, _: float) -> None:
