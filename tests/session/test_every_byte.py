@@ -1,0 +1,287 @@
+"""A conversation whose link is cut after every single byte, in both directions: nothing in it changes for that.
+
+The client's session and the simulator's loop are the real ones; see `counted_link` for what stands between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from counted_link import DOWN, TOKEN, UP, Fault, Plan, StandInSupervisor
+from gymnasium import spaces
+
+from remote_env import transport
+from remote_env.errors import InputError, NotRun
+from remote_env.protocol import frames
+from remote_env.server import loop as simulator
+from remote_env.server.backend import Backend
+from remote_env.server.board import Board
+from remote_env.session import control, joining
+from remote_env.session.session import Session
+from remote_env.state import EntityLayout, SceneLayout, SceneState
+
+IS_EXHAUSTIVE = "REMOTE_ENV_TEST_EXHAUSTIVE" in os.environ
+STALL_S = 0.004
+TIMEOUT_S = 20.0
+IMAGE_SIZE = 4099  # bytes; from 4096 on an array is a frame's payload
+END = 0.75  # an action of so much ends the episode
+FAIL = -0.75
+
+pytestmark = pytest.mark.fault
+
+
+class Recorder(Backend):
+    """Writes down every call; its observations tell of all calls since the reset, and share one buffer."""
+
+    action_space = spaces.Box(-1.0, 1.0, (2,), np.float64)
+    metadata: Mapping[str, Any] = {}
+    spec: Mapping[str, Any] = {}
+    render_mode = "ansi"
+    callable_names = frozenset({"scale"})
+
+    def make(self, env: Any, kwargs: Any) -> None:
+        self.calls: list[Any] = []
+        self._layout = SceneLayout((EntityLayout("ball"),), source="recorder")
+        self._numbers, self._image = np.zeros(3), np.zeros(IMAGE_SIZE, np.uint8)
+        self._has_image = bool(kwargs["image"])
+        numbers = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        pictures = spaces.Box(0, 255, (IMAGE_SIZE,), np.uint8)
+        self.observation_space = spaces.Dict({"n": numbers, "i": pictures}) if self._has_image else numbers
+
+    def _observe(self) -> Any:
+        self._numbers[1] += 1
+        self._image[:] = np.arange(IMAGE_SIZE) * int(self._numbers[1]) % 251
+        return {"n": self._numbers, "i": self._image} if self._has_image else self._numbers
+
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        self.calls.append(("reset", seed, options))
+        self._numbers[:] = seed or 0, 0, 0
+        return self._observe(), {"seed": seed}
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.calls.append(("step", *action.tolist()))
+        if action[0] == FAIL:
+            raise InputError("no", remote_traceback="here")
+        self._numbers[0] = self._numbers[0] * 3 + action[0]
+        self._numbers[2] += action[1]
+        return self._observe(), float(action[0]), bool(action[0] == END), False, {}
+
+    def state(self, *, native: bool) -> SceneState:
+        self.calls.append(("state", native))
+        values = np.zeros(self._layout.size)
+        values[3], values[4] = self._numbers[0], 1.0
+        return SceneState(self._layout, values, self._numbers.tobytes() if native else None)
+
+    def restore(self, state: SceneState) -> None:
+        self.calls.append(("restore", *state.values.tolist(), state.native))
+        self._numbers[:] = np.frombuffer(state.native or bytes(24))
+
+    def render(self) -> Any:
+        self.calls.append(("render",))
+        return self._image if self._has_image else self._numbers
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.calls.append((name, args, kwargs))
+        return args[0] * kwargs["by"]
+
+    def close(self) -> None:
+        pass
+
+
+class Wired:
+    """One session, open, and what it is wired with."""
+
+    def __init__(self, *, image: bool = False) -> None:
+        self.backend, self._board, self.plan = Recorder(), Board.create(), Plan()
+        self.backend.make("", {"image": image})
+        self.supervisor = StandInSupervisor(
+            simulator.SimulatorLoop(self.backend, self._board, {}, frozenset()), self.plan
+        )
+
+    def open(self) -> Session:
+        return Session(self.supervisor.dial, TOKEN, time.monotonic() + TIMEOUT_S)
+
+    def close(self) -> None:
+        self.supervisor.close()
+        self._board.close()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """No pauses, and stalls that are noticed at once; it is said thousands of times that the link is cut."""
+    monkeypatch.setattr(joining, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(transport, "TICK_S", STALL_S)
+    monkeypatch.setattr(control, "STALL_S", STALL_S)
+    monkeypatch.setattr(simulator, "SEND_TIMEOUT_S", STALL_S)
+    caplog.set_level(logging.CRITICAL, logger="remote_env")
+
+
+@pytest.fixture
+def wired(request: pytest.FixtureRequest) -> Iterator[Wired]:
+    wired = Wired(image=getattr(request, "param", False))
+    yield wired
+    wired.close()
+
+
+def plain(value: Any) -> Any:
+    """Something that == compares, bit for bit."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, SceneState):
+        return value.layout, plain(value.values), value.native
+    if isinstance(value, dict):
+        return [(key, plain(each)) for key, each in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [plain(each) for each in value]
+    return type(value), value
+
+
+def act(first: float, second: float = 0.0) -> Any:
+    return np.array([first, second])
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """What comes of a call: its result, or its error."""
+    try:
+        return plain(call())
+    except InputError as error:
+        return str(error), error.remote_traceback
+    except NotRun:
+        return "not run"
+
+
+# Conversations: together all kinds of requests. Each returns what came of them.
+
+
+def step(session: Session) -> list[Any]:
+    results = [plain(session.reset(7, {"a": 1}, TIMEOUT_S))]
+    results += [plain(session.step(act(0.1, number), TIMEOUT_S)) for number in range(2)]
+    return [*results, plain(session.step(act(0.2), TIMEOUT_S, want_state=True)), plain(session.state)]
+
+
+def move_the_scene(session: Session) -> list[Any]:
+    session.reset(8, None, TIMEOUT_S)
+    state = session.get_state(TIMEOUT_S, native=True)
+    moved = session.step(act(0.1), TIMEOUT_S)
+    session.set_state(state, TIMEOUT_S)
+    return [plain(each) for each in (state, moved, session.step(act(0.1), TIMEOUT_S))]
+
+
+def ask(session: Session) -> list[Any]:
+    session.reset(9, None, TIMEOUT_S)
+    results = [attempt(lambda: session.step(act(FAIL), TIMEOUT_S)), plain(session.render(TIMEOUT_S))]
+    return [*results, session.call("scale", (3,), {"by": 2}, TIMEOUT_S)]
+
+
+def step_ahead(session: Session) -> list[Any]:
+    """The last of the steps is sent ahead of the episode's end, and must not run."""
+    session.reset(7, None, TIMEOUT_S)
+    for first in (0.3, END, 0.4):
+        session.step_async(act(first), TIMEOUT_S)
+    return [attempt(lambda: session.step_wait(TIMEOUT_S)) for _ in range(3)]
+
+
+def step_and_draw(session: Session) -> list[Any]:
+    results = [session.reset(5, None, TIMEOUT_S), session.step(act(0.1), TIMEOUT_S), session.render(TIMEOUT_S)]
+    session.step_async(act(0.2), TIMEOUT_S)
+    session.step_async(act(0.3), TIMEOUT_S)
+    return [plain(results), *(plain(session.step_wait(TIMEOUT_S)) for _ in range(2))]
+
+
+Conversation = Callable[[Session], list[Any]]
+CONVERSATIONS: list[tuple[Conversation, bool]] = [
+    (step, False),
+    (move_the_scene, False),
+    (ask, False),
+    (step_ahead, False),
+    (step_and_draw, True),  # with payloads
+]
+
+
+class Course(NamedTuple):
+    """What a conversation is when nothing happens to it.
+
+    Attributes:
+        results: what came of it.
+        calls: what the backend was called with.
+        streams: what went over the data link, by direction.
+    """
+
+    results: list[Any]
+    calls: list[Any]
+    streams: dict[str, bytes]
+
+
+def run(wired: Wired, session: Session, conversation: Conversation, *faults: Fault) -> Course:
+    """Have the conversation, on a link that is well when it begins."""
+    wired.plan.begin()
+    session.call("scale", (0,), {"by": 0}, TIMEOUT_S)  # a cut behind the last run's last byte is noticed here
+    wired.backend.calls.clear()
+    wired.plan.begin(*faults)
+    results = conversation(session)
+    streams = {way: bytes(wired.plan.streams["data", way]) for way in (UP, DOWN)}
+    return Course(results, list(wired.backend.calls), streams)
+
+
+Choice = Callable[[dict[str, bytes]], Iterable[Sequence[Fault]]]
+
+
+def check_faults(wired: Wired, conversation: Conversation, choose: Choice) -> int:
+    """Nothing of it changes for any of the faults that are chosen when its streams are known; how many there were."""
+    count = 0
+    with contextlib.closing(wired.open()) as session:
+        conversation(session)  # the first time the scene's layout is told
+        expected = run(wired, session, conversation)
+        for faults in choose(expected.streams):
+            course = run(wired, session, conversation, *faults)
+            assert (course.results, course.calls) == (expected.results, expected.calls), faults
+            assert wired.plan.done == len(faults), faults
+            count += 1
+    return count
+
+
+def outside_payloads(stream: bytes) -> list[int]:
+    """Where the stream's headers and bodies lie."""
+    places: list[int] = []
+    at = 0
+    while at < len(stream):
+        header = frames.parse_header(stream, at)
+        behind = at + frames.HEADER_SIZE + header.body_size
+        places += range(at, behind)
+        at = behind + header.payload_size
+    return places
+
+
+def cut_places(stream: bytes) -> list[int]:
+    """Before every byte and behind the last; of payloads, of which one byte is like another, some."""
+    told = outside_payloads(stream)
+    return sorted({*told, *range(0, len(stream), 1 if IS_EXHAUSTIVE else 211), len(stream)})
+
+
+def every(count: int) -> int:
+    """A step through places: each one, or every `count`th in the default run."""
+    return 1 if IS_EXHAUSTIVE else count
+
+
+by_conversation = pytest.mark.parametrize(
+    ("conversation", "wired"), CONVERSATIONS, ids=[each.__name__ for each, _ in CONVERSATIONS], indirect=["wired"]
+)
+
+
+@by_conversation
+def test_a_cut_at_any_byte_changes_nothing(wired: Wired, conversation: Conversation) -> None:
+    def choose(streams: dict[str, bytes]) -> Iterator[Sequence[Fault]]:
+        for way in (UP, DOWN):
+            for at in cut_places(streams[way]):
+                yield [Fault(way, at)]
+
+    count = check_faults(wired, conversation, choose)
+    print(f"{count} places of a cut")
+    assert count > 350
