@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from remote_env.errors import ProtocolError, RemoteEnvError
+from remote_env.errors import AuthError, ProtocolError, RemoteEnvError
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ClientHandshake, ServerHandshake, pack_link, parse_link
 from remote_env.protocol.monitoring import answer_http
@@ -25,11 +25,12 @@ def read_as_supervisor(data: bytes, *, proved: bool) -> None:
         handshake = ServerHandshake(TOKEN)
         handshake.done = proved
         peer = Peer(ours, handshake, 0.0)
-        with contextlib.suppress(RemoteEnvError):
+        with contextlib.suppress(ProtocolError):
             while not peer.ended and not peer.http_request:
                 for kind, _, message in peer.receive():
                     if not proved:
-                        handshake.feed(kind, message)
+                        with contextlib.suppress(AuthError, ProtocolError):  # anything else leaves a traceback
+                            handshake.feed(kind, message)
                     assert not handshake.done or proved, "a stranger was believed"
         assert len(peer._received) <= frames.HEADER_SIZE + frames.MAX_LINK_BODY_SIZE, "too much was kept"
         if peer.http_request:

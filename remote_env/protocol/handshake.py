@@ -170,7 +170,7 @@ class ClientHandshake:
         Raises:
             AuthError: the server could not prove that it has our token, so it gets no proof of ours.
         """
-        _expect(frames.CHALLENGE, kind, message)
+        _expect_of_server(frames.CHALLENGE, kind, message)
         self._server_nonce = server_nonce = str(message.get("nonce", ""))
         if not _NONCE.fullmatch(server_nonce):
             raise ProtocolError("a CHALLENGE whose nonce is not 64 hexadecimal digits")
@@ -187,7 +187,7 @@ class ClientHandshake:
 
     def finish(self, kind: int, message: dict[str, Any]) -> dict[str, Any]:
         """The WELCOME's fields; the server's refusal as the error it names."""
-        _expect(frames.WELCOME, kind, message)
+        _expect_of_server(frames.WELCOME, kind, message)
         return message
 
     def derive_key(self, session: str) -> str:
@@ -195,9 +195,13 @@ class ClientHandshake:
         return session_key(self._token, session, self._nonce, self._server_nonce)
 
 
-def _expect(wanted: int, kind: int, message: dict[str, Any]) -> None:
+def _expect_of_server(wanted: int, kind: int, message: dict[str, Any]) -> None:
     if kind == frames.REFUSED:
         raise refusal(message)
+    _expect(wanted, kind)
+
+
+def _expect(wanted: int, kind: int) -> None:
     if kind != wanted:
         raise ProtocolError(f"expected {frames.NAMES[wanted]}, got {frames.NAMES.get(kind, kind)}")
 
@@ -246,7 +250,7 @@ class ServerHandshake:
         """
         if self._hello is None:
             return self._challenge(kind, message)
-        _expect(frames.PROOF, kind, message)
+        _expect(frames.PROOF, kind)
         nonce, role = self._hello["nonce"], self._hello["role"]
         if not is_proof(message.get("proof"), self._token, "client", role, nonce, self._nonce):
             raise AuthError("the token is wrong; use the one in the server's token file or REMOTE_ENV_TOKEN")
@@ -264,7 +268,7 @@ class ServerHandshake:
         return _is_equal(self._session_proof, session_proof(key, hello["role"], hello["nonce"], self._nonce, session))
 
     def _challenge(self, kind: int, message: dict[str, Any]) -> bytearray:
-        _expect(frames.HELLO, kind, message)
+        _expect(frames.HELLO, kind)
         role, nonce = message.get("role"), message.get("nonce")
         if role not in self._roles or not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
             advice = "" if role in self._roles else _advice(role)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from remote_env.errors import ProtocolError
 from remote_env.protocol import frames
-from remote_env.protocol.handshake import MAX_LINK_DEPTH, ClientHandshake, parse_link
+from remote_env.protocol.handshake import MAX_LINK_DEPTH, ClientHandshake, ServerHandshake, parse_link
 
 REFUSED = {
     "key twice": b'{"a": 1, "a": 1}',
@@ -72,3 +72,10 @@ def test_a_client_takes_no_other_nonce(nonce: object) -> None:
     client = ClientHandshake("0123456789abcdef" * 4, "control")
     with pytest.raises(ProtocolError, match="nonce"):
         client.answer(frames.CHALLENGE, {"nonce": nonce, "proof": "0" * 64})
+
+
+@pytest.mark.parametrize("kind", [*sorted(set(frames.NAMES) - {frames.HELLO}), 0, 255])
+def test_a_stranger_refuses_a_server_nothing(kind: int) -> None:
+    server = ServerHandshake("0123456789abcdef" * 4)
+    with pytest.raises(ProtocolError, match="expected HELLO"):  # and of REFUSED no text of the stranger's own choice
+        server.feed(kind, {"kind": "busy", "message": "a text of mine"})
