@@ -1,6 +1,6 @@
 # Every target gets what it needs by itself (scripts/prepare.sh) and may be run first. PYTHON= names the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interpreters test-faults check bench bench-setup docs test-ecosystem test-dialects test-isaac clean
+.PHONY: help demo test test-interpreters test-faults check bench bench-setup reliability fuzz docs test-ecosystem test-dialects test-isaac clean
 
 export PYTHON
 PREPARE := scripts/prepare.sh
@@ -43,6 +43,13 @@ bench:  ## steps beside raw TCP and a pickle server, then policy requests beside
 
 bench-setup:  ## environments of the rivals that bench leaves out when they are missing (2 GB)
 	@$(PREPARE) dialects
+
+reliability:  ## cut links, kill logins, silence hosts under thousands of steps, and compare with undisturbed runs (docs/reliability.md)
+	@$(PREPARE) test
+	$(BIN)/python -m benchmarks.reliability
+
+fuzz:  ## mutated bytes against everything that reads a peer's, SECONDS (60) for each target; an environment of its own
+	scripts/fuzz.sh $(or $(SECONDS),60)
 
 docs:  ## build the documentation into site/
 	@$(PREPARE) docs
