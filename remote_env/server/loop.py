@@ -318,12 +318,14 @@ class SimulatorLoop:
 
     def _call(self, _flags: int, name: Any, args: Any, kwargs: Any) -> None:
         self._check_open(name)
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise InputError(f"the arguments of {name} are a tuple and a dict; got {type(args)} and {type(kwargs)}")
         described = name == SCENE_DESCRIPTION
         value = self.backend.describe_scene().to_plain() if described else self.backend.call(name, args, kwargs)
         self._send_value(frames.RESULT, self._sequence, value, where=name)
 
     def _check_open(self, name: Any) -> None:
-        if name not in self._allowed:
+        if not isinstance(name, str) or name not in self._allowed:
             raise InputError(
                 f"{name!r} is not open to clients; open: {sorted(self._allowed)}. A task opens more by listing them in "
                 "its remote_calls attribute, and whoever starts the server by allow_calls="
