@@ -117,7 +117,7 @@ def test_a_forked_child_that_ends_costs_its_parent_nothing(ssh_server: SshServer
 
 
 def test_a_killed_login_is_told_and_reset_logs_in_anew(ssh_server: SshServer) -> None:
-    with over_ssh(ssh_server, env="CartPole-v1", idle_timeout_s=0.2) as env:
+    with over_ssh(ssh_server, env="CartPole-v1", idle_timeout_s=0.2, resume="never") as env:
         env.reset(seed=0)
         ssh_server.signal_connections(signal.SIGKILL)
         with pytest.raises(SessionLost, match="link to the simulator broke"):
@@ -153,7 +153,7 @@ def assert_unreachable(env: RemoteEnv) -> None:
 
 def test_a_pulled_cable_ends_every_call_in_time_and_the_server_by_its_lease() -> None:
     with cable_to_a_host() as cable, SshServer(address=cable.address, prefix=cable.enter) as server:
-        env = over_ssh(server, env="CartPole-v1", idle_timeout_s=0.2, lease_timeout_s=0.9)
+        env = over_ssh(server, env="CartPole-v1", idle_timeout_s=0.2, lease_timeout_s=0.9, resume="never")
         env.reset(seed=0)
         simulator = env.status()["pid"]
         cable.pull()
@@ -173,7 +173,7 @@ def test_a_pulled_cable_ends_every_call_in_time_and_the_server_by_its_lease() ->
 def test_closing_with_the_cable_pulled_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remote_env.env.life.STOP_TIMEOUT_S", 1.5)
     with cable_to_a_host() as cable, SshServer(address=cable.address, prefix=cable.enter) as server:
-        env = over_ssh(server, env="CartPole-v1", idle_timeout_s=0.2, lease_timeout_s=0.9)
+        env = over_ssh(server, env="CartPole-v1", idle_timeout_s=0.2, lease_timeout_s=0.9, resume="never")
         env.reset(seed=0)
         cable.pull()
         began = time.monotonic()

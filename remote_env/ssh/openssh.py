@@ -27,7 +27,6 @@ POLL_S = 0.01  # how often a start looks for the socket; the death of ssh wakes 
 WORDS_S = 0.2  # how long a broken stream waits for ssh to say why
 END_TIMEOUT_S = 2.0
 SHORT_TRUST_S = 0.1  # a host that was heard so lately is not asked whether it lives
-PATIENCE_S = 15.0  # for the first login; twice as long for the next
 MAX_LINES = 20
 MAX_LINE_BYTES = 4096
 MAX_SOCKET_PATH = 100  # bytes; the kernel takes 107 (Linux) or 103 (macOS)
@@ -358,22 +357,12 @@ class OpensshTunnel:
 
     def _start(self, target: str, deadline: float) -> SshChild:
         try:
-            return self._start_patiently(target, deadline)
+            return _started(SshChild(self._login, target), deadline)
         except ConnectError as error:
             if not _is_forwarding_failure(str(error)):
                 raise
         # Ours is a socket in a new folder: what failed is a forwarding that the user's configuration asks for.
         return _started(SshChild(self._login, target, exit_on_failure=False), deadline)
-
-    def _start_patiently(self, target: str, deadline: float) -> SshChild:
-        """Start ssh, and another when it has got nowhere for a while: a cable that is back is met sooner by that."""
-        patience_s = PATIENCE_S
-        while (until := time.monotonic() + patience_s) < deadline:
-            try:
-                return _started(SshChild(self._login, target), until)
-            except DeadlineExceeded:
-                patience_s *= 2
-        return _started(SshChild(self._login, target), deadline)
 
     def listen(self, port: int, local_port: int, deadline: float, host: str = LOOPBACK) -> LocalPort:
         """See `Tunnel.listen`."""

@@ -57,7 +57,7 @@ class FrameParser:
             magic, self._kind, self._number, self._missing = HEADER.unpack(self._head)
             if magic != MAGIC or not OPEN <= self._kind <= BYE or self._missing > MAX_PAYLOAD_BYTES:
                 seen = bytes(self._head + view[wanted : wanted + 80])
-                raise ProtocolError(f"the stream carries what is no frame of ours: {seen!r}")
+                raise ProtocolError(f"the relay has ended, or something else writes to its stream: {seen!r}")
             self._head = b""
             if not self._missing:
                 self._finish()

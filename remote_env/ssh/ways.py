@@ -22,7 +22,6 @@ from remote_env.ssh.login import Login
 
 TICK_S = 0.25  # how often a waiting call returns to look at the deadlines
 USER_TIMEOUT_S = 30  # unacknowledged bytes for so long mean that the host is gone
-ATTEMPT_S = 5.0  # for one TCP handshake; then it is begun anew until the deadline
 CHANNEL_WINDOW_BYTES = 16 * 2**20
 
 
@@ -115,22 +114,19 @@ def open_tcp(login: Login, deadline: float) -> SocketWay:
     """
     addresses = find_addresses(login.address, login.port, deadline)
     failure: OSError = OSError("no address")
-    while True:
-        for address in addresses:
-            try:
-                return SocketWay(_connect(address, deadline), acknowledges=hasattr(socket, "TCP_QUICKACK"))
-            except OSError as error:
-                failure = error
-        if not isinstance(failure, TimeoutError) or time.monotonic() >= deadline:
-            raise _cannot_reach(f"{login.address}:{login.port}", failure)
+    for address in addresses:
+        try:
+            return SocketWay(_connect(address, deadline), acknowledges=hasattr(socket, "TCP_QUICKACK"))
+        except OSError as error:
+            failure = error
+    raise _cannot_reach(f"{login.address}:{login.port}", failure)
 
 
 def _connect(address: Address, deadline: float) -> socket.socket:
     family, kind, proto, _, place = address
     sock = socket.socket(family, kind, proto)
     try:
-        # The kernel asks again after 1, 3, 7, 15 … s; a cable that is back is met sooner by one who begins anew.
-        sock.settimeout(min(max(deadline - time.monotonic(), 0.001), ATTEMPT_S))
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
         sock.connect(place)
         _tune(sock)
     except BaseException:
