@@ -11,7 +11,9 @@ from gymnasium import Space
 
 from remote_env.errors import (
     ConfigError,
+    ConnectError,
     ConnectionLost,
+    DamagedFrame,
     DeadlineExceeded,
     InputError,
     ProtocolError,
@@ -23,7 +25,7 @@ from remote_env.protocol import codec, frames, layout
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.control import ControlLink, Dial
-from remote_env.session.exchange import MALFORMED, WINDOW, WINDOW_BYTES, Exchange
+from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES, Exchange
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import DEFAULT_LINK_OPTIONS, Joining, LinkOptions
 from remote_env.spaces import space_from_plain
@@ -110,6 +112,7 @@ class TaskSession(Exchange, abc.ABC):
 
     def _open(self, deadline: float, on_status: Callable[[dict[str, Any]], None] | None) -> None:
         """Wait for the simulator and join it, on other connections when the first ones break."""
+        damaged = 0
         while True:
             try:
                 self.control.wait_ready(deadline, on_status)
@@ -117,12 +120,21 @@ class TaskSession(Exchange, abc.ABC):
                 return
             except ConnectionLost as error:
                 self._hold_on(error, deadline)
+            except ConnectError as error:
+                if not self._options.resume or not _is_cut(error):
+                    raise
+                self._hold_on(error, deadline)
+            except DamagedFrame as error:
+                damaged += 1
+                if not self._options.resume or damaged > MAX_DAMAGED:
+                    raise
+                self._hold_on(error, deadline)
             except DeadlineExceeded as error:
                 if error.phase:
                     raise
                 raise explain_delay(self.control, frames.READY) from error
 
-    def _hold_on(self, why: ConnectionLost, deadline: float) -> None:
+    def _hold_on(self, why: RemoteEnvError, deadline: float) -> None:
         """Have the control connection again, or tell why the session cannot begin."""
         joining = self._joining
         try:
@@ -324,3 +336,8 @@ class TaskSession(Exchange, abc.ABC):
         if number not in self._layouts:
             raise self._break(ProtocolError(f"a state of layout {number}, which was never announced"))
         return self._layouts[number]
+
+
+def _is_cut(error: ConnectError) -> bool:
+    """Whether a connection broke while it was made; the server has not refused it, and is not known to be gone."""
+    return isinstance(error.__cause__, (ConnectionLost, OSError)) and not error.nothing_listens

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,21 +230,27 @@ def run(wired: Wired, session: Session, conversation: Conversation, *faults: Fau
     return Course(results, list(wired.backend.calls), streams)
 
 
-Choice = Callable[[dict[str, bytes]], Iterable[Sequence[Fault]]]
+class Rehearsal:
+    """An open session whose conversation is had again and again.
 
+    Attributes:
+        expected: the conversation when nothing happens to it.
+    """
 
-def check_faults(wired: Wired, conversation: Conversation, choose: Choice) -> int:
-    """Nothing of it changes for any of the faults that are chosen when its streams are known; how many there were."""
-    count = 0
-    with contextlib.closing(wired.open()) as session:
-        conversation(session)  # the first time the scene's layout is told
-        expected = run(wired, session, conversation)
-        for faults in choose(expected.streams):
-            course = run(wired, session, conversation, *faults)
-            assert (course.results, course.calls) == (expected.results, expected.calls), faults
-            assert wired.plan.done == len(faults), faults
-            count += 1
-    return count
+    def __init__(self, wired: Wired, conversation: Conversation) -> None:
+        self._wired, self._conversation = wired, conversation
+        self._session = wired.open()
+        conversation(self._session)  # the first time the scene's layout is told
+        self.expected = run(wired, self._session, conversation)
+
+    def repeat(self, *faults: Fault) -> bool:
+        """Nothing of it changes for these faults; whether all of them came to pass."""
+        course = run(self._wired, self._session, self._conversation, *faults)
+        assert (course.results, course.calls) == (self.expected.results, self.expected.calls), faults
+        return self._wired.plan.done == len(faults)
+
+    def close(self) -> None:
+        self._session.close()
 
 
 def outside_payloads(stream: bytes) -> list[int]:
@@ -265,9 +271,9 @@ def cut_places(stream: bytes) -> list[int]:
     return sorted({*told, *range(0, len(stream), 1 if IS_EXHAUSTIVE else 211), len(stream)})
 
 
-def every(count: int) -> int:
-    """A step through places: each one, or every `count`th in the default run."""
-    return 1 if IS_EXHAUSTIVE else count
+def every(exhaustive: int, otherwise: int) -> int:
+    """A step through places: that of the exhaustive run, or that of the default one."""
+    return exhaustive if IS_EXHAUSTIVE else otherwise
 
 
 by_conversation = pytest.mark.parametrize(
@@ -275,13 +281,62 @@ by_conversation = pytest.mark.parametrize(
 )
 
 
-@by_conversation
-def test_a_cut_at_any_byte_changes_nothing(wired: Wired, conversation: Conversation) -> None:
-    def choose(streams: dict[str, bytes]) -> Iterator[Sequence[Fault]]:
-        for way in (UP, DOWN):
-            for at in cut_places(streams[way]):
-                yield [Fault(way, at)]
+@pytest.fixture
+def rehearsal(wired: Wired, conversation: Conversation) -> Iterator[Rehearsal]:
+    with contextlib.closing(Rehearsal(wired, conversation)) as made:
+        yield made
 
-    count = check_faults(wired, conversation, choose)
-    print(f"{count} places of a cut")
-    assert count > 350
+
+@by_conversation
+def test_a_cut_at_any_byte_changes_nothing(rehearsal: Rehearsal) -> None:
+    streams = rehearsal.expected.streams
+    faults = [Fault(way, at) for way in (UP, DOWN) for at in cut_places(streams[way])]
+    assert len(faults) > 350
+    print(f"{len(faults)} cuts")
+    for fault in faults:
+        assert rehearsal.repeat(fault)
+
+
+@by_conversation
+def test_nor_does_a_link_that_brings_one_byte_at_a_time(wired: Wired, rehearsal: Rehearsal) -> None:
+    wired.plan.is_trickling = True
+    assert rehearsal.repeat()
+
+
+@pytest.mark.parametrize("role", ["data", "control"])
+@pytest.mark.parametrize("conversation", [step_ahead])
+def test_nor_does_a_second_cut_at_any_byte_while_the_link_is_made_anew(rehearsal: Rehearsal, role: str) -> None:
+    streams, count = rehearsal.expected.streams, 0
+    firsts = [Fault(way, at) for way in (UP, DOWN) for at in range(90, len(streams[way]), every(16, 2_000))]
+    for first in firsts:
+        for way in (UP, DOWN):
+            at = count % every(1, 7)
+            while rehearsal.repeat(first, Fault(way, at, role=role)):
+                at, count = at + every(5, 7), count + 1
+    print(f"{count} second cuts")
+    assert count > 40
+
+
+@by_conversation
+def test_nor_does_a_damaged_byte_of_any_header_or_body(rehearsal: Rehearsal) -> None:
+    streams, count = rehearsal.expected.streams, 0
+    for way in (UP, DOWN):
+        for at in outside_payloads(streams[way])[:: every(1, 13)]:
+            assert rehearsal.repeat(Fault(way, at, flip=1 << count % 8))
+            count += 1
+    print(f"{count} damaged bytes")
+    assert count > 30
+
+
+@pytest.mark.parametrize("way", [UP, DOWN])
+def test_a_session_opens_though_its_data_link_is_cut_at_any_byte_of_that(wired: Wired, way: str) -> None:
+    wired.plan.begin()
+    with contextlib.closing(wired.open()) as session:
+        size, expected = len(wired.plan.streams["data", way]), move_the_scene(session)
+    places = range(0, size + 1, every(1, 7))
+    print(f"{len(places)} of {size + 1} places")
+    for at in places:
+        wired.plan.begin(Fault(way, at))
+        with contextlib.closing(wired.open()) as session:
+            assert move_the_scene(session) == expected, at
+        assert wired.plan.done == 1
