@@ -216,7 +216,7 @@ class ControlLink:
         deadline = time.monotonic() + LEAVE_TIMEOUT_S
         try:
             if self.key:
-                self.leave(deadline)
+                self.ask(frames.LEAVE, deadline)  # answered, hence not lost in a link that breaks just now
         except ConnectionLost:
             self._leave_by_another(deadline)
         except RemoteEnvError as error:
@@ -227,7 +227,7 @@ class ControlLink:
         """End the session, whose link is cut, so that nobody has to wait for it."""
         try:
             self.take_back(deadline)
-            self.leave(deadline)
+            self.ask(frames.LEAVE, deadline)
         except RemoteEnvError as error:
             log.debug("the session could not be left: %s", error)
 

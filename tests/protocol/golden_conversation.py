@@ -157,10 +157,12 @@ class Peers:
         events = [(frames.EVENT, starting), (frames.EVENT, ready)] if opened else []
         for kind, message in ((frames.WELCOME, {**self._welcome, **opened}), *events):
             stream.send(handshake.pack_link(kind, message), time.monotonic() + TIMEOUT_S)
-        while (header := stream.recv(time.monotonic() + TIMEOUT_S)).type == frames.STATUS:
-            reply = handshake.pack_link(frames.REPLY, {**ready, "sessions": 1}, sequence=header.sequence)
-            stream.send(reply, time.monotonic() + TIMEOUT_S)
-        assert header.type in (frames.LEAVE, frames.STOP)
+        kind = 0
+        while kind != frames.LEAVE and (header := stream.recv(time.monotonic() + TIMEOUT_S)).type != frames.STOP:
+            kind = header.type
+            reply = {frames.STATUS: {**ready, "sessions": 1}, frames.LEAVE: {}}[kind]
+            frame = handshake.pack_link(frames.REPLY, reply, sequence=header.sequence)
+            stream.send(frame, time.monotonic() + TIMEOUT_S)
         sock.close()
 
     def _serve_data(self, sock: socket.socket, server: handshake.ServerHandshake) -> None:
