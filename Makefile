@@ -7,6 +7,7 @@ PREPARE := scripts/prepare.sh
 BIN := .venv/bin
 TESTS ?= tests
 JOBS ?= 2
+FUZZ_SECONDS ?= 60
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -48,8 +49,8 @@ reliability:  ## cut links, kill logins, silence hosts under thousands of steps,
 	@$(PREPARE) test
 	$(BIN)/python -m benchmarks.reliability
 
-fuzz:  ## mutated bytes against everything that reads a peer's, SECONDS (60) for each target; an environment of its own
-	scripts/fuzz.sh $(or $(SECONDS),60)
+fuzz:  ## mutated bytes against everything that reads a peer's, FUZZ_SECONDS= (60) for each target; an environment of its own
+	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 docs:  ## build the documentation into site/
 	@$(PREPARE) docs

@@ -49,6 +49,7 @@ FIXED = 1  # the body starts with values in the session's fixed layout
 STATE = 2  # the body carries a SceneState's vector
 TAIL = 4  # the body ends with a msgpack value
 WANT_STATE = 8  # the request asks for a SceneState in its reply
+_ALL_FLAGS = FIXED | STATE | TAIL | WANT_STATE
 
 MAX_BODY_SIZE = 64 << 20
 MAX_PAYLOAD_SIZE = 1 << 30
@@ -132,12 +133,13 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
     Raises:
         DamagedFrame: the bytes are not a frame of ours.
         VersionMismatch: a frame of another version.
+        ProtocolError: it has flags that there are not.
         MessageTooBig: it announces more than the protocol allows; nothing was allocated.
     """
     header = tuple.__new__(Header, HEADER.unpack_from(buffer, offset))
-    if header[:2] == _OURS and header[8] <= MAX_BODY_SIZE and header[9] <= MAX_PAYLOAD_SIZE:
+    if header[:2] == _OURS and header[3] <= _ALL_FLAGS and header[8] <= MAX_BODY_SIZE and header[9] <= MAX_PAYLOAD_SIZE:
         return header
-    magic, version, _, _, _, _, _, _, body_size, payload_size = header
+    magic, version, _, flags, _, _, _, _, body_size, payload_size = header
     if magic != MAGIC:
         raise DamagedFrame(f"not a remote-env frame: it starts with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
@@ -145,6 +147,8 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
             f"the peer speaks protocol version {version}, this end version {VERSION}; "
             "install the same remote-env release on both"
         )
+    if flags > _ALL_FLAGS:
+        raise ProtocolError(f"a frame with unknown flags: {flags:#06x}")
     raise MessageTooBig(
         f"the peer announces a frame of {body_size} + {payload_size} bytes; the limit is "
         f"{MAX_BODY_SIZE} + {MAX_PAYLOAD_SIZE}"

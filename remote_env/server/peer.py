@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from remote_env.errors import MessageTooBig
+from remote_env.errors import MessageTooBig, ProtocolError
 from remote_env.protocol import frames
 from remote_env.protocol.handshake import ServerHandshake, parse_link
 
@@ -97,6 +97,8 @@ class Peer:
         if len(self._received) < frames.HEADER_SIZE:
             return frames.HEADER_SIZE
         header = frames.parse_header(self._received)
+        if header.flags or header.epoch or header.acknowledged:
+            raise ProtocolError("a link message with flags, an epoch or an acknowledgement, which it has none of")
         limit = MAX_REQUEST_BODY_SIZE if self.handshake.done else MAX_STRANGER_BODY_SIZE
         if header.body_size > limit or header.payload_size:
             raise MessageTooBig(
