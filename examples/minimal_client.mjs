@@ -20,7 +20,6 @@ const HELP = `Run one session of a task server: reset, steps, state; one JSON li
                      without it the environment variable REMOTE_ENV_TOKEN is read
   --seed N           of the first reset and of the actions (default 0)
   --steps N          how many steps; an episode that ends is followed by a reset (default 10)
-  --zero             zero actions, as near to zero as the action space has them, in place of sampled ones
   --state            ask for the scene's state with each reset and step, too
   --help             this text`;
 
@@ -89,13 +88,8 @@ class FrameStream {
     this.chunk = Buffer.alloc(0);
   }
 
-  send(bytes) {
-    this.socket.write(bytes); // a failure shows where the answer is read
-  }
-
-  close(why = "closed") {
-    this.socket.destroy(new LinkCut(why));
-  }
+  send(bytes) { this.socket.write(bytes); } // a failure shows where the answer is read
+  close(why = "closed") { this.socket.destroy(new LinkCut(why)); }
 
   /** The next frame without its payload, which is read with `fill`. `waitS` bounds the wait for its first byte. */
   async receive(limits, waitS) {
@@ -197,11 +191,12 @@ const DTYPES = [ // by their codes; float16 stays bits, a complex number is two 
 /** An array of numpy's, in C order and memory of its own (this machine's order of bytes, little-endian); a scalar's shape is null. */
 class NumpyArray {
   constructor(dtype, shape) {
-    Object.assign(this, { dtype, shape, data: new dtype.Items(countOf(dtype, shape)), isLarge: false });
+    Object.assign(this, { dtype, shape, data: new dtype.Items(countOf(dtype, shape)) });
     this.bytes = Buffer.from(this.data.buffer);
   }
 }
 const countOf = (dtype, shape) => (shape ?? []).reduce((product, size) => product * size, dtype.parts);
+const sizeOf = (dtype, shape) => countOf(dtype, shape) * dtype.Items.BYTES_PER_ELEMENT;
 const fitNumber = (big) => (Number.isSafeInteger(Number(big)) ? Number(big) : big);
 
 /** Reads a body: fixed layouts and MessagePack values. Large arrays are made here and noted in `large`, for the payload. */
@@ -256,17 +251,9 @@ export class BodyReader {
     throw new ProtocolError("the byte c1 is no value");
   }
 
-  uint(size) {
-    return this.body.readUIntBE(this.take(size), size);
-  }
-
-  bytes(size) {
-    return this.body.subarray(this.take(size), this.at);
-  }
-
-  text(size) {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(this.bytes(size));
-  }
+  uint(size) { return this.body.readUIntBE(this.take(size), size); }
+  bytes(size) { return this.body.subarray(this.take(size), this.at); }
+  text(size) { return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(this.bytes(size)); }
 
   /** A list; after a mark a tuple (a graph, too, is one here). */
   array(count, depth) {
@@ -307,18 +294,17 @@ export class BodyReader {
   }
 
   inlineArray(dtype, shape) {
-    const bytes = this.bytes(countOf(dtype, shape) * dtype.Items.BYTES_PER_ELEMENT);
+    const bytes = this.bytes(sizeOf(dtype, shape));
     const array = new NumpyArray(dtype, shape);
     bytes.copy(array.bytes);
     return array;
   }
 
   largeArray(dtype, shape) {
-    this.payloadLeft -= countOf(dtype, shape) * dtype.Items.BYTES_PER_ELEMENT;
+    this.payloadLeft -= sizeOf(dtype, shape);
     if (this.payloadLeft < 0) throw new ProtocolError("the large arrays of a body are more than its payload");
-    const array = new NumpyArray(dtype, shape);
-    this.large.push(array);
-    return array;
+    this.large.push(new NumpyArray(dtype, shape));
+    return this.large.at(-1);
   }
 
   // ---- Fixed layouts
@@ -329,8 +315,7 @@ export class BodyReader {
     if (type === "Dict") return new Map([...spaces].map(([key, part]) => [key, this.fixed(part)]));
     if (type === "Tuple") return Tuple.from(spaces, (part) => this.fixed(part));
     const [dtype, shape] = arrayOf(space);
-    const isLarge = countOf(dtype, shape) * dtype.Items.BYTES_PER_ELEMENT >= LARGE_BYTES;
-    return isLarge ? this.largeArray(dtype, shape) : this.inlineArray(dtype, shape);
+    return sizeOf(dtype, shape) >= LARGE_BYTES ? this.largeArray(dtype, shape) : this.inlineArray(dtype, shape);
   }
 
   transition() {
@@ -387,7 +372,8 @@ class Session {
   /** A session whose simulator is ready, with its spaces. */
   static async open(address, token) {
     const client = `${os.userInfo().username}@${os.hostname()} minimal_client.mjs pid ${process.pid}`;
-    const { stream, welcome, ours, theirs } = await connect(address, token, { role: "control", session: "new", client, resume_s: RECONNECT_S });
+    const hello = { role: "control", session: "new", client, resume_s: RECONNECT_S };
+    const { stream, welcome, ours, theirs } = await connect(address, token, hello);
     const secret = sessionSecret(token, welcome.session, ours, theirs);
     const session = Object.assign(new Session(), { address, token, secret, id: welcome.session, task: welcome.task });
     try {
@@ -466,7 +452,7 @@ class Session {
   }
 
   async dialData(resume) {
-    this.stream?.close();
+    this.stream?.close(); // it may be damaged rather than gone
     this.stream = await this.dial({ role: "data", session: this.id, resume });
   }
 
@@ -480,7 +466,7 @@ class Session {
 
   /** Try until it works, with growing pauses: for a link that is cut there is another one, everything else is raised. */
   async persist(attempt) {
-    const givesUp = Date.now() + RECONNECT_S * 1000;
+    let givesUp; // counted from the first cut: a long call is none
     for (let pauseS = 0.05, isFirst = true; ; pauseS = Math.min(2 * pauseS, 2), isFirst = false) {
       try {
         return await attempt(isFirst);
@@ -488,7 +474,8 @@ class Session {
         if (this.lost) throw this.lost;
         if (!(error instanceof LinkCut)) throw error;
         if (error instanceof DamagedFrame && ++this.damaged >= MOST_DAMAGED) throw new SessionLost(`again and again: ${error.message}`);
-        if (Date.now() > givesUp && !isFirst) throw new SessionLost(`no connection in ${RECONNECT_S} s: ${error.message}`);
+        givesUp ??= Date.now() + RECONNECT_S * 1000;
+        if (Date.now() > givesUp) throw new SessionLost(`no connection in ${RECONNECT_S} s: ${error.message}`);
       }
       await sleep(pauseS * 1000 * (0.5 + Math.random()));
     }
@@ -500,6 +487,7 @@ class Session {
       while (!this.isOver) {
         this.control = stream;
         await this.followControl().catch(() => this.dropControl()); // whatever broke it, another is made
+        await sleep(50);
         if (!this.isOver) stream = await this.persist(() => this.dial({ role: "control", session: this.id }));
       }
     } catch (error) {
@@ -576,7 +564,7 @@ function randomFrom(seed) {
   };
 }
 
-/** A value of the space; `random` null gives zeros, or what is next to zero. */
+/** A value of the space; where it has no bounds zero, or what is next to it. */
 function sample(space, random) {
   const type = space.get("type");
   if (type === "Discrete") return drawn(random, space.get("start"), space.get("start") + space.get("n") - 1, true);
@@ -592,7 +580,7 @@ function sample(space, random) {
 }
 
 function drawn(random, low, high, isInteger) {
-  if (!random || !Number.isFinite(high - low)) return Math.min(Math.max(0, low), high);
+  if (!Number.isFinite(high - low)) return Math.min(Math.max(0, low), high);
   return isInteger ? low + Math.floor(random() * (high - low + 1)) : low + random() * (high - low);
 }
 
@@ -620,9 +608,8 @@ function plainArray({ dtype, shape, data, bytes }) {
 const layouts = new Map(); // of this session's states, by number
 
 function report(session, name, { type, value, state, ...fixed }, action) {
-  const tail = value instanceof Map ? Object.fromEntries(value) : {};
-  if (type === ERROR) return reportError(session, name, tail);
-  const { layout, ...reply } = { ...fixed, ...tail };
+  const { layout, ...reply } = { ...fixed, ...Object.fromEntries(value ?? []) };
+  if (type === ERROR) return reportError(session, name, reply);
   if (layout) layouts.set(state.layout, layout);
   if (state) reply.state = new Map([["time", state.vector.data[0]], ["entities", layouts.get(state.layout).get("entities")], ["vector", state.vector]]);
   print({ reply: name, request: session.sequence, action, ...reply });
@@ -638,10 +625,10 @@ const print = (fields) => console.log(JSON.stringify(plain(new Map(Object.entrie
 
 // ---- One run -----------------------------------------------------------------------------------------------------------
 
-async function play(session, { seed, steps, zero, state }) {
+async function play(session, { seed, steps, state }) {
   const space = session.ready.get("observation_space"), actions = session.ready.get("action_space");
   const flags = state ? WANT_STATE : 0;
-  const random = zero ? null : randomFrom(seed);
+  const random = randomFrom(seed);
   const reset = async (seed) => report(session, "RESET", await session.request(RESET, { flags, body: packValue(Tuple.of(seed, null)), space }));
   const readState = async () => report(session, "GET_STATE", await session.request(GET_STATE, { body: packValue(false) }));
 
@@ -659,7 +646,7 @@ async function play(session, { seed, steps, zero, state }) {
 
 const OPTIONS = {
   "token-file": { type: "string" }, seed: { type: "string", default: "0" }, steps: { type: "string", default: "10" },
-  zero: { type: "boolean" }, state: { type: "boolean" }, help: { type: "boolean", short: "h" },
+  state: { type: "boolean" }, help: { type: "boolean", short: "h" },
 };
 
 function addressFrom(text = "127.0.0.1:8888") {
