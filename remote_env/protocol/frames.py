@@ -12,6 +12,7 @@ from remote_env.errors import (
     DamagedFrame,
     DeadlineExceeded,
     MessageTooBig,
+    ProtocolError,
     VersionMismatch,
 )
 
