@@ -293,14 +293,17 @@ class Exchange:
                 connection.
         """
         joining, requests = self._joining, self._requests
+        self._check_open()
         if not self._options.resume and not self._is_own_cut:
             raise self._lose(joining.explain_loss(self._cut))
         until = joining.begin(self._cut, requests.received, quietly=self._is_own_cut)
         while self._link != machine.JOINED:
+            self._check_open()
             began = time.monotonic()
             try:
                 transport, stream = joining.reconnect(lambda by: joining.open_data(requests.received, by), until)
             except SessionLost as error:
+                self._check_open()
                 raise self._lose(error) from error.__cause__
             finally:
                 self._deadline += time.monotonic() - began
@@ -312,6 +315,10 @@ class Exchange:
             except BaseException:
                 transport.close()
                 raise
+
+    def _check_open(self) -> None:
+        if self._link == machine.CLOSED:
+            raise SessionLost("the session was closed; if a call still waited for its result, another thread did so")
 
     def _take_up(self, transport: Transport, stream: frames.FrameStream) -> None:
         """Hear from the simulator what it has, and send it what it has not."""

@@ -151,7 +151,7 @@ class StandInSupervisor:
     """
 
     def __init__(self, loop: SimulatorLoop, plan: Plan) -> None:
-        self._loop, self._plan = loop, plan
+        self.loop, self._plan = loop, plan
         self._sessions: dict[str, tuple[str, int]] = {}  # their keys and epochs
         self._epoch = 0
         self._link: socket.socket | None = None
@@ -189,7 +189,7 @@ class StandInSupervisor:
 
     def _simulate(self) -> None:
         while (given := self._handed.get()) is not None:
-            self._loop.serve(*given)
+            self.loop.serve(*given)
 
     def _greet(self, transport: SocketTransport) -> None:
         stream = frames.FrameStream(transport)
