@@ -65,7 +65,8 @@ export function packFrame({ type, flags = 0, epoch = 0, sequence = 0, acknowledg
 /** The fields of a header, checked before any memory is taken for what follows. */
 export function parseHeader(header, limits = SESSION_LIMITS) {
   if (header.toString("latin1", 0, 4) !== "RENV") throw new DamagedFrame("what came is no frame: it does not begin with RENV");
-  if (header[4] !== VERSION) throw new ProtocolError(`the server speaks version ${header[4]}, this client ${VERSION}: use ends of one version`);
+  if (header[4] !== VERSION)
+    throw new ProtocolError(`the server speaks version ${header[4]}, this client ${VERSION}: use ends of one version`);
   const frame = { type: header[5], flags: header.readUInt16LE(6), epoch: header.readUInt32LE(8), crc: header.readUInt32LE(12) };
   frame.sequence = Number(header.readBigUInt64LE(16));
   frame.bodySize = header.readUInt32LE(32);
@@ -185,7 +186,8 @@ const LARGE_BYTES = 4096, MAX_DEPTH = 64, MAX_VALUES = 1_000_000;
 const DTYPES = [ // by their codes; float16 stays bits, a complex number is two floats
   ["bool", Uint8Array], ["int8", Int8Array], ["int16", Int16Array], ["int32", Int32Array], ["int64", BigInt64Array],
   ["uint8", Uint8Array], ["uint16", Uint16Array], ["uint32", Uint32Array], ["uint64", BigUint64Array],
-  ["float16", Uint16Array], ["float32", Float32Array], ["float64", Float64Array], ["complex64", Float32Array, 2], ["complex128", Float64Array, 2],
+  ["float16", Uint16Array], ["float32", Float32Array], ["float64", Float64Array],
+  ["complex64", Float32Array, 2], ["complex128", Float64Array, 2],
 ].map(([name, Items, parts = 1]) => ({ name, Items, parts }));
 
 /** An array of numpy's, in C order and memory of its own (this machine's order of bytes, little-endian); a scalar's shape is null. */
@@ -352,7 +354,8 @@ export function packValue(value) {
 
 /** An action in its space's fixed layout: body and payload. */
 export function packAction(space, action) {
-  if (space.get("type") === "Box") return action.bytes.length < LARGE_BYTES ? { body: action.bytes } : { body: Buffer.alloc(0), payload: [action.bytes] };
+  const isLarge = action.bytes?.length >= LARGE_BYTES;
+  if (space.get("type") === "Box") return isLarge ? { body: Buffer.alloc(0), payload: [action.bytes] } : { body: action.bytes };
   const body = Buffer.alloc(9); // its first byte: a plain integer
   body.writeBigInt64LE(BigInt(action), 1);
   return { body };
@@ -371,7 +374,7 @@ class Session {
 
   /** A session whose simulator is ready, with its spaces. */
   static async open(address, token) {
-    const client = `${os.userInfo().username}@${os.hostname()} minimal_client.mjs pid ${process.pid}`;
+    const client = `minimal_client.mjs on ${os.hostname()} pid ${process.pid}`;
     const hello = { role: "control", session: "new", client, resume_s: RECONNECT_S };
     const { stream, welcome, ours, theirs } = await connect(address, token, hello);
     const secret = sessionSecret(token, welcome.session, ours, theirs);
@@ -428,7 +431,8 @@ class Session {
 
   async readReply(request, space) {
     const frame = await this.receive(RESULT, ERROR);
-    if (frame.sequence !== this.sequence || frame.epoch !== this.epoch) throw new DamagedFrame(`reply ${frame.sequence} came, due was ${this.sequence}`);
+    if (frame.sequence !== this.sequence || frame.epoch !== this.epoch)
+      throw new DamagedFrame(`reply ${frame.sequence} came, due was ${this.sequence}`);
     return { type: frame.type, ...(await this.readBody(frame, request, space)) };
   }
 
@@ -509,7 +513,6 @@ class Session {
     this.control.close();
     this.control = null;
     for (const { reject } of this.answers.values()) reject(new LinkCut("the control connection broke"));
-    this.answers.clear();
   }
 
   /** Ask the supervisor; `followControl` reads the answer. */
@@ -536,8 +539,10 @@ class Session {
   /** CLOSE, upon which the simulator ends the data connection; then LEAVE, which ends the session. */
   async leave() {
     try {
-      if (this.epoch && !this.lost) this.stream.send(packFrame({ type: CLOSE, epoch: this.epoch, body: Buffer.alloc(0) }));
-      if (this.epoch && !this.lost) await this.stream.receive(SESSION_LIMITS, 10).catch(() => {});
+      if (this.epoch && !this.lost) {
+        this.stream.send(packFrame({ type: CLOSE, epoch: this.epoch, body: Buffer.alloc(0) }));
+        await this.stream.receive(SESSION_LIMITS, 10).catch(() => {}); // there is no answer but the connection's end
+      }
       await this.persist(() => this.ask(LEAVE, {}));
     } catch (error) {
       if (!this.lost) throw error; // what is gone needs no leaving
@@ -554,21 +559,17 @@ const reasonOf = ({ state, kind, message, why, log_tail: tail }) =>
 
 // ---- Spaces: a sample of a Box or Discrete -----------------------------------------------------------------------------
 
-/** Numbers from 0 to 1, the same for the same seed (mulberry32). */
+/** Numbers from 0 to 1, the same for the same seed: a linear congruence with the constants of Numerical Recipes. */
 function randomFrom(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(seed ^ (seed >>> 15), seed | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
+  return () => (seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) / 2 ** 32;
 }
 
 /** A value of the space; where it has no bounds zero, or what is next to it. */
 function sample(space, random) {
   const type = space.get("type");
   if (type === "Discrete") return drawn(random, space.get("start"), space.get("start") + space.get("n") - 1, true);
-  if (type !== "Box" || space.get("dtype") === "float16") throw new ClientError(`this client has actions for Box and Discrete, not for ${type}`);
+  if (type !== "Box" || space.get("dtype") === "float16")
+    throw new ClientError(`this client makes actions for Discrete and for Box (but float16), not for ${type}`);
   const action = new NumpyArray(...arrayOf(space));
   const isInteger = !space.get("dtype").startsWith("float");
   const bound = (key, index) => Number(space.get(key).data[space.get(key).shape ? index : 0]);
@@ -606,22 +607,21 @@ function plainArray({ dtype, shape, data, bytes }) {
 }
 
 const layouts = new Map(); // of this session's states, by number
+const print = (fields) => console.log(JSON.stringify(plain(new Map(Object.entries(fields)))));
 
 function report(session, name, { type, value, state, ...fixed }, action) {
   const { layout, ...reply } = { ...fixed, ...Object.fromEntries(value ?? []) };
   if (type === ERROR) return reportError(session, name, reply);
   if (layout) layouts.set(state.layout, layout);
-  if (state) reply.state = new Map([["time", state.vector.data[0]], ["entities", layouts.get(state.layout).get("entities")], ["vector", state.vector]]);
+  if (state) reply.state = new Map([["time", state.vector.data[0]], ...layouts.get(state.layout), ["vector", state.vector]]);
   print({ reply: name, request: session.sequence, action, ...reply });
   return reply;
 }
 
 function reportError(session, name, { kind, type, message, traceback }) {
   print({ reply: "ERROR", request: session.sequence, of: name, kind, type, message });
-  if (kind !== "Unsupported") throw new ClientError(`the ${name} failed: ${type}: ${message}\n${traceback ?? ""}`);
+  if (name !== "GET_STATE" || kind !== "Unsupported") throw new ClientError(`the ${name} failed: ${type}: ${message}\n${traceback ?? ""}`);
 }
-
-const print = (fields) => console.log(JSON.stringify(plain(new Map(Object.entries(fields)))));
 
 // ---- One run -----------------------------------------------------------------------------------------------------------
 
@@ -629,17 +629,17 @@ async function play(session, { seed, steps, state }) {
   const space = session.ready.get("observation_space"), actions = session.ready.get("action_space");
   const flags = state ? WANT_STATE : 0;
   const random = randomFrom(seed);
-  const reset = async (seed) => report(session, "RESET", await session.request(RESET, { flags, body: packValue(Tuple.of(seed, null)), space }));
-  const readState = async () => report(session, "GET_STATE", await session.request(GET_STATE, { body: packValue(false) }));
+  const ask = async (name, type, parts, action) => report(session, name, await session.request(type, { ...parts, space }), action);
+  const reset = (seed) => ask("RESET", RESET, { flags, body: packValue(Tuple.of(seed, null)) });
+  const readState = () => ask("GET_STATE", GET_STATE, { body: packValue(false) });
 
   print({ reply: "READY", task: session.task, observation_space: space, action_space: actions });
   await reset(seed);
   await readState();
   for (let step = 0; step < steps; step++) {
     const action = sample(actions, random);
-    const reply = await session.request(STEP, { flags: flags | FIXED, ...packAction(actions, action), space });
-    const { terminated, truncated } = report(session, "STEP", reply, action);
-    if (terminated || truncated) await reset(null);
+    const reply = await ask("STEP", STEP, { flags: flags | FIXED, ...packAction(actions, action) }, action);
+    if (reply.terminated || reply.truncated) await reset(null);
   }
   await readState();
 }

@@ -1,5 +1,6 @@
-// Holds the functions of examples/minimal_client.mjs against a recorded conversation: frames with their CRCs, proofs, every body
-// read to its last byte, and the requests that the client can make made again. Run by test_javascript_client.py with the file's path.
+// Holds the functions of examples/minimal_client.mjs against recorded conversations: frames with their CRCs, proofs, every body
+// read to its last byte, and the requests that the client can make made again. Run by test_javascript_client.py with the paths
+// of files of one session, the one that opens it first.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -13,7 +14,8 @@ const handshakes = {};
 const counts = { frames: 0, proofs: 0, requests: 0, values: 0 };
 let ready, request, secret;
 
-for (const { link, from, message, hex } of JSON.parse(readFileSync(process.argv[2], "utf8"))) {
+const frames = process.argv.slice(2).flatMap((path) => JSON.parse(readFileSync(path, "utf8")));
+for (const { link, from, message, hex } of frames) {
   const bytes = Buffer.from(hex, "hex");
   const frame = parseHeader(bytes);
   frame.body = bytes.subarray(40, 40 + frame.bodySize);

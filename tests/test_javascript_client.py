@@ -113,15 +113,16 @@ def compare_with_local(printed: str, env: gymnasium.Env[Any, Any], seed: int) ->
     return resets
 
 
-@pytest.mark.parametrize("name", ["golden_frames", "golden_batch_frames"])
-def test_its_functions_agree_with_the_recorded_conversations(name: str) -> None:
-    command = [str(NODE), str(ROOT / "tests/javascript_golden.mjs"), str(ROOT / f"tests/data/{name}.json")]
+@pytest.mark.parametrize("names", [("golden_frames", "golden_resuming_frames"), ("golden_batch_frames",)])
+def test_its_functions_agree_with_the_recorded_conversations(names: tuple[str, ...]) -> None:
+    paths = [ROOT / "tests" / "data" / f"{name}.json" for name in names]
+    command = [str(NODE), str(ROOT / "tests" / "javascript_golden.mjs"), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
-    assert counts["frames"] == len(json.loads((ROOT / f"tests/data/{name}.json").read_text()))
-    if name == "golden_frames":  # the other one holds no handshake, and requests of batches
-        assert min(counts.values()) > 3, counts
+    assert counts["frames"] == sum(len(json.loads(path.read_text())) for path in paths)
+    if "golden_frames" in names:  # the other one holds no handshake, and requests of batches
+        assert min(counts.values()) > 5, counts
 
 
 def test_cartpole_is_the_local_one_over_several_episodes(servers: dict[str, ServerProcess]) -> None:
@@ -140,6 +141,7 @@ def test_aloha_and_its_state_by_name_are_the_local_ones(servers: dict[str, Serve
         assert compare_with_local(printed, env, 1) == 1
         state = env.get_scene_state()
     last = json.loads(printed.splitlines()[-1])["state"]
+    assert last["source"] == state.layout.source
     assert last["time"] == state.time_s
     assert last["entities"] == [
         {"name": entity.name, "joints": list(entity.joint_names), "links": list(entity.link_names)}
