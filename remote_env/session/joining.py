@@ -143,7 +143,10 @@ class Joining:
                 self._hold_control(deadline)
                 return make(deadline)
             except _FINAL as error:
-                raise self._give_up(f"the server cannot be had back: {error}") from error
+                # One damaged byte names another version, too, but hardly twice.
+                if not isinstance(error, VersionMismatch) or isinstance(self._why, VersionMismatch):
+                    raise self._give_up(f"the server cannot be had back: {error}") from error
+                self._why = error
             except ConnectError as error:
                 if error.nothing_listens:
                     raise self._give_up(f"the server is gone: {error}") from error

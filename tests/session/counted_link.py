@@ -121,9 +121,8 @@ class CountedLink:
 
     def recv_some_into(self, view: memoryview, deadline: float) -> int:
         """See `Transport.recv_some_into`."""
-        space = bytearray(1 if self._plan.is_trickling else len(view))
-        count = self._inner.recv_some_into(memoryview(space), deadline)
-        passed, is_cut = self._plan.pass_on(self._role, DOWN, bytes(space[:count]))
+        count = self._inner.recv_some_into(view[:1] if self._plan.is_trickling else view, deadline)
+        passed, is_cut = self._plan.pass_on(self._role, DOWN, bytes(view[:count]))
         view[: len(passed)] = passed
         if is_cut:
             self._inner.close()
