@@ -503,7 +503,7 @@ class Session {
   async followControl() {
     for (this.heard = Date.now(); ; this.heard = Date.now()) {
       const { type, sequence, fields } = await receiveLink(this.control, Infinity);
-      if (type === REPLY) this.answers.get(sequence)?.resolve(fields);
+      if (type === REPLY) this.answers.get(sequence)?.resolve(fields), this.answers.delete(sequence);
       if (type === EVENT && fields.state === "ready") this.isReady();
       if (type === EVENT && ["failed", "dead"].includes(fields.state)) this.lose(new SessionLost(reasonOf(fields)));
     }
@@ -513,6 +513,7 @@ class Session {
     this.control.close();
     this.control = null;
     for (const { reject } of this.answers.values()) reject(new LinkCut("the control connection broke"));
+    this.answers.clear();
   }
 
   /** Ask the supervisor; `followControl` reads the answer. */
