@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from remote_env.env.clients import end_deserted
 from remote_env.env.places import Place
 from remote_env.env.server import Server, ServerRecord
 from remote_env.errors import ConfigError, RemoteEnvError
@@ -118,14 +119,15 @@ def _held(server: Server, deadline: float) -> Iterator[bool]:
 
 
 def ask_status(server: Server, deadline: float) -> dict[str, Any] | None:
-    """What that server does; None when it does not say."""
+    """What that server does; None when it does not say. Sessions of this machine's dead programs are ended before."""
     try:
         until = min(deadline, time.monotonic() + ASK_TIMEOUT_S)
         link = ControlLink(server.dial, server.token, until, session=None, client="")
-        try:
-            return link.status(max(until - time.monotonic(), 0.1))
-        finally:
-            link.close()
+        with contextlib.closing(link):
+            status = link.status(max(until - time.monotonic(), 0.1))
+            if end_deserted(link, status.get("holders", ()), until):
+                status = link.status(max(until - time.monotonic(), 0.1))
+            return status
     except RemoteEnvError as error:
         log.debug("%s cannot be asked: %s", server.where, error)
         return None

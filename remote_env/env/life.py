@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from remote_env.env.arguments import Arguments
+from remote_env.env.clients import describe_client, end_deserted, locate_client
 from remote_env.env.ending import end_at_exit, end_by_signals, has_ended
 from remote_env.env.places import Place, PlaceOptions, open_place
 from remote_env.env.progress import StartProgress
 from remote_env.env.server import STOP_TIMEOUT_S, Server
-from remote_env.env.starting import Search, describe_client, is_dead_client, locate_client, log_differences
+from remote_env.env.starting import Search, log_differences
 from remote_env.env.task import TaskChoice
 from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, RemoteEnvError, StartError
 from remote_env.session import ControlLink, LinkOptions, Monitor, TaskSession, remote_logger
@@ -194,17 +195,16 @@ class Life(Generic[S]):
 
         Those are the one that we lost, and those of programs of this machine that have died.
         """
-        cut_off = getattr(busy, "cut_off", None) or ()
-        deserted = [told for told in cut_off if told["session"] == self._lost or is_dead_client(told["client_at"])]
-        if not deserted:
+        cut_off = getattr(busy, "cut_off", None)
+        if not cut_off:
             return False
         link = ControlLink(server.dial, server.token, deadline, session=None, client="")
         with contextlib.closing(link):
-            for told in deserted:
-                link.leave(deadline, told["session"])
+            ended = end_deserted(link, cut_off, deadline, self._lost)
             link.status()  # answered after these
-        log.info("ended the session of %s on %s: its program is gone", deserted[0]["client"], server.where)
-        return True
+        if ended:
+            log.info("ended the session of %s on %s: its program is gone", ended[0], server.where)
+        return bool(ended)
 
     def _open(self, server: Server, progress: StartProgress) -> None:
         self.check_usable()

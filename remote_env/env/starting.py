@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +23,6 @@ from remote_env.env.arguments import Arguments
 from remote_env.env.choosing import attach_by_id, end_old, find_warm
 from remote_env.env.places import Place
 from remote_env.env.progress import StartProgress
-from remote_env.env.records import is_running
 from remote_env.env.server import Server
 from remote_env.env.task import LocalFolder, PolicyChoice, TaskChoice
 from remote_env.errors import ConfigError, StartError
@@ -205,30 +203,3 @@ def log_differences(theirs: Mapping[str, str]) -> None:
             # Physics differ between versions of MuJoCo; the others hardly ever show.
             level = logging.WARNING if name == "mujoco" else logging.INFO
             log.log(level, "%s differs: %s here, %s on the far end", name, version, theirs.get(name))
-
-
-def describe_client() -> str:
-    """How a server may name us to others."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}" if hasattr(os, "getuid") else "somebody"
-    return f"{user}@{platform.node()} pid {os.getpid()}"
-
-
-def locate_client() -> str:
-    """Which process of which running system this is; "" where there is no /proc."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-    return f"{boot}/{namespace}/{os.getpid()}/{started}"
-
-
-def is_dead_client(located: str) -> bool:
-    """Whether the client that `locate_client` gave this ran where we do, and has ended."""
-    system, _, process = located.rpartition("/")[0].rpartition("/")
-    ours = locate_client().rsplit("/", 2)[0]
-    return bool(system) and system == ours and not is_running(int(process), located.rpartition("/")[2])

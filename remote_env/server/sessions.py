@@ -108,9 +108,14 @@ class Sessions:
         return self.opened > 0
 
     def holders(self) -> list[dict[str, Any]]:
-        """Who holds a session, since when [s, Unix time], and whether the link is cut."""
+        """Who holds a session, since when [s, Unix time], and whether the link is cut; then which session it is."""
         return [
-            {"client": session.holder, "since": session.since, "cut_off": session.state == machine.CUT_OFF}
+            {
+                "client": session.holder,
+                "since": session.since,
+                "cut_off": session.state == machine.CUT_OFF,
+                **(_whereabouts(session) if session.state == machine.CUT_OFF else {}),
+            }
             for session in self._open.values()
         ]
 
@@ -166,10 +171,7 @@ class Sessions:
             )
             raise RemoteEnvError(
                 f"{busy}{told}; close one, or start the server with more",
-                cut_off=[
-                    {"session": session.id, "client": session.holder, "client_at": session.holder_at}
-                    for session in cut_off
-                ],
+                cut_off=[{"client": session.holder, **_whereabouts(session)} for session in cut_off],
             )
         hello = peer.handshake.hello
         lease_s = _read_seconds("lease_s", hello.get("lease_s"), float("inf"), MAX_LEASE_S)
@@ -238,6 +240,11 @@ class _Ended(NamedTuple):
 
 def _printable(given: object) -> str:
     return "".join(filter(str.isprintable, str(given)))[:200]
+
+
+def _whereabouts(session: Session) -> dict[str, str]:
+    """By which others of its client's machine can tell that nobody comes back for it, and end it."""
+    return {"session": session.id, "client_at": session.holder_at}
 
 
 def _read_seconds(name: str, given: Any, otherwise: float, limit: float) -> float:

@@ -205,9 +205,9 @@ def test_a_state_comes_with_the_step_that_was_asked_to_bring_it() -> None:
         env.reset()
         env.step_policy()
         session = env._life.session
-        sent = session._sequence
+        sent = session._requests.last
         assert env.get_state()["cube"].root_pose[2] == 1
-        assert session._sequence == sent
+        assert session._requests.last == sent
 
 
 def test_a_policy_that_counts_what_it_has_handed_out_is_not_led_astray() -> None:
@@ -272,7 +272,7 @@ def test_a_task_that_dies_is_told_and_the_next_rollout_begins_anew() -> None:
 
 
 def test_arguments_that_are_none(pendulum: RemoteEnv) -> None:
-    sent = pendulum._running()._sequence
+    sent = pendulum._running()._requests.last
     wrong: list[dict[str, Any]] = [
         {"n_steps": 0},
         {"n_episodes": True},
@@ -293,7 +293,7 @@ def test_arguments_that_are_none(pendulum: RemoteEnv) -> None:
     for arguments in wrong:
         with pytest.raises(InputError):
             pendulum.rollout(**arguments)
-    assert pendulum._running()._sequence == sent
+    assert pendulum._running()._requests.last == sent
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers(pendulum: RemoteEnv) -> None:

@@ -227,7 +227,7 @@ def test_problems_are_told_once_each_to_whoever_asks() -> None:
         assert abs(first["time"] - time.time()) < 60
         assert client.ask(frames.PING, problems_after=1)["problems"] == [second]
         assert client.ask(frames.PING, problems_after=2)["problems"] == []
-        assert client.ask(frames.PING)["last_line"].endswith(" closed")
+        assert client.ask(frames.PING)["last_line"].endswith(" has left")
         metrics = server.http("/metrics")
         assert 'remote_env_log_problems_total{kind="cuda"} 2' in metrics
         assert 'remote_env_log_problems_total{kind="vulkan"} 1' in metrics

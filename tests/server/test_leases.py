@@ -116,13 +116,17 @@ class Client:
             return connect_tcp("127.0.0.1", server.port, until)
 
         until = time.monotonic() + 15.0
-        self._control = shake_hands(dial, server.token, "control", until, session="new", lease_s=lease_s)
-        stream, welcome = self._control[1:]
+        self._control, stream, welcome, opened = shake_hands(
+            dial, server.token, "control", until, session="new", lease_s=lease_s
+        )
         while parse_link(_body(stream, until))["state"] != "ready":
             pass
-        opened = {name: welcome[name] for name in ("session", "secret")}
-        self._transport, self._stream, _ = shake_hands(dial, server.token, "data", until, **opened)
-        self._epoch = self._stream.recv(until).epoch
+        session = welcome["session"]
+        key = opened.derive_key(session)
+        self._transport, self._stream = shake_hands(
+            dial, server.token, "data", until, key=key, session=session, resume=None
+        )[:2]
+        self._epoch, self._sequence = self._stream.recv(until).epoch, 0
         self._stream.fill([memoryview(bytearray(0))], until)
         self._ask(frames.RESET, codec.encode((None, None), where="reset")[0])
 
@@ -131,12 +135,14 @@ class Client:
 
     def _ask(self, kind: int, body: bytes) -> None:
         until = time.monotonic() + 15.0
-        self._stream.send(frames.pack_frame(kind, body, epoch=self._epoch, sequence=1), until)
+        numbers = {"sequence": self._sequence + 1, "acknowledged": self._sequence}
+        self._sequence += 1
+        self._stream.send(frames.pack_frame(kind, body, epoch=self._epoch, **numbers), until)
         assert self._stream.recv(until).type == frames.RESULT
 
     def close(self) -> None:
         self._transport.close()
-        self._control[0].close()
+        self._control.close()
 
 
 def _body(stream: frames.FrameStream, until: float) -> bytes:

@@ -28,7 +28,7 @@ def test_a_client_that_announces_a_payload_and_stalls_costs_its_link_and_not_the
     with ours:
         ours.sendall(frames.pack_frame(frames.RESET, body, epoch=1, sequence=1, payload_size=len(arrays[0])))
         before = time.monotonic()
-        loop.SimulatorLoop(backend, board, {}, frozenset()).serve(theirs, epoch=1)
+        loop.SimulatorLoop(backend, board, {}, frozenset()).serve(theirs, 1, None)
         assert time.monotonic() - before < 10
     assert "the data connection ended" in capfd.readouterr().out
     backend.close()
