@@ -66,7 +66,7 @@ export function packFrame({ type, flags = 0, epoch = 0, sequence = 0, acknowledg
 export function parseHeader(header, limits = SESSION_LIMITS) {
   if (header.toString("latin1", 0, 4) !== "RENV") throw new DamagedFrame("what came is no frame: it does not begin with RENV");
   if (header[4] !== VERSION)
-    throw new ProtocolError(`the server speaks version ${header[4]}, this client ${VERSION}: use ends of one version`);
+    throw new DamagedFrame(`the server speaks version ${header[4]}, this client ${VERSION}: use ends of one version`);
   const frame = { type: header[5], flags: header.readUInt16LE(6), epoch: header.readUInt32LE(8), crc: header.readUInt32LE(12) };
   frame.sequence = Number(header.readBigUInt64LE(16));
   frame.bodySize = header.readUInt32LE(32);
@@ -173,7 +173,7 @@ async function expectLink(stream, due) {
   const { type, fields } = await receiveLink(stream);
   if (type === due) return fields;
   if (type !== REFUSED) throw new DamagedFrame(`type ${type} came where ${due} was due`);
-  const mayPass = ["busy", "protocol"].includes(fields.kind);
+  const mayPass = ["busy", "protocol", "version"].includes(fields.kind); // the latter two: one damaged byte is enough
   throw new (mayPass ? LinkCut : SessionLost)(`the server refuses (${fields.kind}): ${fields.message}`);
 }
 
@@ -380,8 +380,8 @@ class Session {
     const secret = sessionSecret(token, welcome.session, ours, theirs);
     const session = Object.assign(new Session(), { address, token, secret, id: welcome.session, task: welcome.task });
     try {
-      if (welcome.num_envs) throw new ClientError(`the server holds a batch of ${welcome.num_envs} environments, this client steps one`);
       await session.start(stream);
+      if (welcome.num_envs) throw new ClientError(`the server holds a batch of ${welcome.num_envs} environments, this client steps one`);
     } catch (error) {
       await session.leave();
       throw error;
