@@ -59,7 +59,7 @@ def test_a_warm_server_is_taken_again_in_under_two_seconds(ssh_server: SshServer
 
 
 def test_cleanup_old_ends_what_a_killed_client_left(ssh_server: SshServer, warm: int) -> None:
-    with over_ssh(ssh_server, env="Acrobot-v1") as env:
+    with over_ssh(ssh_server, env="Acrobot-v1", resume="never") as env:
         env.reset(seed=0)
         abandoned = env.status()["pid"]
         for pid in ssh_server.connection_pids():  # as a cut link does
