@@ -156,6 +156,7 @@ def test_no_order_of_events_doubles_loses_or_mixes_up_a_request(name: str) -> No
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
 @pytest.mark.skipif("REMOTE_ENV_TEST_EXHAUSTIVE" not in os.environ, reason="takes a minute: make test-faults")
 @pytest.mark.parametrize("name", LARGE_SCOPES)
 def test_nor_does_any_of_longer_ones(name: str) -> None:

@@ -28,7 +28,7 @@ from remote_env.state import SceneState
 IS_EXHAUSTIVE = "REMOTE_ENV_TEST_EXHAUSTIVE" in os.environ
 STALL_S = 0.004
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(900 if IS_EXHAUSTIVE else 120)]
 
 
 @pytest.fixture(autouse=True)
