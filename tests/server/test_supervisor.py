@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from leak_check import is_alive, marked_processes, wait_until
@@ -293,20 +294,26 @@ def test_a_proof_for_control_is_none_for_data(server: ServerProcess) -> None:
 # Authenticated, and still wrong
 
 
-@pytest.mark.parametrize("fields", [{}, {"session": "none", "secret": "x"}, {"session": "\ud800", "secret": "\ud800"}])
-def test_a_data_connection_without_a_session(server: ServerProcess, fields: dict[str, str]) -> None:
+@pytest.mark.parametrize("fields", [{}, {"session": "none", "key": "x"}, {"session": "\ud800"}, {"session": 5}])
+def test_a_data_connection_without_a_session(server: ServerProcess, fields: dict[str, Any]) -> None:
     with BareClient(server) as client:
         answer = client.shake_hands("data", **fields)
     assert (answer["type"], answer["kind"]) == (frames.REFUSED, "auth")
 
 
-@pytest.mark.parametrize("secret", ["", "0" * 32, "\ud800", 5])
-def test_a_data_connection_with_a_wrong_secret(server: ServerProcess, secret: object) -> None:
+@pytest.mark.parametrize("role", ["data", "control"])
+@pytest.mark.parametrize("given", [None, "", "0" * 64, "\ud800", 5, ["0" * 64]])
+def test_a_session_is_nobody_s_who_cannot_prove_that_it_is(server: ServerProcess, role: str, given: object) -> None:
     with BareClient(server) as control:
         session = control.shake_hands(session="new")["session"]
         with BareClient(server) as client:
-            answer = client.shake_hands("data", session=session, secret=secret)
-        assert (answer["type"], answer["kind"]) == (frames.REFUSED, "auth")
+            client.send(pack_link(frames.HELLO, {"role": role, "nonce": "a" * 64, "session": session}))
+            nonce = client.recv()[1]["nonce"]
+            mine = {"proof": proof(server.token, "client", role, "a" * 64, nonce)}
+            client.send(pack_link(frames.PROOF, mine if given is None else {**mine, "session_proof": given}))
+            header, answer = client.recv()
+        assert (header.type, answer["kind"]) == (frames.REFUSED, "auth")
+        assert control.ask(frames.STATUS)["holders"][0]["cut_off"] is False  # its owner's connection stands
 
 
 def test_a_holder_is_named_to_the_next(server: ServerProcess) -> None:
