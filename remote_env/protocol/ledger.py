@@ -1,6 +1,9 @@
 """What each end keeps until the other has it, so that no request runs twice and no reply is lost. Standard library.
 
 Sequence numbers run over all connections of a session, without gaps. Whatever is sent again is sent byte for byte.
+
+A client that steps without looking ahead has one request under way, and its simulator one reply. Each is noted by one
+assignment, to `lone`; only what a cut, a deadline or a window leaves behind becomes a `Message`.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from remote_env.errors import ProtocolError
+from remote_env.protocol import frames
 
 Buffer = bytes | bytearray | memoryview
 
@@ -37,14 +41,30 @@ class RequestLedger:
 
     Attributes:
         received: the last reply that was read whole; 0 before the first.
-        pending: the requests without a reply, in order.
+        lone: the number and the one buffer of a STEP that was noted without more ado; or None. It may be set only
+            where nothing is under way, and is over once `received` says so.
+        queue: the other requests; of those that are answered some may still be there.
     """
 
-    __slots__ = ("pending", "received")
+    __slots__ = ("lone", "queue", "received")
 
     def __init__(self) -> None:
         self.received = 0
-        self.pending: deque[Message] = deque()
+        self.lone: tuple[int, Buffer] | None = None
+        self.queue: deque[Message] = deque()
+
+    @property
+    def pending(self) -> deque[Message]:
+        """The requests without a reply, in order. A Ctrl-C between any two lines changes nothing about them."""
+        queue, received = self.queue, self.received
+        if self.lone is not None:
+            sequence, step = self.lone
+            if sequence > received and not queue:
+                queue.append(Message(sequence, frames.STEP, (step,), len(step)))
+            self.lone = None
+        while queue and queue[0][0] <= received:
+            queue.popleft()
+        return queue
 
     @property
     def last(self) -> int:
@@ -61,9 +81,6 @@ class RequestLedger:
     def settle(self, sequence: int) -> None:
         """Note that the reply to this request has been read whole; replies come in order."""
         self.received = sequence
-        pending = self.pending
-        while pending and pending[0][0] <= sequence:
-            pending.popleft()
 
     def own(self, start: int = 0) -> None:
         """Copy what is under way, from the `start`th on: its memory is its maker's again."""
@@ -95,16 +112,26 @@ class ReplyLedger:
         acknowledged: the last reply that the client is known to have.
         stated: what the last request acknowledged: all that its sender knew. One that is sent again after a cut says
             what it said at first, which may be less than `acknowledged`.
-        replies: those it is not known to have, in order.
+        lone: the reply to the request that was taken last, when it was noted without more ado, in one buffer; or None.
+        queue: the other replies that it is not known to have.
     """
 
-    __slots__ = ("_owned", "acknowledged", "limit_bytes", "replies", "stated", "taken")
+    __slots__ = ("_owned", "acknowledged", "limit_bytes", "lone", "queue", "stated", "taken")
 
     def __init__(self, limit_bytes: int = REPLIES_LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self.taken = self.acknowledged = self.stated = 0
-        self.replies: deque[Message] = deque()
+        self.lone: Buffer | None = None
+        self.queue: deque[Message] = deque()
         self._owned = 0  # how many of them are copies of ours
+
+    @property
+    def replies(self) -> deque[Message]:
+        """The replies that the client is not known to have, in order."""
+        result, self.lone = self.lone, None
+        if result is not None:
+            self.queue.append(Message(self.taken, frames.RESULT, (result,), len(result)))
+        return self.queue
 
     def take(self, sequence: int, acknowledged: int) -> None:
         """Take a request; to be called before it runs, since a task may change what its last reply was made of.
@@ -113,9 +140,14 @@ class ReplyLedger:
             ProtocolError: it is not the next one, acknowledges what was never sent or less than an earlier one, or
                 replies above the limit wait for being acknowledged; it is not taken, and the connection must end.
         """
-        if sequence != self.taken + 1:
-            raise ProtocolError(f"request {sequence} where {self.taken + 1} is due")
-        if acknowledged != self.taken:
+        taken = self.taken
+        if sequence == taken + 1 and acknowledged == taken and not self.queue:
+            self.lone = None  # which the client has
+            self.taken, self.stated, self.acknowledged = sequence, acknowledged, acknowledged
+            return
+        if sequence != taken + 1:
+            raise ProtocolError(f"request {sequence} where {taken + 1} is due")
+        if acknowledged != taken:
             self._check_acknowledged(acknowledged, self.stated)
         if acknowledged > self.acknowledged:
             self.acknowledge(acknowledged)

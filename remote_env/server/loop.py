@@ -227,7 +227,7 @@ class SimulatorLoop:
         if frame is None:
             self._send_transition(transition, 0)
             return
-        self._ledger.keep(frames.RESULT, (frame,))
+        self._ledger.lone = frame
         self._board.sent += len(frame)
         self._board.end()
         self._send_bytes((frame,))

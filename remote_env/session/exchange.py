@@ -151,26 +151,37 @@ class Exchange:
             "came; call resume() to wait for it, or reset() to abandon it"
         )
 
+    def _swap(self, sequence: int, step: bytearray, shape: frames.Shape) -> bool:
+        """Send a STEP; whether its reply came at once, undisturbed and just of `shape`. Else `_await` has it.
+
+        What `_transmit` and `_await` do, in as few calls as can be.
+        """
+        self._in_call = True
+        self._requests.lone = (sequence, step)
+        is_sent = False
+        try:
+            self._transport.send_all((step,), self._deadline)
+            is_sent = True
+            got = self._stream.recv_shaped(shape, self._deadline)
+            if got and got != sequence:
+                raise ProtocolError(f"a reply to request {got} where {sequence} is due")
+        except BaseException as error:  # noqa: BLE001  raised again there
+            self._note_disturbance(error, frames.STEP, is_sent=is_sent)
+            return False
+        return got == sequence
+
     def _transmit(self, buffers: Sequence[bytearray | memoryview], kind: int) -> None:
         """Send what has been noted as under way; where there is no link, it is sent with the next."""
         if self._link != machine.JOINED:
             return
         try:
             self._transport.send_all(buffers, self._deadline)
-        except ConnectionLost as error:
-            self._leave_link(error)
-        except DeadlineExceeded as error:
-            self._leave_link(error)
-            raise explain_delay(self.control, kind) from error
-        except BaseException as error:
-            self._leave_link(ConnectionLost(f"a request was cut short ({error!r})"), is_own=True)
-            raise
+        except BaseException as error:  # noqa: BLE001  raised again there
+            self._note_disturbance(error, kind, is_sent=False)
 
-    def _await(self, sequence: int, kind: int, shape: frames.Shape | None = None) -> frames.Header:
-        """The header of the reply to a request; the one of `shape` when the reply is just of that, and all there."""
-        header = self._next_reply(sequence, kind, shape)
-        if shape is not None and header is shape.header:
-            return header
+    def _await(self, sequence: int, kind: int) -> frames.Header:
+        """The header of the reply to a request."""
+        header = self._next_reply(sequence, kind)
         size = frames.HEADER_SIZE + header.body_size + header.payload_size
         self._largest_reply = max(self._largest_reply, size)
         if header.epoch == self._epoch and header.type == frames.RESULT:
@@ -180,27 +191,34 @@ class Exchange:
         what = frames.NAMES.get(header.type, header.type)
         raise self._break(ProtocolError(f"expected RESULT of session {self._epoch}, got {what} of {header.epoch}"))
 
-    def _next_reply(self, sequence: int, kind: int, shape: frames.Shape | None) -> frames.Header:
+    def _next_reply(self, sequence: int, kind: int) -> frames.Header:
         """Receive until the reply to `sequence` comes, on another connection if need be."""
         while True:
             try:
                 if self._link != machine.JOINED:
                     self._rejoin()
-                return self._receive(sequence, shape)
-            except ConnectionLost as error:
-                self._leave_link(error)
-            except ProtocolError as error:
-                self._count_damage(error)
-                self._leave_link(error)
-            except DeadlineExceeded as error:
+                return self._receive(sequence)
+            except BaseException as error:  # noqa: BLE001  raised again there
+                self._note_disturbance(error, kind, is_sent=True)
+
+    def _note_disturbance(self, error: BaseException, kind: int, *, is_sent: bool) -> None:
+        """Give the link up for what broke an exchange; returns where the exchange goes on over another one."""
+        if isinstance(error, SessionLost):
+            raise error
+        if isinstance(error, DeadlineExceeded):
+            if is_sent:
                 self._requests.own()
                 self._in_call = False  # what has come of the reply is kept
-                raise explain_delay(self.control, kind) from error
-            except SessionLost:
-                raise
-            except BaseException as error:
-                self._leave_link(ConnectionLost(f"a reply was cut short ({error!r})"), is_own=True)
-                raise
+            else:
+                self._leave_link(error)
+            raise explain_delay(self.control, kind) from error
+        if isinstance(error, ProtocolError):
+            self._count_damage(error)
+        elif not isinstance(error, ConnectionLost):
+            what = "reply" if is_sent else "request"
+            self._leave_link(ConnectionLost(f"a {what} was cut short ({error!r})"), is_own=True)
+            raise error
+        self._leave_link(error)
 
     def _count_damage(self, error: ProtocolError) -> None:
         """Bytes change on their way now and then; a peer that breaks the protocol does it again and again."""
@@ -210,14 +228,8 @@ class Exchange:
         if self._damaged > MAX_DAMAGED:
             raise self._break(error)
 
-    def _receive(self, sequence: int, shape: frames.Shape | None) -> frames.Header:
+    def _receive(self, sequence: int) -> frames.Header:
         stream, deadline = self._stream, self._deadline
-        if shape is not None:
-            got = stream.recv_shaped(shape, deadline)
-            if got == sequence:
-                return shape.header
-            if got:
-                raise ProtocolError(f"a reply to request {got} where {sequence} is due")
         while True:
             header = stream.recv(deadline)
             if header.sequence != self._requests.received + 1 or header.sequence > sequence:
@@ -253,7 +265,7 @@ class Exchange:
         kind, is_first = self._requests.pending[0].kind, True
         while True:
             # What is sent again is so byte for byte: the views fit it, too.
-            if not is_first and self._next_reply(header.sequence, kind, None) != header:
+            if not is_first and self._next_reply(header.sequence, kind) != header:
                 raise self._break(ProtocolError(f"the reply to request {header.sequence} came again as another"))
             is_first = False
             try:

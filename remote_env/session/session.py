@@ -43,24 +43,23 @@ class Session(TaskSession):
         """See `TaskSession.step`."""
         self.state = None
         vector, requests = self._vector_step, self._requests
-        if vector is not None and not want_state and not requests.pending and self._link == machine.JOINED:
-            sequence = requests.received + 1
-            ready = vector.pack_step(action, sequence, sequence - 1)
+        is_alone = requests.lone is None and not requests.queue
+        if vector is not None and is_alone and not want_state and self._link is machine.JOINED:
+            received = requests.received
+            sequence = received + 1
+            ready = vector.pack_step(action, sequence, received)
             if ready is not None:
                 self._deadline = time.monotonic() + timeout_s
-                buffers = (ready,)
-                self._in_call = True
-                requests.keep(frames.STEP, buffers)
-                self._transmit(buffers, frames.STEP)
-                header = self._await(sequence, frames.STEP, vector.result_shape)
-                if header is vector.result_shape.header:
+                if self._swap(sequence, ready, vector.result_shape):
                     try:
                         transition = vector.read_result(self._stream.body)
                     except MALFORMED as error:
                         raise self._malformed(error) from error
-                    requests.settle(sequence)
+                    requests.received = sequence
+                    requests.lone = None
                     self._in_call = False
                     return transition
+                header = self._await(sequence, frames.STEP)
                 vector.expect_like(header)
                 return self._read_transition(header, is_step=True)
         self._check_action(action)

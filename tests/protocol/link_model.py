@@ -442,7 +442,7 @@ def _send_down(world: World, index: int, *frames: object) -> World:
 
 def _requests(world: World) -> RequestLedger:
     ledger = RequestLedger()
-    ledger.received, ledger.pending = world.received, deque(world.pending)  # type: ignore[arg-type]
+    ledger.received, ledger.queue = world.received, deque(world.pending)  # type: ignore[arg-type]
     return ledger
 
 
@@ -453,7 +453,7 @@ def _with_requests(world: World, ledger: RequestLedger) -> World:
 def _replies(world: World, limit: int) -> ReplyLedger:
     ledger = ReplyLedger(limit)
     ledger.taken, ledger.acknowledged, ledger.stated = world.taken, world.acknowledged, world.stated
-    ledger.replies = deque(world.replies)  # type: ignore[arg-type]
+    ledger.queue = deque(world.replies)  # type: ignore[arg-type]
     return ledger
 
 
