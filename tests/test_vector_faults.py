@@ -178,17 +178,19 @@ def test_a_late_step_is_resumed_once_or_abandoned(batch: RemoteVectorEnv, isolat
     assert batch.step(ACTIONS)[0][1, 1] == steps + 3
 
 
-def test_ctrl_c_in_a_step_leaves_it_to_resume(batch: RemoteVectorEnv, isolated_home: Path) -> None:
+def test_ctrl_c_in_a_step_leaves_it_to_resume(isolated_home: Path) -> None:
     gate = isolated_home / "other_gate"
-    batch.call("plan", f"until:{gate}")
     mark = isolated_home / "mark"
     mark.touch()
-    with Meanwhile(mark, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
-        batch.step(ACTIONS)
-    gate.touch()
-    late = batch.resume()
-    assert late is not None
-    assert late[1].tolist() == [1.0, 1.0]
+    with RemoteVectorEnv(env=ON_DEMAND, num_envs=2) as env:
+        env.reset()
+        env.call("plan", f"until:{gate}")
+        with Meanwhile(mark, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+            env.step(ACTIONS)
+        gate.touch()
+        late = env.resume()
+        assert late is not None
+        assert late[1].tolist() == [1.0, 1.0]
     gate.unlink()
     mark.unlink()
 
