@@ -111,6 +111,18 @@ def in_background(work: Callable[[], object]) -> None:
     threading.Thread(target=work).start()
 
 
+def test_a_client_that_computes_meanwhile_keeps_its_session(server: SshServer) -> None:
+    with remote(server, Events()) as env:
+        env.reset(seed=0)
+        kill(server)()
+        died = time.monotonic()
+        monitor = env._life.monitor
+        assert monitor is not None
+        # Nobody calls: the heartbeat logs in anew by itself, else the lease would run out.
+        wait_until(lambda: not monitor.silence[0] and monitor._heard_at > died, "the server is asked again")
+        env.step(np.zeros(2))
+
+
 def test_a_login_that_stands_still_is_left(server: SshServer) -> None:
     stopped: list[int] = []
 

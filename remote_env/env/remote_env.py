@@ -86,7 +86,7 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
         heartbeat_timeout_s: without an answer for so long the link counts as cut [s], whatever TCP thinks.
         tcp_user_timeout_s: what was sent and is not acknowledged for so long cuts a TCP link [s].
         ssh_keepalive_s: how often a silent SSH host is asked whether it lives [s]; None: as `~/.ssh/config` has it
-            (ServerAliveInterval), else every 5 s.
+            (ServerAliveInterval), else every 15 s.
         ssh_keepalive_count: after how many of these without an answer its link counts as cut; None: as there
             (ServerAliveCountMax), else 3.
         on_link: called with a `LinkEvent` when the link is cut, when it is resumed, and when the session is lost.

@@ -22,7 +22,7 @@ class Server:
         started: whether we started it, so that closing ends it.
         where: its address, to show.
         port: where it listens on its machine's loopback; 0 when it does not.
-        redial: as `dial`, but never logs in anew: for a thread that works unseen and must not ask for passwords.
+        redial: as `dial`, but never logs in anew: for questions that are not worth it.
         stop: ends it, by force if need be, and removes what starting it made. Only if `started`.
         log_tail: the last lines of its log, for when it can no longer be asked.
         let_go: in a forked child, frees what would keep it running when its starter dies.

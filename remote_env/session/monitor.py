@@ -35,7 +35,7 @@ class Monitor:
     A link that breaks is made anew, with growing pauses.
 
     Args:
-        dial: makes transports; must not ask anybody for a password.
+        dial: makes transports, over a new login if need be; must not ask anybody for a password.
         token: the server's.
         session: the id of the session.
         lease_s: how long the session lives without a ping [s]; None for ever.
