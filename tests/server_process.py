@@ -227,7 +227,7 @@ class BareClient:
 
     def shake_hands(self, role: str = "control", **fields: Any) -> dict[str, Any]:
         """Authenticate; the answer's fields, with its type under "type"."""
-        handshake = ClientHandshake(self._token, role, **fields)
+        self.handshake = handshake = ClientHandshake(self._token, role, **fields)
         self.send(handshake.hello())
         header, message = self.recv()
         self.send(handshake.answer(header.type, message))
