@@ -81,6 +81,10 @@ class RequestLedger:
     def settle(self, sequence: int) -> None:
         """Note that the reply to this request has been read whole; replies come in order."""
         self.received = sequence
+        self.lone = None  # or it stands in the queue
+        queue = self.queue
+        while queue and queue[0][0] <= sequence:
+            queue.popleft()
 
     def own(self, start: int = 0) -> None:
         """Copy what is under way, from the `start`th on: its memory is its maker's again."""

@@ -1,0 +1,40 @@
+"""The short way of a step: taken whenever nothing else is under way, whatever came before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from wired import TIMEOUT_S, Wired, act
+
+from remote_env.session.session import Session
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with contextlib.closing(Wired()) as wired, contextlib.closing(wired.open()) as session:
+        yield session
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda session: session.reset(1, None, TIMEOUT_S),
+        lambda session: session.render(TIMEOUT_S),
+        lambda session: session.step(act(0.1), TIMEOUT_S, want_state=True),
+        lambda session: (session.step_async(act(0.1), TIMEOUT_S), session.step_wait(TIMEOUT_S)),
+    ],
+    ids=["reset", "render", "want_state", "step_async"],
+)
+def test_a_step_takes_it_after(
+    session: Session, before: Callable[[Session], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.reset(1, None, TIMEOUT_S)
+    before(session)
+    swaps, swap = [], session._swap
+    monkeypatch.setattr(session, "_swap", lambda *given: swaps.append(swap(*given)) or swaps[-1])
+    session.step(act(0.2), TIMEOUT_S)
+    session.step(act(0.3), TIMEOUT_S)
+    assert swaps == [True, True]
