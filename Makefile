@@ -25,10 +25,11 @@ test-interpreters:  ## what crosses SSH, served by Python 3.10 (numpy 1.26, gymn
 	for far in .venv-far-*; do echo "== $$far"; \
 	  REMOTE_ENV_TEST_PYTHON=$(CURDIR)/$$far/bin/python $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/ssh tests/cli tests/test_over_ssh*.py || exit 1; done
 
-test-faults:  ## every fault of the list three times in a row, then 200 cycles of opening and closing (half an hour)
+test-faults:  ## every fault of the list three times in a row, 200 cycles of opening and closing, links cut after every byte (an hour)
 	@$(PREPARE) test
 	for turn in 1 2 3; do $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m fault || exit 1; done
 	REMOTE_ENV_TEST_CYCLES=200 $(BIN)/python -m pytest -q tests/test_cycles.py
+	REMOTE_ENV_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/protocol/test_model_checked.py tests/session/test_every_byte.py
 
 check:  ## lint, format, types, layers
 	@$(PREPARE) check

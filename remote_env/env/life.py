@@ -257,7 +257,7 @@ class Life(Generic[S]):
             return
         problems_after, lines_from = self._bookmark or ((0, 0) if server.started else _end_of_log(control))
         self.monitor = Monitor(
-            server.dial,  # logs in anew after a cut, asking nobody: else a client that computes for minutes would be lost
+            server.dial,  # logs in anew after a cut, asking nobody: nobody else would while the client computes
             server.token,
             session=control.welcome["session"],
             lease_s=lease_s,
