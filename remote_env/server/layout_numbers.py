@@ -6,12 +6,16 @@ from remote_env.state import SceneLayout
 
 
 class LayoutNumbers:
-    """Under which number each scene layout goes, and which the client is known to have."""
+    """Under which number each scene layout goes, and which the client is known to have.
+
+    Attributes:
+        carriers: replies that announced a layout which the client is not known to have, and its number.
+    """
 
     def __init__(self) -> None:
         self._layouts: list[SceneLayout] = []
         self._known: set[int] = set()
-        self._carriers: dict[int, int] = {}  # sequence of a reply that announced a layout -> its number
+        self.carriers: dict[int, int] = {}
 
     def number(self, scene: SceneLayout) -> int:
         """The layout's number; a new one gets the next."""
@@ -25,15 +29,15 @@ class LayoutNumbers:
         """Whether the reply `sequence` is to carry the layout: the replies so far may never have been read."""
         if number in self._known:
             return False
-        self._carriers[sequence] = number
+        self.carriers[sequence] = number
         return True
 
     def withdraw(self, sequence: int) -> None:
         """Note that another reply went out under that number."""
-        self._carriers.pop(sequence, None)
+        self.carriers.pop(sequence, None)
 
     def acknowledge(self, sequence: int) -> None:
         """Note that the client has read that reply."""
-        if sequence in self._carriers:
-            self._known.add(self._carriers[sequence])
-            self._carriers = {carrier: other for carrier, other in self._carriers.items() if other not in self._known}
+        if sequence in self.carriers:
+            self._known.add(self.carriers[sequence])
+            self.carriers = {carrier: other for carrier, other in self.carriers.items() if other not in self._known}

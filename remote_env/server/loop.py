@@ -173,6 +173,8 @@ class SimulatorLoop:
             sequence = stream.recv_shaped(vector.step_shape, NEVER)
             if sequence:
                 self._ledger.take(sequence, stream.acknowledged)
+                if self._layouts.carriers:
+                    self._layouts.acknowledge(stream.acknowledged)
                 self._sequence = sequence
                 board = self._board
                 board.steps += 1

@@ -38,3 +38,13 @@ def test_a_step_takes_it_after(
     session.step(act(0.2), TIMEOUT_S)
     session.step(act(0.3), TIMEOUT_S)
     assert swaps == [True, True]
+
+
+def test_it_tells_that_a_layout_has_arrived(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.reset(1, None, TIMEOUT_S)
+    announced, find = [], session._find_layout
+    monkeypatch.setattr(session, "_find_layout", lambda number, told: announced.append(told) or find(number, told))
+    for _ in range(3):
+        session.step(act(0.1), TIMEOUT_S)
+        session.get_state(TIMEOUT_S, native=False)
+    assert [told is not None for told in announced] == [True, False, False]
