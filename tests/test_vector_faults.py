@@ -178,7 +178,7 @@ def test_a_late_step_is_resumed_once_or_abandoned(batch: RemoteVectorEnv, isolat
     assert batch.step(ACTIONS)[0][1, 1] == steps + 3
 
 
-def test_ctrl_c_in_a_step_leaves_it_to_resume(isolated_home: Path) -> None:
+def test_ctrl_c_in_a_step_leaves_it_to_resume_and_a_cut_is_not_noticed(isolated_home: Path) -> None:
     gate = isolated_home / "other_gate"
     mark = isolated_home / "mark"
     mark.touch()
@@ -191,6 +191,8 @@ def test_ctrl_c_in_a_step_leaves_it_to_resume(isolated_home: Path) -> None:
         late = env.resume()
         assert late is not None
         assert late[1].tolist() == [1.0, 1.0]
+        env._life.session._transport._sock.shutdown(2)
+        assert env.step(ACTIONS)[0][:, 1].tolist() == [2.0, 2.0]  # which counts the steps
     gate.unlink()
     mark.unlink()
 
