@@ -116,7 +116,9 @@ class Monitor:
             except Exception:
                 log.exception("the monitor of %s failed", self._host)
                 return
-            pause_s = FIRST_PAUSE_S if self._heard_at > began else min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = (
+                FIRST_PAUSE_S if self._heard_at > began else min(2 * pause_s, LONGEST_PAUSE_S, self._answer_timeout_s)
+            )
             self._stopping.wait(pause_s)
 
     def _watch(self) -> None:
