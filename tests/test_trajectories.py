@@ -35,7 +35,7 @@ from remote_env.testing import FaultProxy
 __all__ = ["isolated_home", "no_leaks"]
 pytestmark = pytest.mark.fault
 
-GROWTH_BYTES = 12 << 20  # of the allocator; sixty images are five times as much
+GROWTH_BYTES = 12 << 20  # of the allocator; forty images are three times as much
 
 
 @contextmanager
@@ -59,10 +59,10 @@ def remote(server: ServerProcess, proxy: FaultProxy, events: Events, **arguments
 @pytest.mark.parametrize(
     ("take", "steps", "mean_steps", "kwargs", "num_envs"),
     [
-        pytest.param(walk, 2000, 50, {"episode_length": 37}, None, id="step by step"),
+        pytest.param(walk, 1500, 40, {"episode_length": 37}, None, id="step by step"),
         pytest.param(walk_ahead, 2000, 150, {"episode_length": 137}, None, id="a window ahead"),
-        pytest.param(walk_mixed, 800, 30, {"episode_length": 37, "render_mode": "rgb_array"}, None, id="mixed calls"),
-        pytest.param(walk_batch, 600, 30, {"episode_length": 37}, 3, id="a batch"),
+        pytest.param(walk_mixed, 500, 25, {"episode_length": 37, "render_mode": "rgb_array"}, None, id="mixed calls"),
+        pytest.param(walk_batch, 400, 25, {"episode_length": 37}, 3, id="a batch"),
     ],
 )
 def test_a_link_that_is_cut_again_and_again(
@@ -103,13 +103,13 @@ def test_logins_that_are_killed(ssh_server: SshServer) -> None:
 
 @pytest.mark.parametrize("take", [walk, walk_ahead])
 def test_images_that_are_cut_in_the_middle_pile_up_at_neither_end(take: Walk) -> None:
-    events, resident, steps = Events(), [], 120
+    events, resident, steps = Events(), [], 80
     with proxied(image=True) as (server, proxy), remote(server, proxy, events) as env:
-        cut = random_cuts(proxy, 15, WINDOW if take is walk_ahead else 0)
+        cut = random_cuts(proxy, 10, WINDOW if take is walk_ahead else 0)
 
         def tell(steps: int) -> None:
             cut(steps)
-            if steps in (60, 120):
+            if steps in (40, 80):
                 resident.append((resident_bytes(), resident_bytes(env.status()["pid"])))
 
         seen = take(env, steps, tell)
