@@ -107,6 +107,8 @@ def odd_info(how: str) -> dict[str, Any]:
     """An info that is large or cannot cross."""
     if how == "uncodable":
         return {"deep": [1, {"lock": object()}]}
+    if how == "huge-integer":
+        return {"count": 1 << 9000}
     if how == "huge-array":
         return {"map": np.arange(3_000_000, dtype=np.float64)}
     if how == "too-huge":

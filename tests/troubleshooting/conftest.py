@@ -10,7 +10,7 @@ from leak_check import isolated_home, no_leaks
 
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE))
-sys.path += [str(_HERE.parent / "policy"), str(_HERE.parent / "evaluate")]  # their policies, servers and tasks
+sys.path += [str(_HERE.parent / name) for name in ("policy", "evaluate", "ssh")]  # their policies, servers, tasks
 
 __all__ = ["isolated_home", "no_leaks"]
 

@@ -1,30 +1,22 @@
-"""What is told when a simulator or the link to it goes wrong after its start, and when it is used wrongly."""
+"""What is told when a simulator goes wrong after its start, and when it is used wrongly."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from leak_check import wait_until
 from memory_limit import small_group
 from quotes import produces
 from server_process import ServerProcess, serving
-from ssh_client import nothing_is_left, over_ssh
-from ssh_server import SshServer
 
 from remote_env import RemoteEnv, RemoteVectorEnv
-from remote_env.errors import DeadlineExceeded
-from remote_env.session import Session
-from remote_env.transport import connect_tcp
+from remote_env.errors import DeadlineExceeded, TaskError
 
-__all__ = ["nothing_is_left"]
 TASK = "tasks_for_tests.misbehaving:OnDemand"
 ACTION = np.zeros(2, np.float32)
 
@@ -109,6 +101,67 @@ def test_a_closed_one() -> None:
     env.reset()
 
 
+# Steps that are sent ahead
+
+
+@pytest.fixture
+def ahead(running: RemoteEnv) -> Iterator[RemoteEnv]:
+    """The same environment; what is under way when the test ends is abandoned."""
+    yield running
+    running.reset()
+
+
+@produces("NotRun: this step was sent before the end of the one with the number … could be known, …")
+def test_a_step_behind_one_that_fails(ahead: RemoteEnv) -> None:
+    ahead.call("plan", "raise")
+    ahead.step_async(ACTION)
+    ahead.step_async(ACTION)
+    with pytest.raises(TaskError):
+        ahead.step_wait()
+    ahead.step_wait()
+
+
+@produces("InputError: no step is under way; call step_async() first")
+def test_a_wait_for_nothing(ahead: RemoteEnv) -> None:
+    ahead.step_wait()
+
+
+@produces("InputError: … steps are under way: take their results with step_wait() first")
+def test_a_step_between_steps_that_are_under_way(ahead: RemoteEnv) -> None:
+    ahead.step_async(ACTION)
+    ahead.step_async(ACTION)
+    ahead.step(ACTION)
+
+
+@produces("InputError: … steps are under way, and no more may be; take one with step_wait()")
+def test_too_many_steps_under_way(ahead: RemoteEnv) -> None:
+    while True:
+        ahead.step_async(ACTION)
+
+
+# What was asked for
+
+
+@produces("ConfigError: resume=…: 'auto' goes on where the link was cut, 'never' raises SessionLost")
+def test_another_word_for_resume() -> None:
+    RemoteEnv(env=TASK, resume="always")
+
+
+@produces("ConfigError: …_s=…: seconds above 0, at most …")
+def test_no_time_to_reconnect() -> None:
+    RemoteEnv(env=TASK, reconnect_timeout_s=0.0)
+
+
+@produces("ConfigError: heartbeat_timeout_s=… is less than heartbeat_s=…: …")
+def test_a_heartbeat_that_is_late_when_it_is_asked_for() -> None:
+    RemoteEnv(env=TASK, heartbeat_s=5.0, heartbeat_timeout_s=1.0)
+
+
+@produces("ConfigError: ssh_keepalive_…=… is not allowed; allowed are …")
+def test_a_keepalive_that_is_too_short() -> None:
+    RemoteEnv("user@box", env=TASK, ssh_keepalive_s=0.1).start()
+
+
 # The task
 
 
@@ -122,6 +175,17 @@ def test_a_task_that_raises(running: RemoteEnv) -> None:
 def test_a_task_whose_info_cannot_travel(running: RemoteEnv) -> None:
     running.call("plan", "uncodable")
     running.step(ACTION)
+
+
+@produces("TaskError: step: it ran, but info[…] is an int, which cannot cross to the other end: …")
+def test_a_task_whose_info_has_a_number_that_is_too_large(running: RemoteEnv) -> None:
+    running.call("plan", "huge-integer")
+    running.step(ACTION)
+
+
+@produces("InputError: (seed, options)[1][…] is …, which cannot cross to the other end: …")
+def test_an_option_that_cannot_travel(running: RemoteEnv) -> None:
+    running.reset(options={"colours": {"red", "blue"}})
 
 
 @produces("Unsupported: … has no scene state: …")
@@ -165,7 +229,7 @@ def test_a_step_after_a_restart(doomed: RemoteEnv) -> None:
     doomed.step(ACTION)
 
 
-# A simulator or a link that is gone
+# A simulator that is gone
 
 
 @produces("SessionLost: the simulator is gone: it was killed by SIG… in step (step …); reset() starts a new one. …")
@@ -191,47 +255,3 @@ def test_too_little_memory() -> None:
         env.reset()
         env.call("plan", "eat:2000")
         env.step(0)
-
-
-@produces("SessionLost: the link to the simulator broke (…); reset() starts a new session")
-def test_a_cut_link(ssh_server: SshServer) -> None:
-    with over_ssh(ssh_server, env="CartPole-v1", idle_timeout_s=0.2) as env:
-        env.reset(seed=0)
-        ssh_server.signal_connections(signal.SIGKILL)
-        step_on(env)
-
-
-def step_on(env: RemoteEnv) -> None:
-    for _ in range(100):
-        env.step(0)
-
-
-@produces("SessionLost: the link to the simulator broke (…nothing came from it for … s …")
-def test_a_host_that_falls_silent(ssh_server: SshServer, tmp_path: Path) -> None:
-    config = tmp_path / "config"
-    config.write_text("Host *\n  ServerAliveInterval 1\n  ServerAliveCountMax 1\n")
-    frozen: list[int] = []
-    try:
-        with over_ssh(ssh_server, env="CartPole-v1", idle_timeout_s=0.2, ssh_config_file=str(config)) as env:
-            env.reset(seed=0)
-            frozen = ssh_server.connection_pids()
-            ssh_server.signal_connections(signal.SIGSTOP)
-            env.step(0)
-    finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGKILL)
-
-
-@produces("SessionLost: the simulator is gone: its lease ran out: nothing was heard of its client for … s; …")
-def test_a_client_of_which_nothing_was_heard(server: ServerProcess) -> None:
-    def dial(until: float) -> Any:
-        return connect_tcp("127.0.0.1", server.port, until)
-
-    # A session alone, without the thread that pings: what a stopped program (Ctrl-Z, a sleeping laptop) is.
-    session = Session(dial, server.token, time.monotonic() + 15.0, client="me", lease_s=0.3)
-    try:
-        session.reset(None, None, 10.0)
-        wait_until(lambda: "its lease ran out" in server.read_log(), "the lease runs out")
-        session.step(ACTION, 10.0)
-    finally:
-        session.close()
