@@ -178,6 +178,8 @@ class Joining:
                 time.sleep(LOOK_AGAIN_S)  # an end is noticed a little after the link's
         except RemoteEnvError as error:
             log.debug("no word from the supervisor: %s", error)
+            if self._control.last_status.get("state") == "dead":  # what it said last, such as that the lease ran out
+                return simulator_gone(self._control.last_status)
         return self._give_up(f"the link to the simulator broke ({why})")
 
     def _pause(self, until: float) -> None:
