@@ -89,7 +89,9 @@ class RemoteEnv(Client[Session], PolicySide):  # type: ignore[misc]  # a spec th
             (ServerAliveInterval), else every 15 s.
         ssh_keepalive_count: after how many of these without an answer its link counts as cut; None: as there
             (ServerAliveCountMax), else 3.
-        on_link: called with a `LinkEvent` when the link is cut, when it is resumed, and when the session is lost.
+        on_link: called with a `LinkEvent` when the link is cut, when it is resumed, and when the session is lost, in
+            the middle of a call, which waits for it. What it raises is logged; of ours it can call `status`, `logs`
+            and `close`.
         busy_poll_s: how long a local receive spins before it sleeps [s].
         token: of a server that somebody else started; default `REMOTE_ENV_TOKEN`, or the file that it keeps.
         tunnel: how data travels over SSH: "channel" (of our one connection), "openssh" (the system's `ssh`) or

@@ -76,7 +76,7 @@ class Exchange:
 
     def _use(self, transport: Transport, stream: frames.FrameStream) -> None:
         """Go on with this connection; the simulator has answered on it."""
-        self._transport, self._stream = transport, stream
+        self._transport, self._stream, self._given_up = transport, stream, ""
         self._link = machine.advance(machine.CLIENT, self._link, "welcomed")
 
     @property
@@ -141,6 +141,8 @@ class Exchange:
     def _check_usable(self) -> None:
         if self.is_lost is not None:
             raise copy.copy(self.is_lost)  # each with a traceback of its own
+        if self._joining.is_telling:
+            raise InputError("on_link= is told in the middle of a call: it can call status(), logs() and close() alone")
 
     def _unsettled(self) -> InputError:
         pending = self._requests.pending
@@ -313,19 +315,21 @@ class Exchange:
             self._check_open()
             began = time.monotonic()
             try:
-                transport, stream = joining.reconnect(lambda by: joining.open_data(requests.received, by), until)
+                # Ours from here on: others may have to free us while we wait for the simulator on it.
+                self._transport, stream = joining.reconnect(lambda by: joining.open_data(requests.received, by), until)
             except SessionLost as error:
                 self._check_open()
                 raise self._lose(error) from error.__cause__
             finally:
                 self._deadline += time.monotonic() - began
             try:
-                self._take_up(transport, stream)
+                self._check_open()
+                self._take_up(self._transport, stream)
             except (ConnectionLost, ProtocolError) as error:
-                transport.close()
-                self._cut = error
+                self._leave_link(error)
+                until = joining.begin(self._cut, requests.received)
             except BaseException:
-                transport.close()
+                self._transport.close()
                 raise
 
     def _check_open(self) -> None:

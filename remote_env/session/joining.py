@@ -81,6 +81,9 @@ class Joining:
         token: the server's.
         control: the session's, which opened it.
         options: what to do when a connection breaks.
+
+    Attributes:
+        is_telling: `on_link` runs, in the middle of a call.
     """
 
     def __init__(self, dial: Dial, token: str, control: ControlLink, options: LinkOptions) -> None:
@@ -89,7 +92,8 @@ class Joining:
         self._cut_at: float | None = None
         self._why: RemoteEnvError = ConnectionLost("it was not connected yet")
         self._cut_received, self._attempts = -1, 0
-        self._resumed_at, self._is_told = 0.0, False
+        self._made_at, self._is_told = 0.0, False
+        self.is_telling = False
 
     @property
     def session(self) -> str:
@@ -115,7 +119,7 @@ class Joining:
             quietly: nobody is to be told unless that takes more than one attempt.
         """
         now = time.monotonic()
-        if self._cut_at is None or received != self._cut_received or now - self._resumed_at > HELD_S:
+        if self._cut_at is None or received != self._cut_received or now - self._made_at > HELD_S:
             self._cut_at, self._cut_received, self._attempts, self._is_told = now, received, 0, False
         self._why = why
         if not quietly:
@@ -141,7 +145,9 @@ class Joining:
             try:
                 deadline = min(until, time.monotonic() + CONTROL_TIMEOUT_S)
                 self._hold_control(deadline)
-                return make(deadline)
+                made = make(deadline)
+                self._made_at = time.monotonic()
+                return made
             except _FINAL as error:
                 # One damaged byte names another version, too, but hardly twice.
                 if not isinstance(error, VersionMismatch) or isinstance(self._why, VersionMismatch):
@@ -161,8 +167,8 @@ class Joining:
 
     def resumed(self, taken: int) -> None:
         """Note that the session goes on."""
-        self._resumed_at = time.monotonic()
         if self._is_told:
+            self._is_told = False
             what = "resumed the session with %s after %.1f s at request %d: nothing was lost"
             log.warning(what, self._options.where, self._after_s, taken)
             self._tell(LinkEvent("resumed", f"at request {taken}", self._after_s, self._attempts))
@@ -212,8 +218,15 @@ class Joining:
         return SessionLost(f"{why}; reset() starts a new session")
 
     def _tell(self, event: LinkEvent) -> None:
-        if self._options.on_link is not None:
+        if self._options.on_link is None:
+            return
+        self.is_telling = True
+        try:
             self._options.on_link(event)
+        except Exception:  # the call that it was told in goes on all the same
+            log.exception("on_link= raised as it was told of a link that is %s", event.kind)
+        finally:
+            self.is_telling = False
 
 
 def simulator_gone(status: dict[str, Any]) -> SessionLost:
