@@ -58,13 +58,16 @@ SLOW = {
 ENDS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: -signal.SIGINT, signal.SIGKILL: -signal.SIGKILL}
 
 
-def start_client(server: SshServer, stage: str, folder: Path, *, idle_timeout_s: float) -> subprocess.Popen[str]:
+def start_client(
+    server: SshServer, stage: str, folder: Path, *, idle_timeout_s: float, resume: str = "auto"
+) -> subprocess.Popen[str]:
     arguments: dict[str, Any] = {
         **ssh_arguments(server),
         "env": "tasks_for_tests.slow:Slow",
         "env_kwargs": {},
         "server_env": {"PYTHONPATH": str(ROOT / "tests")},
         "idle_timeout_s": idle_timeout_s,
+        "resume": resume,
         **SLOW.get(stage, {}),
     }
     command = [sys.executable, "-W", "ignore", "-c", _CLIENT, server.target, json.dumps(arguments), stage, str(folder)]
@@ -91,9 +94,11 @@ def test_a_client_that_is_ended_by_a_signal_leaves_nothing(ssh_server: SshServer
     folder.mkdir()
     if stage == "uploading":
         (folder / "random").write_bytes(os.urandom(24 << 20))
-    # What handles its signal must end its server itself; after a kill the idle time-out does.
+    # What handles its signal must end its server itself; after a kill the idle time-out does, once the session has
+    # ended: at once, when it is not kept for a client that may come back.
+    killed, ended = {"idle_timeout_s": 0.2, "resume": "never"}, {"idle_timeout_s": 600.0}
     clients = {
-        number: start_client(ssh_server, stage, folder, idle_timeout_s=0.2 if number == signal.SIGKILL else 600.0)
+        number: start_client(ssh_server, stage, folder, **(killed if number == signal.SIGKILL else ended))
         for number in ENDS
     }
     try:
@@ -121,7 +126,7 @@ def test_a_client_that_never_closes_leaves_nothing(ssh_server: SshServer, stage:
 
 
 def test_die_with_me(ssh_server: SshServer, tmp_path: Path) -> None:
-    client = start_client(ssh_server, "idling", tmp_path, idle_timeout_s=0.0)
+    client = start_client(ssh_server, "idling", tmp_path, idle_timeout_s=0.0, resume="never")
     wait_here(client)
     assert remains(ssh_server)
     client.kill()
@@ -146,7 +151,8 @@ def test_a_handler_of_ones_own_is_never_replaced_and_the_defaults_come_back(ssh_
 
 
 def test_a_client_stopped_for_good_is_given_up_when_its_lease_runs_out(ssh_server: SshServer) -> None:
-    arguments = {"env": "CartPole-v1", "idle_timeout_s": 0.2, "lease_timeout_s": 0.9, **ssh_arguments(ssh_server)}
+    arguments = {"env": "CartPole-v1", "idle_timeout_s": 0.2, "lease_timeout_s": 0.9, "resume": "never"}
+    arguments |= ssh_arguments(ssh_server)
     code = (
         "import json, sys, time\nfrom remote_env import RemoteEnv\n"
         "env = RemoteEnv(sys.argv[1], **json.loads(sys.argv[2]))\nenv.reset(seed=0)\n"

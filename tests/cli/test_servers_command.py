@@ -356,6 +356,7 @@ def test_a_record_of_another_process_ends_nobody(said: Any) -> None:
         record = own(server)
         path = records.record_path(server.port).with_name("1.json")
         false = {"port": 1, "pid": os.getpid(), "start_time": "1", "session_folder": "/nowhere/sessions/x"}
+        path.touch(0o600)  # else it is believed by nobody
         path.write_text(json.dumps({**record.to_plain(), **false}))
         status, printed, _ = said("stop", "local", "--all")
         assert (status, printed.count("CartPole-v1")) == (0, 1)

@@ -253,12 +253,16 @@ def test_the_default_checkpoint_is_found_from_anywhere_in_a_clone(tmp_path, monk
 
 
 def test_a_token_comes_from_a_file(tmp_path):
+    for name in ("token", "empty"):
+        (tmp_path / name).touch(0o600)
     (tmp_path / "token").write_text("secret\n")
-    (tmp_path / "empty").touch()
     assert read_token(str(tmp_path / "token")) == "secret"
     for name, message in (("empty", "is empty"), ("nowhere", "cannot be read")):
         with pytest.raises(ConfigError, match=message):
             read_token(str(tmp_path / name))
+    (tmp_path / "token").chmod(0o644)
+    with pytest.raises(ConfigError, match="make it private: chmod go-rwx"):
+        read_token(str(tmp_path / "token"))
 
 
 def test_there_must_be_something_to_resume(tmp_path):
