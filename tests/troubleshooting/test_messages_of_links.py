@@ -22,7 +22,7 @@ from ssh_client import nothing_is_left, over_ssh
 from ssh_server import SshServer, can_have_passwords
 
 from remote_env import RemoteEnv
-from remote_env.errors import ConfigError
+from remote_env.errors import ConfigError, InputError
 from remote_env.protocol import frames
 from remote_env.server.connections import MAX_PROVED
 from remote_env.session import ControlLink, LinkEvent, LinkOptions, Session
@@ -31,6 +31,7 @@ from remote_env.testing.scripted_server import ScriptedServer, Trouble
 from remote_env.transport import connect_tcp
 
 __all__ = ["nothing_is_left"]
+pytestmark = pytest.mark.fault
 TASK = "remote_env.testing.counting:make"
 ACTION = np.zeros(2)
 Attach = Callable[..., RemoteEnv]
@@ -205,6 +206,23 @@ def end_session(server: ServerProcess, env: RemoteEnv) -> None:
         link.status()  # answered after it
 
 
+@produces("StartError: the simulator died as the session began (…)…")
+def test_a_link_that_is_cut_for_good_as_the_session_begins(server: ServerProcess, proxy: FaultProxy) -> None:
+    host, port = proxy.address
+    options = LinkOptions(reconnect_timeout_s=0.1, keep_s=0.2, on_link=lambda _event: cut_for_good(proxy))
+    dial, log_size = partial(connect_tcp, str(host), int(port)), len(server.read_log())
+    begin = partial(Session, dial, server.token, time.monotonic() + 15.0, link=options)
+    first = begin()
+    size = proxy.carried("down")
+    first.close()
+    proxy.cut_after(size - 200, "down")  # in the middle of READY
+    try:
+        begin()
+    finally:
+        over = "its client did not come back"
+        wait_until(lambda: over in server.read_log()[log_size:], "the server waits for it no longer")
+
+
 @produces("SessionLost: this session has ended: its client left")
 def test_a_session_that_another_ended(server: ServerProcess, attach: Attach, proxy: FaultProxy) -> None:
     env = attach()
@@ -279,6 +297,36 @@ def test_a_new_login_that_takes_a_code(tmp_path: Path) -> None:
         env.reset(seed=0)
         server.signal_connections(signal.SIGKILL)
         env.step(0)  # what ends the server then is a login that may ask again
+
+
+# What a program makes of it
+
+
+@produces("on_link= raised as it was told of a link that is …")
+def test_a_callback_that_goes_wrong(attach: Attach, proxy: FaultProxy, told: Told) -> str:
+    def on_link(event: LinkEvent) -> None:
+        raise ValueError(event.kind)
+
+    env = attach(on_link=on_link)
+    proxy.cut()
+    env.step(ACTION)
+    return told("on_link= …")
+
+
+@produces("InputError: on_link= is told in the middle of a call: it can call … alone")
+def test_a_callback_that_goes_on_with_the_task(attach: Attach, proxy: FaultProxy) -> None:
+    caught: list[Exception] = []
+
+    def on_link(_event: LinkEvent) -> None:
+        try:
+            env.step(ACTION)
+        except InputError as error:
+            caught.append(error)
+
+    env = attach(on_link=on_link)
+    proxy.cut()
+    env.step(ACTION)
+    raise caught[0]
 
 
 # Servers that are full

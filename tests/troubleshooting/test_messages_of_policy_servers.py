@@ -102,6 +102,11 @@ def test_beyond_loopback_without_authentication(refused: Refused) -> str:
     return told
 
 
+@produces("error: refused to listen on …, beyond this machine: nothing is encrypted there, …")
+def test_beyond_loopback_with_authentication(refused: Refused) -> str:
+    return refused("--listen", "renv://0.0.0.0:5000")
+
+
 @produces("error: the port … is busy: process … (…) listens there; …")
 def test_a_busy_port(refused: Refused) -> str:
     with socket.create_server(("127.0.0.1", 0)) as other:
