@@ -125,8 +125,11 @@ class Arguments:
             hidden = {**self.policy_kwargs, "token": Secret(self.policy_kwargs["token"])}
             object.__setattr__(self, "policy_kwargs", hidden)
         for name in ("ask_secret", "on_progress", "on_link"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Callback(getattr(self, name)))
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise ConfigError(f"{name}={function!r} cannot be called; give a function")
+            if function is not None:
+                object.__setattr__(self, name, Callback(function))
         for name in ("requirements", "upload", "allow_calls"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(

@@ -160,7 +160,7 @@ class Joining:
             except (ConnectionLost, DeadlineExceeded, ProtocolError) as error:
                 self._why = error
             except SessionLost as error:
-                self._tell(LinkEvent("lost", str(error), self._after_s, self._attempts))
+                self._tell_loss(str(error))
                 raise
             log.debug("attempt %d to reconnect to %s: %s", self._attempts, self._options.where, self._why)
             self._tell_cut()
@@ -180,7 +180,9 @@ class Joining:
             while time.monotonic() < until:
                 status = self._control.status(ASK_TIMEOUT_S)
                 if status["state"] in ("dead", "failed"):
-                    return simulator_gone(status)
+                    gone = simulator_gone(status)
+                    self._tell_loss(str(gone))
+                    return gone
                 time.sleep(LOOK_AGAIN_S)  # an end is noticed a little after the link's
         except RemoteEnvError as error:
             log.debug("no word from the supervisor: %s", error)
@@ -214,8 +216,12 @@ class Joining:
             raise simulator_gone(status)
 
     def _give_up(self, why: str) -> SessionLost:
-        self._tell(LinkEvent("lost", why, self._after_s, self._attempts))
+        self._tell_loss(why)
         return SessionLost(f"{why}; reset() starts a new session")
+
+    def _tell_loss(self, why: str) -> None:
+        log.warning("the session with %s is lost: %s", self._options.where, why.partition("\n")[0])
+        self._tell(LinkEvent("lost", why, self._after_s, self._attempts))
 
     def _tell(self, event: LinkEvent) -> None:
         if self._options.on_link is None:

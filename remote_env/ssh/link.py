@@ -296,6 +296,14 @@ class _Transport(paramiko.Transport):  # type: ignore[misc]  # paramiko has no t
 
 
 LOG_CHANNEL = "remote_env.ssh.transport"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of paramiko's says more than that the connection broke, which is raised where it matters."""
+    return not record.getMessage().startswith("Socket exception")
+
+
+logging.getLogger(LOG_CHANNEL).addFilter(_is_news)
 # What goes wrong is raised; without a handler Python would also print it.
 logging.getLogger(LOG_CHANNEL).addHandler(logging.NullHandler())
 
