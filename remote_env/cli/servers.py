@@ -7,7 +7,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -42,7 +42,7 @@ from remote_env.env.server import ServerRecord
 from remote_env.errors import ConfigError, ConnectionLost, DeadlineExceeded, RemoteEnvError
 from remote_env.protocol.log_text import clean
 from remote_env.session import ControlLink
-from remote_env.session.follow import LogReader, follow_log
+from remote_env.session.follow import LogReader, follow_log, open_again
 
 STOP_TIMEOUT_S = 20.0
 STATUS_EVERY_S, READ_EVERY_S = 1.0, 0.2
@@ -217,8 +217,8 @@ def run_attach(options: argparse.Namespace) -> int:
         record = _choose(place, options)
         print(f'RemoteEnv("{options.host}", session="{record.id}")', flush=True)
         try:
-            with contextlib.closing(open_link(place, record)) as link, status_line("") as line:
-                _watch(link, line)
+            with status_line("") as line:
+                _watch(lambda: open_link(place, record), line)
         except ConnectionLost:
             print(f"{record.id} has ended")
             return 0
@@ -227,11 +227,28 @@ def run_attach(options: argparse.Namespace) -> int:
             return 0
 
 
-def _watch(link: ControlLink, line: Line) -> NoReturn:
-    """Print the log as it grows; ConnectionLost when the server ends."""
-    tail = link.log_tail(ATTACH_LINES)
-    _print_log(tail.text)
-    reader, status_at, last = LogReader(link, tail.next), 0.0, ""
+def _watch(open_one: Callable[[], ControlLink], line: Line) -> NoReturn:
+    """Print the log as it grows, over another link when one breaks; ConnectionLost when the server ends."""
+    link = open_one()
+    try:
+        tail = link.log_tail(ATTACH_LINES)
+        _print_log(tail.text)
+        reader = LogReader(link, tail.next)
+        while True:
+            try:
+                _watch_link(link, reader, line)
+            except ConnectionLost:
+                link.close()
+                again = open_again(open_one)
+                if again is None:
+                    raise
+                reader.link = link = again
+    finally:
+        link.close()
+
+
+def _watch_link(link: ControlLink, reader: LogReader, line: Line) -> NoReturn:
+    status_at, last = 0.0, ""
     while True:
         for text in reader.read(soon(ASK_TIMEOUT_S)):
             _print_log(text)

@@ -213,12 +213,11 @@ class ControlLink:
 
     def close(self) -> None:
         """End the link, and its session if it has one; never raises."""
-        deadline = time.monotonic() + LEAVE_TIMEOUT_S
         try:
-            if self.key:
-                self.ask(frames.LEAVE, deadline)  # answered, hence not lost in a link that breaks just now
-        except ConnectionLost:
-            self._leave_by_another(deadline)
+            if self.key:  # answered, hence not lost in a link that breaks just now
+                self.ask(frames.LEAVE, time.monotonic() + LEAVE_TIMEOUT_S)
+        except (ConnectionLost, DeadlineExceeded):  # a link that has fallen silent is no way to the server, either
+            self._leave_by_another(time.monotonic() + LEAVE_TIMEOUT_S)
         except RemoteEnvError as error:
             log.debug("the session could not be left in order: %s", error)
         self._transport.close()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from remote_env.errors import ConnectionLost
+from remote_env.errors import AuthError, ConnectError, ConnectionLost
 from remote_env.session.control import CONTROL_TIMEOUT_S, ControlLink, LogPart
 
 POLL_S, SLOWEST_POLL_S = 0.05, 0.5
+RECONNECT_TIMEOUT_S, LONGEST_PAUSE_S = 60.0, 2.0
 
 
 class LogReader:
@@ -47,12 +48,14 @@ def follow_log(
     """The last `lines` lines of a server's log, then each as it is written, until the server ends.
 
     Args:
-        open_link: makes a control link; it is closed when the iterator ends or is closed.
+        open_link: makes a control link, and another when that breaks; it is closed when the iterator ends or is
+            closed. A ConnectionLost of its own ends the iterator.
         lines: how many of those that are there already.
         timeout_s: how long the server may take to answer [s].
 
     Raises:
         DeadlineExceeded: it does not answer.
+        ConnectError: the link broke, and there was no other within `RECONNECT_TIMEOUT_S`.
     """
     link = open_link()
     try:
@@ -63,10 +66,31 @@ def follow_log(
             try:
                 found = reader.read(time.monotonic() + timeout_s)
             except ConnectionLost:
-                yield from reader.finish()
-                return
+                link.close()
+                again = open_again(open_link)
+                if again is None:
+                    yield from reader.finish()
+                    return
+                reader.link, link, found = again, again, []
             yield from found
             pause_s = POLL_S if found else min(2 * pause_s, SLOWEST_POLL_S)
             time.sleep(pause_s)
     finally:
         link.close()
+
+
+def open_again(open_link: Callable[[], ControlLink]) -> ControlLink | None:
+    """Another link in place of one that broke; None when the server has ended."""
+    until, pause_s = time.monotonic() + RECONNECT_TIMEOUT_S, POLL_S
+    while True:
+        try:
+            return open_link()
+        except (AuthError, ConnectionLost):  # another server has its port; or nobody wants the log any more
+            return None
+        except ConnectError as error:
+            if error.nothing_listens:
+                return None
+            if time.monotonic() >= until:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -132,7 +132,9 @@ class TaskSession(Exchange, abc.ABC):
             except DeadlineExceeded as error:
                 if error.phase:
                     raise
-                raise explain_delay(self.control, frames.READY) from error
+                if not self._options.resume or time.monotonic() >= deadline:
+                    raise explain_delay(self.control, frames.READY) from error
+                self._hold_on(error, deadline)  # the supervisor answers at once: its link has fallen silent
 
     def _hold_on(self, why: RemoteEnvError, deadline: float) -> None:
         """Have the control connection again, or tell why the session cannot begin."""
@@ -140,7 +142,10 @@ class TaskSession(Exchange, abc.ABC):
         try:
             if not self._options.resume:
                 raise joining.explain_loss(why)
-            joining.reconnect(lambda _by: None, min(deadline, joining.begin(why, 0)))
+            joining.begin(why, 0)
+            # A simulator may take minutes to start: what bounds cuts that follow each other is the deadline.
+            joining.reconnect(lambda _by: None, min(deadline, time.monotonic() + self._options.reconnect_timeout_s))
+            joining.resumed(0)
         except SessionLost as error:
             tail = error.log_tail
             raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
@@ -340,4 +345,5 @@ class TaskSession(Exchange, abc.ABC):
 
 def _is_cut(error: ConnectError) -> bool:
     """Whether a connection broke while it was made; the server has not refused it, and is not known to be gone."""
-    return isinstance(error.__cause__, (ConnectionLost, OSError)) and not error.nothing_listens
+    cause = error.__cause__
+    return isinstance(cause, (ConnectionLost, DeadlineExceeded, OSError)) and not error.nothing_listens
