@@ -21,7 +21,7 @@ from remote_env.errors import (
     VersionMismatch,
 )
 from remote_env.protocol import frames
-from remote_env.session.control import CONTROL_TIMEOUT_S, ControlLink, Dial, describe_ending, shake_hands
+from remote_env.session.control import ControlLink, Dial, describe_ending, shake_hands
 from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
@@ -29,6 +29,7 @@ log = logging.getLogger("remote_env")
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+FIRST_ATTEMPT_S = 10.0  # doubled after each attempt that needed more: some hosts take long over a login
 ASK_TIMEOUT_S = 2.0  # a supervisor answers at once; a link on which it does not is as good as cut
 LOOK_AGAIN_S = 0.1
 HELD_S = 5.0  # a link that lasted so long is another one
@@ -139,11 +140,12 @@ class Joining:
         Raises:
             SessionLost: the simulator, the session or the server is gone, or the time is over.
         """
+        patience_s = FIRST_ATTEMPT_S
         while True:
             self._pause(until)
             self._attempts += 1
+            deadline = min(until, time.monotonic() + patience_s)
             try:
-                deadline = min(until, time.monotonic() + CONTROL_TIMEOUT_S)
                 self._hold_control(deadline)
                 made = make(deadline)
                 self._made_at = time.monotonic()
@@ -164,6 +166,8 @@ class Joining:
                 raise
             log.debug("attempt %d to reconnect to %s: %s", self._attempts, self._options.where, self._why)
             self._tell_cut()
+            if time.monotonic() >= deadline:
+                patience_s *= 2
 
     def resumed(self, taken: int) -> None:
         """Note that the session goes on."""

@@ -16,7 +16,7 @@ from remote_env.transport import Transport
 log = logging.getLogger("remote_env")
 
 READ_EVERY_S = 0.5  # when log lines are wanted as they come
-DIAL_TIMEOUT_S = 10.0
+DIAL_TIMEOUT_S = 30.0  # a new login may be part of it
 JOIN_TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 _WARNINGS = ("traceback", "vulkan")  # what a task may survive; the other kinds of problems are errors

@@ -14,7 +14,7 @@ from counted_link import TOKEN
 from leak_check import wait_until
 from wired import TIMEOUT_S, Wired, act
 
-from remote_env.errors import InputError, SessionLost
+from remote_env.errors import ConnectError, InputError, SessionLost
 from remote_env.session import LinkEvent, LinkOptions, joining
 from remote_env.session.session import Session
 from remote_env.transport import Transport
@@ -109,6 +109,24 @@ def test_a_close_ends_a_call_that_waits_on_a_new_link(wired: Wired, monkeypatch:
         busy.session.close()
         wait_until(lambda: busy._answers, "the call is told")
         assert isinstance(busy._answers[0], SessionLost)
+
+
+def test_a_host_that_takes_long_over_a_login_gets_longer(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "FIRST_ATTEMPT_S", 0.05)
+    took_s = [0.0]
+
+    def dial(deadline: float) -> Transport:
+        if time.monotonic() + took_s[0] > deadline:
+            threading.Event().wait(max(deadline - time.monotonic(), 0.0))
+            raise ConnectError("the login was not done in time")
+        return wired.supervisor.dial(deadline)
+
+    session = Session(dial, TOKEN, time.monotonic() + TIMEOUT_S, link=LinkOptions())
+    with contextlib.closing(session):
+        session.reset(1, None, TIMEOUT_S)
+        took_s[0] = 0.3
+        session.cut("no heartbeat")
+        assert session.step(act(0.25), TIMEOUT_S)[1] == 0.25
 
 
 # What on_link= does
