@@ -114,41 +114,50 @@ class TaskSession(Exchange, abc.ABC):
         """Wait for the simulator and join it, on other connections when the first ones break."""
         damaged = 0
         while True:
+            if not self._is_ready(deadline, on_status):
+                continue
             try:
-                self.control.wait_ready(deadline, on_status)
                 self._open_data(deadline)
                 return
-            except ConnectionLost as error:
-                self._hold_on(error, deadline)
-            except ConnectError as error:
-                if not self._options.resume or not _is_cut(error):
+            except (ConnectionLost, ConnectError, DamagedFrame) as error:
+                damaged += isinstance(error, DamagedFrame)
+                is_refused = isinstance(error, ConnectError) and not _is_cut(error)
+                is_known = isinstance(error, ConnectionLost)  # why is for `_hold_on` to say
+                if is_refused or damaged > MAX_DAMAGED or not (is_known or self._options.resume):
                     raise
-                self._hold_on(error, deadline)
-            except DamagedFrame as error:
-                damaged += 1
-                if not self._options.resume or damaged > MAX_DAMAGED:
-                    raise
-                self._hold_on(error, deadline)
+                # Whose every attempt ends at once gets no new time with each.
+                self._hold_on(error, min(deadline, self._joining.begin(error, 0)))
             except DeadlineExceeded as error:
-                if error.phase:
-                    raise
-                if not self._options.resume or time.monotonic() >= deadline:
-                    raise explain_delay(self.control, frames.READY) from error
-                self._hold_on(error, deadline)  # the supervisor answers at once: its link has fallen silent
+                raise explain_delay(self.control, frames.READY) from error
 
-    def _hold_on(self, why: RemoteEnvError, deadline: float) -> None:
+    def _is_ready(self, deadline: float, on_status: Callable[[dict[str, Any]], None] | None) -> bool:
+        """Wait until the simulator is ready; False when the control link had to be made anew meanwhile."""
+        try:
+            self.control.wait_ready(deadline, on_status)
+        except ConnectionLost as error:
+            self._wait_on(error, deadline)
+            return False
+        except DeadlineExceeded as error:
+            if error.phase or not self._options.resume or time.monotonic() >= deadline:
+                raise
+            self._wait_on(error, deadline)  # the supervisor answers at once: its link has fallen silent
+            return False
+        return True
+
+    def _wait_on(self, why: RemoteEnvError, deadline: float) -> None:
+        """Have the control connection again; a simulator may take minutes to start, so each cut has its own time."""
+        self._joining.begin(why, 0)
+        self._hold_on(why, min(deadline, time.monotonic() + self._options.reconnect_timeout_s))
+
+    def _hold_on(self, why: RemoteEnvError, until: float) -> None:
         """Have the control connection again, or tell why the session cannot begin."""
-        joining = self._joining
         try:
             if not self._options.resume:
-                raise joining.explain_loss(why)
-            joining.begin(why, 0)
-            # A simulator may take minutes to start: what bounds cuts that follow each other is the deadline.
-            joining.reconnect(lambda _by: None, min(deadline, time.monotonic() + self._options.reconnect_timeout_s))
-            joining.resumed(0)
+                raise self._joining.explain_loss(why)
+            self._joining.reconnect(lambda _by: None, until)
         except SessionLost as error:
             tail = error.log_tail
-            raise StartError(f"the simulator died as the session began ({error})\n{tail}", log_tail=tail) from error
+            raise StartError(f"the session could not begin: {error}\n{tail}", log_tail=tail) from error
 
     def _open_data(self, deadline: float) -> None:
         transport, stream = self._joining.open_data(None, deadline)
@@ -170,6 +179,7 @@ class TaskSession(Exchange, abc.ABC):
                 raise ProtocolError(f"a READY that holds something else than is due: {error!r:.300}") from error
             raise
         self._use(transport, stream)
+        self._joining.resumed(0)
 
     def _read_spaces(self, ready: dict[str, Any]) -> None:
         self.observation_space: Space[Any] = space_from_plain(ready["observation_space"])

@@ -206,7 +206,7 @@ def end_session(server: ServerProcess, env: RemoteEnv) -> None:
         link.status()  # answered after it
 
 
-@produces("StartError: the simulator died as the session began (…)…")
+@produces("StartError: the session could not begin: …")
 def test_a_link_that_is_cut_for_good_as_the_session_begins(server: ServerProcess, proxy: FaultProxy) -> None:
     host, port = proxy.address
     options = LinkOptions(reconnect_timeout_s=0.1, keep_s=0.2, on_link=lambda _event: cut_for_good(proxy))
