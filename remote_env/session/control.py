@@ -89,7 +89,7 @@ class ControlLink:
             raise ProtocolError("a WELCOME that names no session")
         self.key = "" if opened is None else handshake.derive_key(opened)
         self._sequence = 0
-        self._asking = threading.Lock()
+        self._asking, self._asker = threading.Lock(), 0
         self.last_status: dict[str, Any] = {}
 
     def take_back(self, deadline: float) -> None:
@@ -101,9 +101,13 @@ class ControlLink:
         """
         self._transport.close()
         made = shake_hands(self._dial, self._token, "control", deadline, key=self.key, session=self.welcome["session"])
-        with self._alone(deadline):
-            self._transport, self._stream = made[:2]
-            self.last_status = {}
+        try:
+            with self._alone(deadline):
+                self._transport, self._stream = made[:2]
+                self.last_status = {}
+        except BaseException:
+            made[0].close()
+            raise
 
     def wait_ready(self, deadline: float, on_status: Callable[[dict[str, Any]], None] | None) -> None:
         """Return when the simulator is ready.
@@ -158,12 +162,20 @@ class ControlLink:
     @contextlib.contextmanager
     def _alone(self, deadline: float) -> Iterator[None]:
         """One thread at a time reads what comes."""
-        if not self._asking.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-            raise DeadlineExceeded("another thread still waits for an answer on this link")
+        me, asking = threading.get_ident(), self._asking
+        if self._asker == me or not asking.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            if self._asker not in (0, me):
+                raise DeadlineExceeded("another thread still waits for an answer on this link")
+            # A Ctrl-C came between two lines of ours, or this is its handler: some of a frame may be out, or in.
+            self._asking, self._asker = threading.Lock(), 0
+            self._transport.close()
+            raise ConnectionLost("a question on this link was interrupted")
         try:
+            self._asker = me
             yield
         finally:
-            self._asking.release()
+            self._asker = 0
+            asking.release()
 
     def status(self, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """What the simulator does now, answered at once whatever it does."""
