@@ -193,3 +193,15 @@ def test_a_cable_that_is_pulled_for_good_ends_the_session_in_time(
         assert time.monotonic() - began < 20.0
         assert events.all[-1].kind == "lost"
         wait_until(lambda: not remains(server), "the server ends by itself")
+
+
+def test_who_cannot_reach_the_server_to_stop_it_is_told_when_it_ends_by_itself(
+    server: SshServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("remote_env.env.life.KEPT_BEYOND_S", 0.5)
+    with remote(server, Events(), reconnect_timeout_s=0.5, idle_timeout_s=0.25) as env:
+        env.reset(seed=1)
+        server.stop()
+    assert "cannot be reached to stop; it ends 2.25 s after it loses us" in caplog.text
+    wait_until(lambda: not remains(server), "it has ended")
+    server.start_again()

@@ -236,11 +236,19 @@ class Life(Generic[S]):
         return LinkOptions(
             resume=arguments.resume == "auto",
             reconnect_timeout_s=arguments.reconnect_timeout_s,
-            # The server may notice the cut before we do, and its clock starts then.
-            keep_s=arguments.reconnect_timeout_s + arguments.heartbeat_timeout_s + KEPT_BEYOND_S,
+            keep_s=self._kept_s,
             on_link=arguments.on_link,
             where=server.where,
         )
+
+    @property
+    def _kept_s(self) -> float:
+        """How long the server keeps a session that it has no link to [s]."""
+        arguments = self.arguments
+        if arguments.resume != "auto":
+            return 0.0
+        # The server may notice the cut before we do, and its clock starts then.
+        return arguments.reconnect_timeout_s + arguments.heartbeat_timeout_s + KEPT_BEYOND_S
 
     def _cut_session(self, why: str) -> None:
         """The server is silent: have the session's link made anew."""
@@ -388,7 +396,7 @@ class Life(Generic[S]):
                     "%s cannot be reached to %s; it ends %g s after it loses us: %s",
                     server.where,
                     "keep it" if keep else "stop",
-                    self.arguments.idle_timeout_s,
+                    self._kept_s + self.arguments.idle_timeout_s,
                     error,
                 )
         self.server, self._bookmark, self._is_kept = None, None, False
