@@ -145,8 +145,11 @@ class ReplyLedger:
                 replies above the limit wait for being acknowledged; it is not taken, and the connection must end.
         """
         taken = self.taken
-        if sequence == taken + 1 and acknowledged == taken and not self.queue:
-            self.lone = None  # which the client has
+        if sequence == taken + 1 and acknowledged == taken:  # the client has all of them
+            self.lone = None
+            if self.queue:
+                self.queue.clear()
+                self._owned = 0
             self.taken, self.stated, self.acknowledged = sequence, acknowledged, acknowledged
             return
         if sequence != taken + 1:
