@@ -44,7 +44,7 @@ def servers(isolated_home: Path) -> Iterator[dict[str, ServerProcess]]:
         "cut": ServerProcess("remote_env.testing.counting:make", COUNTING),
     }
     try:
-        yield {name: server.wait_listening() for name, server in started.items()}
+        yield {name: server.wait_listening().wait_ready() for name, server in started.items()}
     finally:
         for server in started.values():
             server.stop()
