@@ -223,7 +223,7 @@ def check(server: ServerProcess, pid: int) -> None:
         client.shake_hands(session=None)
         while True:
             status = client.ask(frames.STATUS)
-            if status["pid"] != pid or status["state"] in ("dead", "failed"):
+            if status.get("pid") != pid or status["state"] in ("dead", "failed"):
                 raise Finding(f"the simulator {pid} is no more: {status}")
             if status["state"] in ("ready", "busy") and not status["sessions"]:
                 return
