@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from remote_env.env.records import is_running
+from remote_env.env.records import is_running, read_stat
 from remote_env.session import ControlLink
 
 
@@ -27,8 +27,8 @@ def locate_client() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").stat().st_ino
-        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+        _, started = read_stat(os.getpid())
+    except (OSError, IndexError):
         return ""
     return f"{boot}/{namespace}/{os.getpid()}/{started}"
 

@@ -144,10 +144,17 @@ def wait_gone(pid: int, start_time: str, deadline: float) -> bool:
 def is_running(pid: int, start_time: str) -> bool:
     """Whether this very process lives; a zombie does not. Where there is no /proc the process id has to do."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0] not in "ZX" and (not start_time or fields[19] == start_time)
+        state, started = read_stat(pid)
+        return state not in "ZX" and (not start_time or started == start_time)
     except (OSError, IndexError):
         return not Path("/proc/self").exists() and _exists(pid)
+
+
+def read_stat(pid: int) -> tuple[str, str]:
+    """A process's state and start time, as the kernel has them; OSError or IndexError when it does not say."""
+    # The name in parentheses may itself hold spaces and parentheses.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], fields[19]
 
 
 def _exists(pid: int) -> bool:

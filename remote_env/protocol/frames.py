@@ -198,9 +198,6 @@ class ByteStream(Protocol):
     def recv_some_into(self, view: memoryview, deadline: float) -> int:
         """Receive at least one byte."""
 
-    def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
-        """Fill `view`."""
-
 
 class FrameStream:
     """Frames over a byte stream, in both directions; one reader and one writer at a time.
@@ -315,7 +312,7 @@ class FrameStream:
             return self._stream.recv_some_into(view, min(deadline, until))
         except DeadlineExceeded as error:
             if until < deadline:
-                raise self._stalled() from error
+                raise ConnectionLost(f"a frame began, and no more of it came for {self._stall_s:g} s") from error
             raise
 
     def _make_room(self, count: int) -> None:
@@ -345,29 +342,8 @@ class FrameStream:
             done = min(size, self._end - self._start)
             view[:done] = self._view[self._start : self._start + done]
             self._start += done
-            if done < size:
-                self._fill_rest(view[done:], deadline)
-
-    def _fill_rest(self, view: memoryview, deadline: float) -> None:
-        """As `_recv_more` until `view` is full; a call less for each of many parts."""
-        clock, stall_s, receive = self._clock, self._stall_s, self._stream.recv_some_into
-        done, size = 0, len(view)
-        while done < size:
-            if clock is None:
-                done += receive(view[done:], deadline)
-                continue
-            now = clock()
-            until = now + stall_s
-            if now >= deadline or until >= deadline:
+            while done < size:
                 done += self._recv_more(view[done:], deadline)
-                continue
-            try:
-                done += receive(view[done:], until)
-            except DeadlineExceeded as error:
-                raise self._stalled() from error
-
-    def _stalled(self) -> ConnectionLost:
-        return ConnectionLost(f"a frame began, and no more of it came for {self._stall_s:g} s")
 
     def body_bytes(self) -> bytes:
         """A copy of the last frame's body."""

@@ -96,11 +96,6 @@ class Joining:
         self._made_at, self._is_told = 0.0, False
         self.is_telling = False
 
-    @property
-    def session(self) -> str:
-        """The session's id."""
-        return self._session
-
     def open_data(self, resume: int | None, deadline: float) -> tuple[Transport, frames.FrameStream]:
         """A data connection that the simulator is about to answer, with READY or RESUMED."""
         transport, stream, _, _ = shake_hands(
@@ -179,20 +174,27 @@ class Joining:
 
     def explain_loss(self, why: RemoteEnvError) -> SessionLost:
         """The error for a link that is not to be made anew: the simulator's end, if that is what broke it."""
+        status = self._wait_for_end()
+        if status is None:
+            return self._give_up(f"the link to the simulator broke ({why})")
+        gone = simulator_gone(status)
+        self._tell_loss(str(gone))
+        return gone
+
+    def _wait_for_end(self) -> dict[str, Any] | None:
+        """The status of a simulator that has ended, which is noticed a little after its link's end; None of another."""
         until = time.monotonic() + ASK_TIMEOUT_S
         try:
             while time.monotonic() < until:
                 status = self._control.status(ASK_TIMEOUT_S)
-                if status["state"] in ("dead", "failed"):
-                    gone = simulator_gone(status)
-                    self._tell_loss(str(gone))
-                    return gone
-                time.sleep(LOOK_AGAIN_S)  # an end is noticed a little after the link's
+                if _has_ended(status):
+                    return status
+                time.sleep(LOOK_AGAIN_S)
         except RemoteEnvError as error:
             log.debug("no word from the supervisor: %s", error)
-            if self._control.last_status.get("state") == "dead":  # what it said last, such as that the lease ran out
-                return simulator_gone(self._control.last_status)
-        return self._give_up(f"the link to the simulator broke ({why})")
+            last = self._control.last_status  # such as that the lease ran out
+            return last if last.get("state") == "dead" else None
+        return None
 
     def _pause(self, until: float) -> None:
         if time.monotonic() >= until:
@@ -216,7 +218,7 @@ class Joining:
         except (ConnectionLost, DeadlineExceeded, ProtocolError):
             control.take_back(deadline)
             status = control.status(max(deadline - time.monotonic(), 0.0))
-        if status["state"] in ("dead", "failed"):
+        if _has_ended(status):
             raise simulator_gone(status)
 
     def _give_up(self, why: str) -> SessionLost:
@@ -237,6 +239,10 @@ class Joining:
             log.exception("on_link= raised as it was told of a link that is %s", event.kind)
         finally:
             self.is_telling = False
+
+
+def _has_ended(status: dict[str, Any]) -> bool:
+    return status["state"] in ("dead", "failed")
 
 
 def simulator_gone(status: dict[str, Any]) -> SessionLost:
