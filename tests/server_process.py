@@ -183,6 +183,17 @@ class HandServer:
         return self
 
 
+def read_exactly(sock: socket.socket, count: int) -> bytes:
+    """So many bytes; EOFError when the other side closes before."""
+    data = b""
+    while len(data) < count:
+        chunk = sock.recv(count - len(data))
+        if not chunk:
+            raise EOFError("the server closed the connection")
+        data += chunk
+    return data
+
+
 def read_to_end(sock: socket.socket) -> bytes:
     """Everything until the other side closes; what came before a reset counts."""
     received = b""
@@ -213,17 +224,8 @@ class BareClient:
 
     def recv(self) -> tuple[frames.Header, dict[str, Any]]:
         """The next link message."""
-        header = frames.parse_header(self._exactly(frames.HEADER_SIZE))
-        return header, parse_link(self._exactly(header.body_size))
-
-    def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            chunk = self.sock.recv(count - len(data))
-            if not chunk:
-                raise EOFError("the server closed the connection")
-            data += chunk
-        return data
+        header = frames.parse_header(read_exactly(self.sock, frames.HEADER_SIZE))
+        return header, parse_link(read_exactly(self.sock, header.body_size))
 
     def shake_hands(self, role: str = "control", **fields: Any) -> dict[str, Any]:
         """Authenticate; the answer's fields, with its type under "type"."""

@@ -31,12 +31,6 @@ class Pieces:
         self._at += len(piece)
         return len(piece)
 
-    def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
-        """As a transport's."""
-        done = 0
-        while done < len(view):
-            done += self.recv_some_into(view[done:], deadline)
-
     def send_all(self, buffers: Sequence[frames.Buffer], deadline: float) -> None:
         """Nothing is sent here."""
 

@@ -16,7 +16,8 @@ from leak_check import wait_until
 from policies_for_tests import EchoPolicy, observe
 from policy_server_process import policy_server
 from renv_serving import TOKEN, RenvServer, serving
-from server_process import read_to_end
+from rude_peers import trickle
+from server_process import read_exactly, read_to_end
 
 from remote_env.errors import (
     AuthError,
@@ -60,32 +61,8 @@ class Bare:
         self.sock.close()
 
     def recv(self) -> tuple[frames.Header, dict[str, Any]]:
-        header = frames.parse_header(self._exactly(frames.HEADER_SIZE))
-        return header, parse_link(self._exactly(header.body_size))
-
-    def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            chunk = self.sock.recv(count - len(data))
-            assert chunk, "it closed"
-            data += chunk
-        return data
-
-    def trickle(self, data: bytes) -> bytes:
-        """Send it byte by byte, and zeros for ever then, until the other side closes; what it said."""
-        self.sock.settimeout(0.02)
-        said = b""
-        with contextlib.suppress(ConnectionError):
-            for index in range(2000):
-                self.sock.sendall(data[index : index + 1] or b"\0")
-                try:
-                    if not (got := self.sock.recv(4096)):
-                        return said
-                    said += got
-                except TimeoutError:
-                    continue
-            pytest.fail("it is never dropped")
-        return said
+        header = frames.parse_header(read_exactly(self.sock, frames.HEADER_SIZE))
+        return header, parse_link(read_exactly(self.sock, header.body_size))
 
 
 def shake(token: str = TOKEN) -> ClientHandshake:
@@ -95,7 +72,7 @@ def shake(token: str = TOKEN) -> ClientHandshake:
 def test_a_handshake_that_comes_byte_by_byte_is_dropped_at_the_deadline(server: RenvServer) -> None:
     with Bare(server) as slow:
         hello = pack_link(frames.HELLO, {"role": POLICY_ROLE, "nonce": "0" * 64, "client": "x" * 15_000})
-        assert slow.trickle(bytes(hello)) == b""
+        assert trickle(slow.sock, bytes(hello), b"\0") == b""
 
 
 def test_silence_after_the_challenge_is_dropped_at_the_deadline(server: RenvServer) -> None:
@@ -209,7 +186,7 @@ UPGRADE = (
 def test_a_message_of_another_dialect_may_not_trickle_in_for_ever(dialect: str, first: bytes, rest: bytes) -> None:
     with serving(EchoPolicy(), dialect=dialect, idle_timeout_s=0.5) as server, Bare(server) as slow:
         slow.sock.sendall(first)
-        slow.trickle(rest)
+        trickle(slow.sock, rest, b"\0")
         wait_until(lambda: any("deadline" in line for line in server.lines), "the log says so")
 
 

@@ -94,11 +94,6 @@ class RecordingTransport:
         self._recorded.append((self._link, "server", bytes(view[:count])))
         return count
 
-    def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
-        done = 0
-        while done < len(view):
-            done += self.recv_some_into(view[done:], deadline)
-
     def close(self) -> None:
         self._inner.close()
 

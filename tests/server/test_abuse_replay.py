@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from leak_check import wait_until
-from server_process import BareClient, ServerProcess, read_to_end, serving
+from server_process import BareClient, ServerProcess, read_exactly, read_to_end, serving
 
 from remote_env.protocol import codec, frames
 from remote_env.protocol.handshake import (
@@ -69,8 +69,8 @@ class Session:
 
     def recv(self) -> frames.Header:
         """The next frame's header; its content is read and left."""
-        header = frames.parse_header(self.data._exactly(frames.HEADER_SIZE))
-        self.data._exactly(header.body_size + header.payload_size)
+        header = frames.parse_header(read_exactly(self.data.sock, frames.HEADER_SIZE))
+        read_exactly(self.data.sock, header.body_size + header.payload_size)
         return header
 
     def pack(self, kind: int, value: Any, sequence: int) -> bytes:

@@ -130,12 +130,6 @@ class CountedLink:
                 raise ConnectionLost("cut")
         return len(passed)
 
-    def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
-        """See `Transport.recv_exactly_into`."""
-        done = 0
-        while done < len(view):
-            done += self.recv_some_into(view[done:], deadline)
-
     def close(self) -> None:
         """See `Transport.close`."""
         self._inner.close()

@@ -27,13 +27,13 @@ def patch_server(patch: pytest.MonkeyPatch, **constants: float) -> None:
     patch.setattr(server_process, "_DRIVER", driver)
 
 
-def trickle(sock: socket.socket, data: bytes) -> bytes:
-    """Send `data` byte by byte, and spaces for ever then, until the other side closes; what it said."""
+def trickle(sock: socket.socket, data: bytes, then: bytes = b" ") -> bytes:
+    """Send `data` byte by byte, and `then` for ever after it, until the other side closes; what it said."""
     sock.settimeout(0.02)
     said = b""
     with contextlib.suppress(ConnectionError):
         for index in range(2000):
-            sock.sendall(data[index : index + 1] or b" ")
+            sock.sendall(data[index : index + 1] or then)
             try:
                 if not (got := sock.recv(4096)):
                     return said
