@@ -270,6 +270,7 @@ def test_cleanup_old_removes_what_a_killed_server_left(isolated_home: Path) -> N
     [record] = LocalPlace().list(soon())
     os.kill(record.pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid), "the simulator dies with its supervisor")
+    wait_until(lambda: not is_alive(record.pid), "the supervisor, whose files the kernel closes first, is gone")
     cache = isolated_home / "cache" / "remote-env"
     assert list(cache.glob("servers/*/*.json"))
     with RemoteEnv(env="CartPole-v1", cleanup_old=True):
