@@ -3,7 +3,8 @@
     python -m benchmarks.link --delay-ms 20 [--loss 0.01] [--rate-mbit 100] -- COMMAND…
 
 COMMAND runs at the far end of the link, in a network namespace of its own, which is reached at 10.78.0.2 and sees this
-machine at 10.78.0.1. For kernels without `tc netem`; needs root, `ip`, `unshare` and `nsenter`.
+machine at 10.78.0.1; while another link is up, at 10.78.1.2 and so on. For kernels without `tc netem`;
+needs root, `ip`, `unshare` and `nsenter`.
 """
 
 from __future__ import annotations
@@ -12,24 +13,31 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
-import heapq
 import os
 import random
 import select
+import socket
 import struct
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-NEAR, FAR = "10.78.0.1", "10.78.0.2"
+NETWORK = "10.78.{}."  # and 1 for the near end, 2 for the far one
 MADE_IN_S = 20.0
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _TUNSETIFF = 0x400454CA  # linux/if_tun.h
 _IFF_TUN_NO_PI = 0x1001
+_IFF_VNET_HDR = 0x4000
+_TUNSETOFFLOAD = 0x400454D0
+_TUN_F_CSUM_TSO4 = 0x03
+_VNET_HDR_BYTES = 10  # before each packet: what is left to do to it
+_PR_SET_TIMERSLACK = 29  # linux/prctl.h
+_FAST_BITS_PER_S = 500e6
 _MTU_BYTES = 1500
 _QUEUE_BYTES = 4 << 20  # of each direction; what finds it full is dropped, as a router does
 _BATCH = 64
@@ -61,24 +69,35 @@ def slow_link(delay_s: float, *, loss: float = 0.0, rate_bits_per_s: float = 0.0
     """
     if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
         raise SystemExit("a slow link needs root and /dev/net/tun")
+    claim, network = _claim_network()
     host = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
     carrier = None
     try:
         _wait_for_own_network(host.pid)
-        arguments = [str(value) for value in (host.pid, delay_s, loss, rate_bits_per_s)]
-        carrier = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.link", "--carry", *arguments], stdout=subprocess.PIPE
-        )
+        arguments = [str(value) for value in (network, host.pid, delay_s, loss, rate_bits_per_s)]
+        command = [sys.executable, "-m", "benchmarks.link", "--carry", *arguments]
+        carrier = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if not carrier.stdout or carrier.stdout.readline() != b"up\n":
             raise SystemExit("the link could not be made; see above")
         enter = ["nsenter", "--net", "--target", str(host.pid)]
         subprocess.run([*enter, "ip", "link", "set", "lo", "up"], check=True, timeout=MADE_IN_S)
-        yield Link(NEAR, FAR, enter)
+        yield Link(f"{network}1", f"{network}2", enter)
     finally:
         if carrier is not None:
             carrier.kill()
             carrier.communicate(timeout=MADE_IN_S)
         host.communicate(timeout=MADE_IN_S)
+        claim.close()
+
+
+def _claim_network() -> tuple[socket.socket, str]:
+    """Addresses that no other link has, their last number left out; ours until the socket is closed."""
+    claim = socket.socket(socket.AF_UNIX)
+    for number in range(256):
+        with contextlib.suppress(OSError):  # another link's
+            claim.bind(f"\0slow link {number}")
+            return claim, NETWORK.format(number)
+    raise SystemExit("256 slow links are up already")
 
 
 def _wait_for_own_network(pid: int) -> None:
@@ -89,51 +108,87 @@ def _wait_for_own_network(pid: int) -> None:
         time.sleep(0.005)
 
 
-def carry(host_pid: int, delay_s: float, loss: float, rate_bits_per_s: float) -> None:
-    """Be the link, until killed."""
-    ends = [_open_tun(None, NEAR), _open_tun(host_pid, FAR)]
-    other = {ends[0]: ends[1], ends[1]: ends[0]}
-    free_at = dict.fromkeys(ends, 0.0)  # when the wire out of that end has sent what it has
-    poll = select.epoll()
-    for end in ends:
-        poll.register(end, select.EPOLLIN)
-    chance = random.Random(1)
-    waiting: list[tuple[float, int, int, bytes]] = []
-    count = 0
-    print("up", flush=True)
-    while True:
-        timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else -1
-        for end, _ in poll.poll(timeout):
-            for packet in _read_packets(end):
-                now = time.monotonic()
-                seconds = len(packet) * 8 / rate_bits_per_s if rate_bits_per_s else 0.0
-                start = max(now, free_at[end])
-                if chance.random() < loss or (start - now) * rate_bits_per_s > _QUEUE_BYTES * 8:
-                    continue
-                free_at[end] = start + seconds
-                count += 1
-                heapq.heappush(waiting, (start + seconds + delay_s, count, other[end], packet))
-        now = time.monotonic()
-        while waiting and waiting[0][0] <= now:
-            _, _, end, packet = heapq.heappop(waiting)
+class _Direction:
+    """One way through the link: what has come out of one device and is to go into the other.
+
+    Args:
+        source: the device that it comes from.
+        sink: the one that it goes to.
+        header_bytes: before each packet, which no wire would carry.
+    """
+
+    def __init__(self, source: int, sink: int, header_bytes: int) -> None:
+        self.source, self.sink, self._header_bytes = source, sink, header_bytes
+        self._free_at = 0.0  # when the wire has sent what it has
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._chance = random.Random(source)
+
+    def take(self, delay_s: float, loss: float, rate_bits_per_s: float) -> None:
+        """Read what waits in the device."""
+        for packet in _read_packets(self.source):
+            now = time.monotonic()
+            bits = (len(packet) - self._header_bytes) * 8
+            start = max(now, self._free_at)
+            if self._chance.random() < loss or (start - now) * rate_bits_per_s > _QUEUE_BYTES * 8:
+                continue
+            self._free_at = start + (bits / rate_bits_per_s if rate_bits_per_s else 0.0)
+            self._waiting.append((self._free_at + delay_s, packet))
+
+    def give(self) -> float | None:
+        """Write what is due; when the next is [s, monotonic], None when nothing waits."""
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= time.monotonic():
+            _, packet = waiting.popleft()
             with contextlib.suppress(BlockingIOError):  # the device's queue is full: lost, as on a wire
-                os.write(end, packet)
+                os.write(self.sink, packet)
+        return waiting[0][0] if waiting else None
+
+
+def carry(network: str, host_pid: int, delay_s: float, loss: float, rate_bits_per_s: float) -> None:
+    """Be the link, until standard input ends."""
+    # A fast one takes what TCP hands over in one piece, as network cards do: Python could not follow packet by packet.
+    whole = not loss and (not rate_bits_per_s or rate_bits_per_s >= _FAST_BITS_PER_S)
+    near, far = _open_tun(None, f"{network}1", whole=whole), _open_tun(host_pid, f"{network}2", whole=whole)
+    header_bytes = _VNET_HDR_BYTES if whole else 0
+    directions = {end: _Direction(end, other, header_bytes) for end, other in ((near, far), (far, near))}
+    _be_punctual()
+    print("up", flush=True)
+    due: list[float] = []
+    while True:
+        # Not epoll: it counts in whole milliseconds.
+        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        ready, _, _ = select.select([near, far, sys.stdin], [], [], timeout)
+        if sys.stdin in ready:
+            return
+        for end in ready:
+            directions[end].take(delay_s, loss, rate_bits_per_s)
+        due = [at for at in (direction.give() for direction in directions.values()) if at is not None]
+
+
+def _be_punctual() -> None:
+    """Wake up when due: a wire does not wait for a CPU, nor for the kernel to gather timers."""
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    with contextlib.suppress(PermissionError):  # in a container that may not
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
 
 
 def _read_packets(end: int) -> Iterator[bytes]:
     for _ in range(_BATCH):
         try:
-            yield os.read(end, _MTU_BYTES + 64)
+            yield os.read(end, (64 << 10) + _VNET_HDR_BYTES)
         except BlockingIOError:
             return
 
 
-def _open_tun(pid: int | None, address: str) -> int:
-    """A TUN device with that address in the network of `pid`, or in ours."""
+def _open_tun(pid: int | None, address: str, *, whole: bool) -> int:
+    """A TUN device with that address in the network of `pid`, or in ours; `whole`: TCP's pieces are not cut up."""
     name = f"slow{os.getpid()}"[:15]
     with _inside(pid):
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN_NO_PI))
+        flags = _IFF_TUN_NO_PI | (_IFF_VNET_HDR if whole else 0)
+        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        if whole:
+            fcntl.ioctl(device, _TUNSETOFFLOAD, _TUN_F_CSUM_TSO4)
         for command in (
             f"ip addr add {address}/24 dev {name}",
             f"ip link set {name} up mtu {_MTU_BYTES} txqueuelen 2000",
@@ -166,8 +221,9 @@ def _set_namespace(descriptor: int) -> None:
 def main() -> int:
     """Make a link and run a command at its far end."""
     if sys.argv[1:2] == ["--carry"]:
-        pid, delay_s, loss, rate = sys.argv[2:]
-        carry(int(pid), float(delay_s), float(loss), float(rate))
+        network, pid, delay_s, loss, rate = sys.argv[2:]
+        carry(network, int(pid), float(delay_s), float(loss), float(rate))
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--delay-ms", type=float, default=20.0, help="each way (default 20)")
     parser.add_argument("--loss", type=float, default=0.0, help="share of packets that vanish (default 0)")
