@@ -1,0 +1,7 @@
+"""Batches of environments on other machines."""
+
+from __future__ import annotations
+
+from remote_env.vector.remote_vector_env import RemoteVectorEnv
+
+__all__ = ["RemoteVectorEnv"]
