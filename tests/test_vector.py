@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from exact_values import assert_same
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from leak_check import isolated_home, no_leaks
 from tasks_for_tests import batches
 
@@ -24,11 +24,12 @@ MODES = list(AutoresetMode)
 VARIED = "tasks_for_tests.batches:Varied"
 
 
-def local(make: Callable[[], Any], num_envs: int, mode: AutoresetMode) -> SyncVectorEnv[Any, Any]:
-    return SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
+def local(make: Callable[[], Any], num_envs: int, mode: AutoresetMode, how: str = "sync") -> Any:
+    kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[how]
+    return kind([make] * num_envs, autoreset_mode=mode)
 
 
-def compare(ours: RemoteVectorEnv, theirs: SyncVectorEnv[Any, Any], mode: AutoresetMode, steps: int, seed: Any) -> int:
+def compare(ours: Any, theirs: Any, mode: AutoresetMode, steps: int, seed: Any) -> int:
     """Run both; how many episodes ended."""
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
         assert getattr(ours, name) == getattr(theirs, name)
@@ -50,10 +51,12 @@ def compare(ours: RemoteVectorEnv, theirs: SyncVectorEnv[Any, Any], mode: Autore
     return ended
 
 
+@pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("mode", MODES)
-def test_dicts_and_infos_of_every_kind(mode: AutoresetMode) -> None:
-    theirs = local(lambda: batches.Varied(render_mode="rgb_array"), 3, mode)
-    with RemoteVectorEnv(env=VARIED, num_envs=3, autoreset_mode=mode, render_mode="rgb_array") as ours:
+def test_dicts_and_infos_of_every_kind(mode: AutoresetMode, how: str) -> None:
+    theirs = local(lambda: batches.Varied(render_mode="rgb_array"), 3, mode, how)
+    arguments = {"vectorization_mode": how, "autoreset_mode": mode, "render_mode": "rgb_array"}
+    with RemoteVectorEnv(env=VARIED, num_envs=3, **arguments) as ours:
         assert compare(ours, theirs, mode, 40, [7, 8, 9]) > 10
         assert_same(ours.render(), theirs.render())
         assert_same(ours.call("describe", "x"), theirs.call("describe", "x"))
@@ -83,7 +86,8 @@ def test_a_single_pendulum_in_a_batch() -> None:
     theirs.close()
 
 
-def test_aloha_with_its_states() -> None:
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_aloha_with_its_states(how: str) -> None:
     register_tasks()
 
     def make() -> Any:
@@ -91,7 +95,7 @@ def test_aloha_with_its_states() -> None:
 
     theirs = local(make, 2, AutoresetMode.NEXT_STEP)
     arguments: dict[str, Any] = {"env": ALOHA, "env_kwargs": {"obs_type": "agent_pos"}, "num_envs": 2}
-    with RemoteVectorEnv(**arguments, capture_state=True) as ours:
+    with RemoteVectorEnv(**arguments, capture_state=True, vectorization_mode=how) as ours:
         compare(ours, theirs, AutoresetMode.NEXT_STEP, 6, 3)
         states = ours.get_states()
         assert states == [env.unwrapped.get_scene_state() for env in theirs.envs]

@@ -11,6 +11,7 @@ import gymnasium
 
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.backend import Backend, load_from_file, load_object
+from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks import register_tasks
 
@@ -27,7 +28,7 @@ class GymnasiumBackend(Backend):
 
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
         """Build `env`: an id, "module:id", "module:function", "file.py:function", or a callable."""
-        self._scenes: dict[int, Any] = {}
+        self._scenes = TaskScenes()
         if self.num_envs is None:
             self._env: Any = make_env(env, kwargs)
             one = self._env
@@ -48,15 +49,17 @@ class GymnasiumBackend(Backend):
         register_tasks()
         factory, own = _find_factory(env), gymnasium_batch.task_kwargs(kwargs)
         make_one = functools.partial(_make_one, env, factory, own)
-        self._env = batch = gymnasium_batch.make_batch(env, kwargs, num_envs, factory=factory, make_one=make_one)
-        self._batch = gymnasium_batch.BatchScenes(batch, self._read_scene, self._write_scene)
+        self._env = batch = gymnasium_batch.make_batch(
+            env, kwargs, num_envs, factory=factory, make_one=make_one, scenes=self._scenes
+        )
+        self._batch = gymnasium_batch.scenes_of(batch, self._scenes)
         self.single_observation_space, self.single_action_space = (
             batch.single_observation_space,
             batch.single_action_space,
         )
         self.autoreset_mode = gymnasium_batch.read_autoreset_mode(batch)
-        self.takes_reset_mask = isinstance(batch, gymnasium.vector.SyncVectorEnv)
-        return next(iter(getattr(batch, "envs", ())), batch)
+        self.takes_reset_mask = gymnasium_batch.takes_reset_mask(batch)
+        return gymnasium_batch.sample_of(batch)
 
     def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
         """See `Backend.reset`."""
@@ -69,23 +72,11 @@ class GymnasiumBackend(Backend):
 
     def state(self, *, native: bool) -> SceneState:
         """See `Backend.state`."""
-        return self._read_scene(self._env.unwrapped, native=native)
-
-    def _read_scene(self, task: Any, *, native: bool = False) -> SceneState:
-        if hasattr(task, "get_scene_state"):
-            state: SceneState = task.get_scene_state(native=native)
-            return state
-        return self._mujoco_scene(task).read(task.data, native=native)  # type: ignore[no-any-return]
+        return self._scenes.read(self._env.unwrapped, native=native)
 
     def restore(self, state: SceneState) -> None:
         """See `Backend.restore`."""
-        self._write_scene(self._env.unwrapped, state)
-
-    def _write_scene(self, task: Any, state: SceneState) -> None:
-        if hasattr(task, "set_scene_state"):
-            task.set_scene_state(state)
-        else:
-            self._mujoco_scene(task).write(state, task.data)
+        self._scenes.write(self._env.unwrapped, state)
 
     def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
         """See `Backend.states`."""
@@ -101,25 +92,9 @@ class GymnasiumBackend(Backend):
 
     def describe_scene(self) -> SceneDescription:
         """See `Backend.describe_scene`: the primitives of a MuJoCo task; of a batch, of its first environment."""
-        task: Any = next(iter(getattr(self._env, "envs", ())), self._env).unwrapped
-        if type(getattr(task, "model", None)).__name__ != "MjModel":
-            return super().describe_scene()
-        return self._mujoco_scene(task).describe()  # type: ignore[no-any-return]
-
-    def _mujoco_scene(self, task: Any) -> Any:
-        """The reader of a MuJoCo task's scene, made once per model."""
-        scene = self._scenes.get(id(task))
-        if scene is not None and scene.model is task.model:
-            return scene
-        if type(getattr(task, "model", None)).__name__ != "MjModel":
-            raise Unsupported(
-                f"{self.spec.get('id')} has no scene state: it is no MuJoCo environment, and it offers no "
-                "get_scene_state(native=...); give it one, or do without get_state()"
-            )
-        from remote_env.tasks.mujoco_scene import MujocoScene
-
-        self._scenes[id(task)] = scene = MujocoScene(task.model)
-        return scene
+        one = self.num_envs is None
+        described = self._scenes.describe(self._env.unwrapped) if one else self._batch.describe()
+        return super().describe_scene() if described is None else described
 
     def render(self) -> Any:
         """See `Backend.render`."""

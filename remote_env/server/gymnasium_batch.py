@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from remote_env.errors import ConfigError, Unsupported
-from remote_env.state import Floats, SceneLayout, SceneState
+from remote_env.server.async_batch import AsyncBatch
+from remote_env.server.members import TerminalScene, checked_states, stack_scenes
+from remote_env.server.task_scenes import TaskScenes
+from remote_env.state import Floats, SceneDescription, SceneLayout
 
-VECTORIZATION_MODES = ("sync", "native")
+VECTORIZATION_MODES = ("sync", "async", "native")
 VECTOR_ARGUMENTS = ("vectorization_mode", "vector_kwargs")
 
 
@@ -23,17 +25,20 @@ def make_batch(
     *,
     factory: Callable[..., Any] | None,
     make_one: Callable[[], gymnasium.Env[Any, Any]],
+    scenes: TaskScenes,
 ) -> Any:
     """A `gymnasium.vector.VectorEnv` of `num_envs` environments.
 
     Args:
         env: what the client named.
-        kwargs: of the task; among them may be `vectorization_mode`, "sync" (Gymnasium's SyncVectorEnv, the default) or
-            "native" (the vector environment that is registered for the id, or that the function makes when it is given
-            num_envs), and `vector_kwargs` of the vector environment, as `gymnasium.make_vec` takes them.
+        kwargs: of the task; among them may be `vectorization_mode`, "sync" (Gymnasium's SyncVectorEnv, the default),
+            "async" (its AsyncVectorEnv: a process for each) or "native" (the vector environment that is registered for
+            the id, or that the function makes when it is given num_envs), and `vector_kwargs` of the vector
+            environment, as `gymnasium.make_vec` takes them.
         num_envs: how many.
         factory: the function that `env` names, or None when it is an id.
         make_one: makes one of them.
+        scenes: for those that are in processes of their own.
 
     Raises:
         Unsupported: this interpreter's Gymnasium has no batches that tell how they reset.
@@ -51,6 +56,8 @@ def make_batch(
     try:
         if mode == "native":
             return _make_native(env, factory, num_envs, {**own, **vector_kwargs})
+        if mode == "async":
+            return _make_async(make_one, num_envs, vector_kwargs, scenes)
         return _make_sync(make_one, num_envs, vector_kwargs)
     except (gymnasium.error.Error, RuntimeError) as error:  # RuntimeError: their spaces are not alike
         raise ConfigError(f"the far end cannot make a batch of env={env!r}: {error}") from error
@@ -62,14 +69,25 @@ def task_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _make_sync(make_one: Callable[[], Any], num_envs: int, vector_kwargs: dict[str, Any]) -> Any:
-    parameters = inspect.signature(gymnasium.vector.SyncVectorEnv).parameters
-    known = sorted(parameters.keys() - {"env_fns", "copy"})
-    if unknown := sorted(vector_kwargs.keys() - set(known)):
-        raise ConfigError(f"vector_kwargs has no {unknown[0]!r} for SyncVectorEnv; it takes {', '.join(known)}")
+    _check_vector_kwargs(gymnasium.vector.SyncVectorEnv, vector_kwargs)
     resets_in_step = _autoreset_mode(vector_kwargs.get("autoreset_mode", "NextStep")) == "SAME_STEP"
     make = (lambda: TerminalScene(make_one())) if resets_in_step else make_one
     # Without copies of its own: what it returns is sent before it is stepped again.
     return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, **vector_kwargs)
+
+
+def _make_async(
+    make_one: Callable[[], Any], num_envs: int, vector_kwargs: dict[str, Any], scenes: TaskScenes
+) -> AsyncBatch:
+    _check_vector_kwargs(gymnasium.vector.AsyncVectorEnv, vector_kwargs)
+    _autoreset_mode(vector_kwargs.get("autoreset_mode", "NextStep"))
+    return AsyncBatch(make_one, num_envs, vector_kwargs, scenes)
+
+
+def _check_vector_kwargs(kind: type, vector_kwargs: Mapping[str, Any]) -> None:
+    known = sorted(inspect.signature(kind).parameters.keys() - {"env_fns", "copy", "worker"})
+    if unknown := sorted(vector_kwargs.keys() - set(known)):
+        raise ConfigError(f"vector_kwargs has no {unknown[0]!r} for {kind.__name__}; it takes {', '.join(known)}")
 
 
 def _autoreset_mode(given: Any) -> str:
@@ -108,20 +126,19 @@ def read_autoreset_mode(batch: Any) -> str:
     return _autoreset_mode(given)
 
 
-class TerminalScene(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Keeps the scene in which the episode ended, of an environment that is reset before anybody could ask."""
+def takes_reset_mask(batch: Any) -> bool:
+    """Whether it resets some of its environments only, when told by a mask."""
+    return isinstance(batch, (gymnasium.vector.SyncVectorEnv, AsyncBatch))
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.read_scene: Callable[[Any], SceneState] | None = None
-        self.final_scene: SceneState | None = None
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's."""
-        transition = self.env.step(action)
-        ended = transition[2] or transition[3]
-        self.final_scene = self.read_scene(self.unwrapped) if ended and self.read_scene is not None else None
-        return transition
+def sample_of(batch: Any) -> Any:
+    """One of its environments, to read facts from; itself when it has none."""
+    return batch.take_sample() if isinstance(batch, AsyncBatch) else next(iter(getattr(batch, "envs", ())), batch)
+
+
+def scenes_of(batch: Any, scenes: TaskScenes) -> BatchScenes | AsyncBatch:
+    """What reads and writes the scenes of its environments."""
+    return batch if isinstance(batch, AsyncBatch) else BatchScenes(batch, scenes)
 
 
 class BatchScenes:
@@ -129,21 +146,20 @@ class BatchScenes:
 
     Args:
         batch: a vector environment, whose `envs` are in this process.
-        read: the scene of an unwrapped environment.
-        write: puts an unwrapped environment into a scene.
+        scenes: reads and writes those of unwrapped environments.
     """
 
-    def __init__(self, batch: Any, read: Callable[[Any], SceneState], write: Callable[[Any, SceneState], None]) -> None:
+    def __init__(self, batch: Any, scenes: TaskScenes) -> None:
         self._envs: Sequence[Any] = getattr(batch, "envs", ())
-        self._name, self._read, self._write = str(batch), read, write
+        self._name, self._scenes = str(batch), scenes
         self._keeps_finals = False
 
     def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
         """See `Backend.states`."""
         if not self._envs:
             raise Unsupported(f"{self._name} has no scene states: its environments are not its own `envs`")
-        scenes = [self._read(self._envs[index].unwrapped) for index in env_ids or (0,)]
-        layout, values = _stack(scenes)
+        scenes = [self._scenes.read(self._envs[index].unwrapped) for index in env_ids or (0,)]
+        layout, values = stack_scenes(scenes)
         if not self._keeps_finals:  # from the first time that somebody sees one, which costs the others nothing
             self._keep_finals()
         return layout, values[: len(env_ids)]
@@ -152,31 +168,22 @@ class BatchScenes:
         self._keeps_finals = True
         for env in self._envs:
             if isinstance(env, TerminalScene):
-                env.read_scene = self._read
+                env.read_scene = self._scenes.read
 
     def final_states(self) -> tuple[Sequence[int], Floats] | None:
         """See `Backend.final_states`."""
         finals = {index: getattr(env, "final_scene", None) for index, env in enumerate(self._envs)}
         ended = {index: scene for index, scene in finals.items() if scene is not None}
-        return (list(ended), _stack(list(ended.values()))[1]) if ended else None
+        return (list(ended), stack_scenes(list(ended.values()))[1]) if ended else None
 
     def restore(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
         """See `Backend.restore_states`."""
         if not self._envs:
             raise Unsupported(f"{self._name} cannot restore scene states: its environments are not its own `envs`")
-        states = [SceneState(layout, row) for row in values]
-        for state in states:  # all of them before one is written: half a batch must not move
-            state.check()
+        states = checked_states(layout, values)
         for index, state in zip(env_ids, states, strict=True):
-            self._write(self._envs[index].unwrapped, state)
+            self._scenes.write(self._envs[index].unwrapped, state)
 
-
-def _stack(scenes: Sequence[SceneState]) -> tuple[SceneLayout, Floats]:
-    layout = scenes[0].layout
-    for index, scene in enumerate(scenes):
-        if scene.layout != layout:
-            raise Unsupported(
-                f"the environments of this batch hold different things (number {index} of those asked for has another "
-                "layout than the first), so their states are not rows of one array; take them one by one"
-            )
-    return layout, np.stack([scene.values for scene in scenes])
+    def describe(self) -> SceneDescription | None:
+        """What the first environment's scene looks like; None when it does not tell."""
+        return self._scenes.describe(self._envs[0].unwrapped) if self._envs else None

@@ -31,7 +31,8 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
     """An ordinary Gymnasium vector environment, made and stepped as one on a server: one round trip per step.
 
     What it returns is what the far end's own vector environment returns, bit for bit: a batch of Gymnasium
-    environments is Gymnasium's `SyncVectorEnv`, and a simulator that steps its environments together has its own.
+    environments is Gymnasium's `SyncVectorEnv` or `AsyncVectorEnv`, and a simulator that steps its environments
+    together has its own.
 
     Args:
         host: as `RemoteEnv`.
@@ -41,8 +42,10 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         autoreset_mode: how environments that ended are reset: "NextStep" (Gymnasium's default), "SameStep", "Disabled",
             or a `gymnasium.vector.AutoresetMode`; for Gymnasium environments. Simulators with batches of their own have
             one way; see `metadata["autoreset_mode"]`.
-        vectorization_mode: of Gymnasium environments: "sync" (the default), or "native": the vector environment that is
-            registered for the id, or the one that the function makes when it is given `num_envs`.
+        vectorization_mode: of Gymnasium environments: "sync" (the default): one after another in the simulator's
+            process; "async": each in a process of its own there, with its observations in shared memory; or "native":
+            the vector environment that is registered for the id, or the one that the function makes when it is given
+            `num_envs`.
         vector_kwargs: for the far end's vector environment, as `gymnasium.make_vec` takes them.
         render: as `RemoteEnv`; `local_view` has `env_ids` too: which environment `mirror` shows, or several in a grid.
         capture_state: have each step and reset bring the `SceneState`s of all environments with it, and those in which
@@ -169,7 +172,8 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
 
         Raises:
             InputError: the actions are not those of a batch of this size, or not finite; nothing was sent.
-            TaskError: a task raised; how far the others have come is not known: reset.
+            TaskError: a task raised, or its process ended (`vectorization_mode="async"`, where the next reset makes all
+                of them anew); how far the others have come is not known: reset.
             DeadlineExceeded: no reply within `step_timeout_s`; the step may still run: `resume()` settles it.
             SessionLost: the simulator that held these episodes is gone; reset to start new ones.
         """

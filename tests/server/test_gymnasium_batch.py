@@ -21,6 +21,7 @@ from remote_env.server.gymnasium_backend import GymnasiumBackend
 SWARM = "tasks_for_tests.batches:make_swarm"
 ON_DEMAND = "tasks_for_tests.misbehaving:OnDemand"
 NATIVE = {"vectorization_mode": "native"}
+ASYNC = {"vectorization_mode": "async"}
 
 
 def make(env: str, **kwargs: Any) -> GymnasiumBackend:
@@ -38,7 +39,10 @@ def make(env: str, **kwargs: Any) -> GymnasiumBackend:
             {"vector_kwargs": {"autoreset_mode": "Late"}},
             "autoreset_mode='Late': allowed are NextStep, Same",
         ),
-        ("CartPole-v1", {"vectorization_mode": "ray"}, "vectorization_mode='ray': allowed are sync, native"),
+        ("CartPole-v1", {"vectorization_mode": "ray"}, "vectorization_mode='ray': allowed are sync, async, native"),
+        ("CartPole-v1", {**ASYNC, "vector_kwargs": {"autoreset_mode": "Late"}}, "autoreset_mode='Late': allowed are"),
+        ("CartPole-v1", {**ASYNC, "vector_kwargs": {"worker": None}}, "no 'worker' for AsyncVectorEnv; it takes auto"),
+        ("NoSuchTask-v0", ASYNC, "cannot make env='NoSuchTask-v0'"),
         (
             "CartPole-v1",
             {"vector_kwargs": {"shared_memory": True}},
