@@ -1,12 +1,13 @@
-"""Coding of arrays for slow links: raw, Zstandard, JPEG (docs/protocol.md, "Coded arrays"). Pure.
+"""Coding of arrays for slow links: raw, Zstandard, Blosc, JPEG (docs/protocol.md, "Coded arrays"). Pure.
 
-`encode_array` and `decode_array` are opposites: exact ones for "raw" and "zstd", near ones for "jpeg". Which coder is
+`encode_array` and `decode_array` are opposites: near ones for "jpeg", exact ones for all others. Which coder is
 used is agreed upon by `choose_coder`; JPEG is never chosen for anybody who did not ask for it, since it has been seen
 to change what a policy does.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remote_env.errors import ConfigError, InputError, MessageTooBig, ProtocolError
+from remote_env.protocol.blosc_frames import MAX_BYTES, decode_blosc, encode_blosc
 from remote_env.protocol.codec import DTYPES, MAX_DIMENSIONS
 
-CODERS = ("raw", "zstd", "jpeg")
-_PACKAGES = {"zstd": "zstandard", "jpeg": "simplejpeg"}
+CODERS = ("raw", "zstd", "bitlz4", "bitzstd", "jpeg")
+LOSSY = frozenset(("jpeg",))
+PACKAGES = {"zstd": "zstandard", "bitlz4": "numcodecs", "bitzstd": "numcodecs", "jpeg": "simplejpeg"}
 _DTYPES = {dtype.name: dtype for dtype in DTYPES}
 ZSTD_LEVEL = 1  # a higher one costs more time than it saves on the links that this is for
 JPEG_QUALITY = 90
@@ -30,14 +33,14 @@ CODED_KEYS = frozenset(("coder", "dtype", "shape", "data"))
 
 def available_coders() -> tuple[str, ...]:
     """The coders whose packages are installed here."""
-    return tuple(coder for coder in CODERS if coder not in _PACKAGES or importlib.util.find_spec(_PACKAGES[coder]))
+    return tuple(coder for coder in CODERS if coder not in PACKAGES or importlib.util.find_spec(PACKAGES[coder]))
 
 
 def choose_coder(asked: str, theirs: Sequence[str], *, is_near: bool) -> str:
     """The coder to send with.
 
     Args:
-        asked: "raw", "zstd" or "jpeg"; "auto" is lossless: "raw" to a peer on this machine, where copying is cheaper
+        asked: one of `CODERS`; "auto" is lossless: "raw" to a peer on this machine, where copying is cheaper
             than coding, else "zstd" if both ends have it.
         theirs: what the peer can decode.
         is_near: whether the peer is on this machine.
@@ -53,8 +56,8 @@ def choose_coder(asked: str, theirs: Sequence[str], *, is_near: bool) -> str:
     for end, has in (("this end", available_coders()), ("the server", theirs)):
         if asked not in has:
             raise ConfigError(
-                f"{end} cannot code images as {asked!r}: it lacks {_PACKAGES.get(asked, asked)!r}; there "
-                "pip install 'remote-env[policy]', or take another coding: raw needs nothing"
+                f"{end} cannot code images as {asked!r}: it lacks {PACKAGES.get(asked, asked)!r}; there "
+                "pip install 'remote-env[images]', or take another coding: raw needs nothing"
             )
     return asked
 
@@ -78,9 +81,14 @@ def encode_array(array: NDArray[Any], coder: str, *, quality: int = JPEG_QUALITY
         return _coded("jpeg", array, _encode_jpegs(array, quality))
     if coder == "raw" or array.nbytes < MIN_CODED_BYTES or array.dtype.name not in _DTYPES:
         return array
-    plain = np.ascontiguousarray(array).astype(_DTYPES[array.dtype.name], copy=False)
-    data = _package("zstd").ZstdCompressor(level=ZSTD_LEVEL).compress(plain.reshape(-1).view(np.uint8).data)
-    return _coded("zstd", array, [data]) if len(data) < array.nbytes else array
+    items = np.ascontiguousarray(array).astype(_DTYPES[array.dtype.name], copy=False).reshape(-1)
+    if coder == "zstd":
+        data = _encode_zstd(items)
+    elif array.nbytes > MAX_BYTES:
+        return array
+    else:
+        data = encode_blosc(items, "lz4" if coder == "bitlz4" else "zstd", "bit")
+    return _coded(coder, array, [data]) if len(data) < array.nbytes else array
 
 
 def is_coded(value: Any) -> bool:
@@ -100,19 +108,48 @@ def decode_array(value: Mapping[str, Any], *, max_bytes: int) -> NDArray[Any]:
         ProtocolError: it is not what it says, be it larger, smaller or damaged.
         ConfigError: the coder's package is not installed here.
     """
-    dtype, shape = _read_head(value)
+    dtype, shape, size = read_head(value, max_bytes=max_bytes)
+    parts = read_parts(value["data"])
+    coder = value["coder"]
+    if not isinstance(coder, str) or coder not in PACKAGES:
+        raise ProtocolError(f"an array coded as {_shown(coder)}; there are {', '.join(PACKAGES)}")
+    if coder == "zstd":
+        return _decode_zstd(parts, dtype, shape, size)
+    return _decode_jpegs(parts, dtype, shape) if coder == "jpeg" else decode_bits(parts, dtype, shape, size)
+
+
+def read_head(value: Mapping[str, Any], *, max_bytes: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """The dtype, shape and bytes of the array that a coded value stands for.
+
+    Raises:
+        MessageTooBig: it takes more than `max_bytes`.
+        ProtocolError: it is no array that is coded, or has no bytes.
+    """
+    dtype, shape = _read_dtype_and_shape(value)
     size = dtype.itemsize
     for length in shape:
         size *= length
     if size > max_bytes:
         raise MessageTooBig(f"a coded array {dtype} {shape} of {size} bytes; allowed are {max_bytes}")
-    parts = _read_parts(value["data"])
-    coder = value["coder"]
-    if not isinstance(coder, str) or coder not in ("zstd", "jpeg"):
-        raise ProtocolError(f"an array coded as {_shown(coder)}; there are zstd and jpeg")
     if not size:
         raise ProtocolError(f"a coded array {dtype} {shape} of nothing")
-    return _decode_zstd(parts, dtype, shape, size) if coder == "zstd" else _decode_jpegs(parts, dtype, shape)
+    return dtype, shape, size
+
+
+def decode_bits(
+    parts: list[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...], size_bytes: int
+) -> NDArray[Any]:
+    """The array in one Blosc frame.
+
+    Raises:
+        ProtocolError: it is not what was announced.
+        ConfigError: the library is not installed here.
+    """
+    if len(parts) != 1:
+        raise ProtocolError(f"a Blosc array in {len(parts)} parts; it is one")
+    array = np.empty(size_bytes, np.uint8)
+    decode_blosc(parts[0], array)
+    return array.view(dtype).reshape(shape)
 
 
 def _coded(coder: str, array: NDArray[Any], data: Sequence[bytes]) -> dict[str, Any]:
@@ -122,15 +159,15 @@ def _coded(coder: str, array: NDArray[Any], data: Sequence[bytes]) -> dict[str, 
 
 def _package(coder: str) -> Any:
     try:
-        return importlib.import_module(_PACKAGES[coder])
+        return importlib.import_module(PACKAGES[coder])
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"arrays coded as {coder!r} need {_PACKAGES[coder]!r}, which is not installed here: "
-            "pip install 'remote-env[policy]'"
+            f"arrays coded as {coder!r} need {PACKAGES[coder]!r}, which is not installed here: "
+            "pip install 'remote-env[images]'"
         ) from error
 
 
-def _read_head(value: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _read_dtype_and_shape(value: Mapping[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     name, shape = value["dtype"], value["shape"]
     if not isinstance(name, str) or name not in _DTYPES:
         raise ProtocolError(f"a coded array of the dtype {_shown(name)}")
@@ -144,7 +181,8 @@ def _shown(value: Any) -> str:
     return reprlib.repr(value) if isinstance(value, (str, list)) else f"a {type(value).__name__}"
 
 
-def _read_parts(data: Any) -> list[NDArray[Any]]:
+def read_parts(data: Any) -> list[NDArray[Any]]:
+    """The byte vectors of a coded array; ProtocolError where they are none."""
     whole = isinstance(data, list) and all(
         isinstance(part, np.ndarray) and part.dtype == np.uint8 and part.ndim == 1 for part in data
     )
@@ -152,6 +190,21 @@ def _read_parts(data: Any) -> list[NDArray[Any]]:
         raise ProtocolError("a coded array whose data is not a list of byte arrays")
     parts: list[NDArray[Any]] = data
     return parts
+
+
+def _encode_zstd(items: NDArray[Any]) -> bytes:
+    zstandard = _package("zstd")
+    try:
+        compressor = _compressors.pop()
+    except IndexError:
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    data: bytes = compressor.compress(items.view(np.uint8).data)
+    _compressors.append(compressor)
+    return data
+
+
+# Free ones: each serves one thread at a time, and has tables to fill. `append` and `pop` are atomic.
+_compressors: list[Any] = []
 
 
 def _decode_zstd(parts: list[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> NDArray[Any]:

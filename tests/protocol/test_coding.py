@@ -197,7 +197,9 @@ def test_what_was_asked_for_is_taken_or_refused() -> None:
         ConfigError, match=r"the server cannot code images as 'zstd': it lacks 'zstandard'.*pip install"
     ):
         choose_coder("zstd", ("raw",), is_near=False)
-    with pytest.raises(ConfigError, match="unknown image coding 'png'; there are auto, raw, zstd, jpeg"):
+    with pytest.raises(
+        ConfigError, match="unknown image coding 'png'; there are auto, raw, zstd, bitlz4, bitzstd, jpeg"
+    ):
         choose_coder("png", CODERS, is_near=False)
 
 
@@ -205,7 +207,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     coded = encode_array(SMOOTH, "zstd")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     for use in (lambda: encode_array(SMOOTH, "zstd"), lambda: decode_array(coded, max_bytes=PLENTY)):
-        with pytest.raises(ConfigError, match=r"need 'zstandard'.*pip install 'remote-env\[policy\]'"):
+        with pytest.raises(ConfigError, match=r"need 'zstandard'.*pip install 'remote-env\[images\]'"):
             use()
     assert "zstd" not in available_coders()
     assert choose_coder("auto", CODERS, is_near=False) == "raw"
