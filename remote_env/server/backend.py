@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from remote_env.errors import ConfigError, Unsupported
+from remote_env.server.snapshot import Snapshot
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 
 BUNDLED = {
@@ -111,6 +112,17 @@ class Backend(abc.ABC):
     def restore_states(self, layout: SceneLayout, values: Floats, env_ids: Sequence[int]) -> None:
         """Of a batch: put these environments into these scenes, row by row; the others stay as they are."""
         raise Unsupported(f"{type(self).__name__} cannot restore scene states of a batch")
+
+    def take_snapshot(self, limit_bytes: int) -> Snapshot:
+        """What goes back exactly to where the task is now: its physics, counters and random numbers.
+
+        Args:
+            limit_bytes: of the memory that it may take.
+        """
+        raise Unsupported(
+            f"{type(self).__name__} has no snapshots, so there is no snapshot(), fork() or try_chunks() here; tasks of "
+            "Gymnasium have them"
+        )
 
     def describe_scene(self) -> SceneDescription:
         """What the scene looks like: shapes, and a MuJoCo model if the simulator has one."""

@@ -11,6 +11,8 @@ import gymnasium
 
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.backend import Backend, load_from_file, load_object
+from remote_env.server.snapshot import Snapshot
+from remote_env.server.snapshots import GraphSnapshot
 from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks import register_tasks
@@ -77,6 +79,10 @@ class GymnasiumBackend(Backend):
     def restore(self, state: SceneState) -> None:
         """See `Backend.restore`."""
         self._scenes.write(self._env.unwrapped, state)
+
+    def take_snapshot(self, limit_bytes: int) -> Snapshot:
+        """See `Backend.take_snapshot`."""
+        return GraphSnapshot(self._env, limit_bytes)
 
     def states(self, env_ids: Sequence[int]) -> tuple[SceneLayout, Floats]:
         """See `Backend.states`."""
