@@ -41,6 +41,7 @@ _FAST_BITS_PER_S = 500e6
 _MTU_BYTES = 1500
 _QUEUE_BYTES = 4 << 20  # of each direction; what finds it full is dropped, as a router does
 _BATCH = 64
+_STDIN = 0
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def carry(network: str, host_pid: int, delay_s: float, loss: float, rate_bits_pe
     while True:
         # Not epoll: it counts in whole milliseconds.
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
-        ready, _, _ = select.select([near, far, sys.stdin], [], [], timeout)
-        if sys.stdin in ready:
+        ready, _, _ = select.select([near, far, _STDIN], [], [], timeout)
+        if _STDIN in ready:
             return
         for end in ready:
             directions[end].take(delay_s, loss, rate_bits_per_s)

@@ -11,7 +11,7 @@ from benchmarks import wan_ways
 
 _DPI = 160
 _GREY, _RED, _ORANGE = "#666666", "#c0392b", "#e08e2b"
-_LIGHT, _BLUE, _DARK = "#8fb8de", "#3b7dbf", "#1b3f66"
+_LIGHT, _BLUE, _DARK, _GREEN = "#8fb8de", "#3b7dbf", "#1b3f66", "#2e8b57"
 _APART = 0.06  # labels of neighbouring lines, as a share of the axis
 _TICKS = tuple(digit * 10.0**power for power in range(-2, 4) for digit in (1, 3))
 
@@ -30,6 +30,7 @@ LINES = {
     wan_ways.CHUNKS_16: Line("step_many(), K=16", _LIGHT),
     wan_ways.PIPELINED: Line("step_async(), window of 64", _BLUE),
     wan_ways.CHUNKS_64: Line("step_many(), K=64", _DARK),
+    wan_ways.PREDICTED: Line("PredictiveEnv", _GREEN),
     wan_ways.LOCAL: Line("simulated in this process", _GREY, "--"),
 }
 PICTURE_LINES = {

@@ -13,12 +13,14 @@ import numpy as np
 from benchmarks.aloha_rivals import expert_actions
 from benchmarks.wan_far import EPISODE_STEPS, PickleClient, PingPong, make_task
 from remote_env import RemoteEnv
+from remote_env.prediction import PredictiveEnv
 
 SEED_STYLE = "pickle: step, get_state"
 STEP, STEP_STATE = "step", "step, state"
 PIPELINED = "step_async, state"
 CHUNKS_16, CHUNKS_64, CHUNKS_64_BARE = "step_many K=16, state", "step_many K=64, state", "step_many K=64"
 FAR_PICTURE, LOCAL_PICTURE = "step, render() far", "step, render='local'"
+PREDICTED, PREDICTED_CHUNKS = "PredictiveEnv, every", "PredictiveEnv, chunk"
 LOCAL, PICTURE_HERE = "in this process", "in this process, render()"
 
 WINDOW = 64  # as many as a session allows
@@ -86,9 +88,10 @@ def open_ways(host: str, port: int, stack: ExitStack) -> tuple[dict[str, Way], P
     plain = stack.enter_context(RemoteEnv(address, progress=False))
     informed = stack.enter_context(RemoteEnv(address, capture_state=True, progress=False))
     drawn = stack.enter_context(RemoteEnv(address, render="local", local_view=look, progress=False))
-    local, pickled, ping = make_task(), PickleClient(host), PingPong(host)
-    for opened in (local, pickled, ping):
+    local, twin, pickled, ping = make_task(), make_task(), PickleClient(host), PingPong(host)
+    for opened in (local, twin, pickled, ping):
         stack.callback(opened.close)
+    by_step, by_chunk = PredictiveEnv(plain, twin), PredictiveEnv(plain, twin, verify="chunk")
     ways = {
         SEED_STYLE: Way(lambda steps: _seed_style(pickled, actions[:steps]), 2.0),
         STEP_STATE: Way(lambda steps: _each(informed, actions[:steps]), 1.0, STATE_BYTES),
@@ -97,6 +100,8 @@ def open_ways(host: str, port: int, stack: ExitStack) -> tuple[dict[str, Way], P
         CHUNKS_16: Way(lambda steps: _chunks(informed, actions[:steps], 16)),
         CHUNKS_64: Way(lambda steps: _chunks(informed, actions[:steps], 64)),
         CHUNKS_64_BARE: Way(lambda steps: _chunks(plain, actions[:steps], 64)),
+        PREDICTED: Way(lambda steps: _predicted(by_step, actions[:steps])),
+        PREDICTED_CHUNKS: Way(lambda steps: _predicted(by_chunk, actions[:steps])),
         LOCAL: Way(lambda steps: _each(local, actions[:steps])),
         FAR_PICTURE: Way(lambda steps: _drawn(plain, actions[:steps]), 2.0, PICTURE_BYTES, here_s=0.03),
         LOCAL_PICTURE: Way(lambda steps: _drawn(drawn, actions[:steps]), 1.0, STATE_BYTES, here_s=0.02),
@@ -168,6 +173,19 @@ def _pipelined(env: RemoteEnv, actions: Any) -> Timed:
             env.step_async(action)
         for _ in range(min(WINDOW, len(actions))):
             env.step_wait()
+        return [], []
+
+    return _timed(lambda: env.reset(seed=0), len(actions), run)
+
+
+def _predicted(env: PredictiveEnv, actions: Any) -> Timed:
+    """Until the last step is verified."""
+
+    def run() -> tuple[list[float], list[float]]:
+        for action in actions:
+            env.step(action)
+        env.verify()
+        assert env.statistics.mismatches == 0
         return [], []
 
     return _timed(lambda: env.reset(seed=0), len(actions), run)
