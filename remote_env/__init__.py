@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from remote_env.registration import register_remote_envs
 
 if TYPE_CHECKING:
+    from remote_env.chunks import ChunkedActions
     from remote_env.env import LocalFolder, RemoteEnv, Rollout
+    from remote_env.prediction import PredictiveEnv
+    from remote_env.protocol.chunks import Transitions
     from remote_env.server.backend import Backend
     from remote_env.state import EntityLayout, EntityState, SceneDescription, SceneLayout, SceneState, Shape
     from remote_env.vector import RemoteVectorEnv
@@ -22,6 +25,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "RemoteEnv": "remote_env.env",
     "RemoteVectorEnv": "remote_env.vector",
+    "ChunkedActions": "remote_env.chunks",
+    "PredictiveEnv": "remote_env.prediction",
+    "Transitions": "remote_env.protocol.chunks",
     "LocalFolder": "remote_env.env",
     "Rollout": "remote_env.env",
     "Backend": "remote_env.server.backend",
@@ -35,9 +41,11 @@ _HOMES = {
 
 __all__ = [
     "Backend",
+    "ChunkedActions",
     "EntityLayout",
     "EntityState",
     "LocalFolder",
+    "PredictiveEnv",
     "RemoteEnv",
     "RemoteVectorEnv",
     "Rollout",
@@ -45,6 +53,7 @@ __all__ = [
     "SceneLayout",
     "SceneState",
     "Shape",
+    "Transitions",
     "__version__",
 ]
 

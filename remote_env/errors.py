@@ -14,6 +14,7 @@
     │  ├─ DamagedFrame             bytes changed on their way
     │  ├─ VersionMismatch
     │  └─ MessageTooBig
+    ├─ PredictionMismatch        the remote did something else than was predicted
     ├─ NotRun                    a pipelined step behind one that ended the episode or failed; it did not run
     ├─ TaskError                 the task raised (remote_traceback=)
     ├─ PolicyError               the policy raised (remote_traceback=)
@@ -27,6 +28,7 @@ Each takes one positional message; what else is known travels as keyword-only at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -143,16 +145,36 @@ class NotRun(RemoteEnvError):
     """A step that was sent ahead did not run: the one before it ended the episode, or failed."""
 
 
+class PredictionMismatch(RemoteEnvError):
+    """The remote did something else than the twin of a `PredictiveEnv` predicted.
+
+    Attributes:
+        step: of the episode, at which it did; 0 for a reset.
+        differences: what differs, a `remote_env.prediction.Difference` each.
+        transitions: what really came, from that step on.
+        steps: how many steps of the episode the remote has run.
+        must_reset: whether the episode cannot go on; otherwise the twin is in the remote's state.
+    """
+
+    step: int = 0
+    differences: Sequence[Any] = ()
+    transitions: Sequence[Any] = ()
+    steps: int = 0
+    must_reset: bool = False
+
+
 class TaskError(RemoteEnvError):
     """The task raised an exception.
 
     Attributes:
         remote_traceback: the traceback as the far end printed it.
         remote_type: the name of the exception's class on the far end.
+        completed: of `step_many`: the `Transitions` of the steps before the one that raised; None when there are none.
     """
 
     remote_traceback: str = ""
     remote_type: str = ""
+    completed: Any = None
 
 
 class PolicyError(RemoteEnvError):

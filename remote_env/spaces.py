@@ -64,6 +64,15 @@ def space_from_plain(plain: Any) -> Space[Any]:
     return _Reader().read(plain, 1)
 
 
+def space_size(space: Any) -> int:
+    """About how many bytes one of its values takes; 0 for what has no size of its own, such as texts."""
+    if isinstance(space, spaces.Dict):
+        return sum(map(space_size, space.spaces.values()))
+    if isinstance(space, spaces.Tuple):
+        return sum(map(space_size, space.spaces))
+    return 0 if space.shape is None or space.dtype is None else int(np.prod(space.shape)) * space.dtype.itemsize
+
+
 def _write(space: Any, path: str, depth: int) -> Plain:
     if depth > MAX_DEPTH:
         raise Unsupported(f"{path} is nested deeper than {MAX_DEPTH} spaces; make it flatter")

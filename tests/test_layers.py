@@ -17,7 +17,16 @@ PACKAGE = "remote_env"
 PURE = {"errors", "poses", "protocol", "spaces", "state"}
 BELOW_RECORD = {*PURE, "private_files", "transport", "ssh", "session", "render", "tasks"}
 BELOW_ENV = BELOW_RECORD | {"record", "replay"}
-BELOW_TESTING = BELOW_ENV | {"env", "vector", "server", "policy", "registration"}
+BELOW_TESTING = BELOW_ENV | {
+    "env",
+    "vector",
+    "chunks",
+    "prediction",
+    "local_pixels",
+    "server",
+    "policy",
+    "registration",
+}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "private_files": {"errors"},
@@ -35,6 +44,9 @@ ALLOWED: dict[str, set[str]] = {
     "replay": BELOW_RECORD | {"record"},
     "env": BELOW_ENV,
     "vector": BELOW_ENV | {"env"},
+    "chunks": BELOW_ENV | {"env"},
+    "prediction": BELOW_ENV | {"env"},
+    "local_pixels": BELOW_ENV | {"env"},
     # Everything of the far end but the client's half.
     "server": {*PURE, "private_files", "transport", "render", "tasks", "policy"},
     "registration": BELOW_ENV | {"env", "vector"},

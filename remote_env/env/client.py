@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
 
 from gymnasium.envs.registration import EnvSpec
@@ -18,6 +18,7 @@ from remote_env.env.processes import Processes
 from remote_env.env.task import TaskChoice
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError
+from remote_env.protocol.chunks import WANTS, ChunkOptions, Transitions
 from remote_env.state import SceneDescription
 
 if TYPE_CHECKING:
@@ -185,6 +186,55 @@ class Client(Generic[S]):
         if self._local is not None:
             self._local.show(session.state)
         return transition
+
+    def step_ready(self) -> bool:
+        """Whether `step_wait` would find a result that has begun to come; False where it would wait for one."""
+        session = self._life.session
+        return session is not None and session.step_ready()
+
+    @property
+    def step_window(self) -> int:
+        """How many steps may be under way at once: fewer where results are large, since both ends keep them."""
+        return self._running().window
+
+    def step_many(
+        self,
+        actions: Any,
+        *,
+        stop: bool = True,
+        want: Literal["all", "last"] = "all",
+        observation_keys: Sequence[str] | None = None,
+        capture_state: bool | None = None,
+    ) -> Transitions:
+        """Run several steps in one round trip, next to the simulator.
+
+        Args:
+            actions: (K, …), K actions stacked as arrays (of a Dict space a dict of such), or a list of K actions; at
+                most 4096. Of a batch (K, num_envs, …).
+            stop: end with the episode; what stands behind its end is not run. False: run all, whatever comes. Batches
+                that reset themselves go on in any case.
+            want: "all" observations, infos and states, or those of the "last" step that ran.
+            observation_keys: which of the observations to send; None: all.
+            capture_state: bring the scenes too; None: as `capture_state=` of this environment says.
+
+        Returns:
+            `Transitions`, stacked; `ran` says how many steps ran.
+
+        Raises:
+            InputError: the actions are not the task's, none or too many, or what they bring is too large; nothing was
+                sent.
+            TaskError: the task raised in one of them; `completed` has the `Transitions` of those before.
+            DeadlineExceeded: not all ran within `step_timeout_s`; they may still: `resume()` settles it, and returns
+                the last transition.
+            NotRun, SessionLost: as `step_wait`.
+        """
+        session = self._running()
+        wants_state = self._capture_state if capture_state is None else capture_state
+        options = _chunk_options(stop, want, observation_keys)
+        transitions = session.step_many(actions, self._step_timeout_s, options, want_state=wants_state)
+        if self._local is not None:
+            self._local.show(session.state)
+        return transitions
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.
@@ -360,3 +410,11 @@ class Client(Generic[S]):
         return f"<{type(self).__name__} {self._life.task.label} on {self._arguments.host or 'local'}>"
 
     __repr__ = __str__
+
+
+def _chunk_options(stop: Any, want: Any, keys: Sequence[str] | None) -> ChunkOptions:
+    if want not in WANTS:
+        raise InputError(f"want={want!r}: allowed are {', '.join(WANTS)}")
+    if keys is not None and (isinstance(keys, str) or not all(isinstance(key, str) for key in keys)):
+        raise InputError(f"observation_keys={keys!r}: a list of keys of the observations, or None for all")
+    return ChunkOptions(bool(stop), want, None if keys is None else tuple(keys))

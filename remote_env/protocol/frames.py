@@ -34,8 +34,8 @@ _TURN = struct.Struct("<IQQ")  # crc32, sequence, acknowledged: all that differs
 HELLO, CHALLENGE, PROOF, WELCOME, REFUSED = 1, 2, 3, 4, 5
 STATUS, LOGS, STOP, PING, DUMP, KILL, KEEP, LEAVE, REPLY, EVENT = 16, 17, 18, 19, 20, 21, 22, 23, 24, 25
 # Session messages: msgpack bodies (see codec), or fixed layouts (see layout).
-READY, RESET, STEP, GET_STATE, SET_STATE, RENDER, CALL, CLOSE, ROLLOUT = 32, 33, 34, 36, 37, 40, 41, 43, 44
-RESUMED = 45
+READY, RESET, STEP, STEP_MANY, GET_STATE, SET_STATE, SNAPSHOT, RESTORE = 32, 33, 34, 35, 36, 37, 38, 39
+RENDER, CALL, BRANCH, CLOSE, ROLLOUT, RESUMED, DELIVER = 40, 41, 42, 43, 44, 45, 46
 INFER, POLICY_RESET, POLICY_INFO = 48, 49, 50  # to a policy server
 RESULT, ERROR = 64, 65
 

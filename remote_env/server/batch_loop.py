@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,6 +122,16 @@ class BatchLoop(SimulatorLoop):
             check_rows(self._state_layout, values, len(ids))
             rest["final_states"] = (ids, values)
         return 0
+
+    def _read_row_state(self) -> Any:
+        packed = self._pack_states(range(self._num_envs))
+        return {**packed, "states": packed["states"].copy()}
+
+    def _pack_row_states(self, states: list[Any]) -> list[Any]:
+        for before, row in itertools.pairwise(states):
+            if before["state_layout"] == row["state_layout"]:
+                row.pop("layout", None)  # one announcement will do
+        return states
 
     def _pack_states(self, env_ids: Sequence[int]) -> dict[str, Any]:
         self._state_layout, values = self.backend.states(env_ids)

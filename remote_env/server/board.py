@@ -12,7 +12,10 @@ import time
 from bisect import bisect_left
 from typing import NamedTuple
 
-CALLS = ("nothing", "import", "make", "reset", "step", "get_state", "set_state", "render", "call", "close", "rollout")
+CALLS = (
+    *("nothing", "import", "make", "reset", "step", "get_state", "set_state", "render", "call", "close", "rollout"),
+    *("step_many", "snapshot", "restore", "branch", "deliver"),
+)
 CALL_NUMBERS = {name: number for number, name in enumerate(CALLS)}
 STEP_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 

@@ -5,31 +5,30 @@ from __future__ import annotations
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from remote_env.errors import (
-    ConfigError,
     ConnectionLost,
     DeadlineExceeded,
     InputError,
-    MessageTooBig,
     NotRun,
-    PolicyError,
     ProtocolError,
-    RemoteEnvError,
-    TaskError,
     Unsupported,
 )
 from remote_env.protocol import codec, frames, layout, machine
-from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, Buffer, ReplyLedger
+from remote_env.protocol.chunks import ChunkOptions, split_actions
+from remote_env.protocol.delivery import Selection
+from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, ReplyLedger
+from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import VectorStep
 from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
-from remote_env.server.error_text import error_text, sendable
+from remote_env.server.chunks import ChunkRecord, pack_infos
 from remote_env.server.layout_numbers import LayoutNumbers
 from remote_env.server.replies import check_parts, encodable, encode_reply
+from remote_env.server.replying import SEND_TIMEOUT_S, LinkEnded, Replies
+from remote_env.server.slices import runs
 from remote_env.spaces import space_to_plain
 from remote_env.state import SceneLayout, SceneState
 from remote_env.transport import SocketTransport
@@ -38,15 +37,12 @@ if TYPE_CHECKING:
     from remote_env.server.rollout import PolicyRunner
 
 NEVER = float("inf")
-SEND_TIMEOUT_S = 60.0  # a client that takes no byte of a reply, or sends none of a request, for so long is gone
-MAX_ERROR_TEXT = 64 << 10
 SCENE_DESCRIPTION = "scene_description"  # what every client may call: `Backend.describe_scene`
-_NAMED = (InputError, Unsupported, ConfigError, PolicyError, NotRun)
 _STEP = CALL_NUMBERS["step"]
 _STEP_RESULT_AT = frames.HEADER_SIZE + layout.TRANSITION_SIZE  # where a step's observation lies in its frame
 
 
-class SimulatorLoop:
+class SimulatorLoop(Replies):
     """Serves one backend to one connection after another.
 
     Args:
@@ -85,6 +81,7 @@ class SimulatorLoop:
             frames.RENDER: (CALL_NUMBERS["render"], self._render, 0),
             frames.CALL: (CALL_NUMBERS["call"], self._call, 3),
             frames.ROLLOUT: (CALL_NUMBERS["rollout"], self._rollout, 0),
+            frames.STEP_MANY: (CALL_NUMBERS["step_many"], self._step_many, 2),
         }
 
     def serve(self, sock: socket.socket, epoch: int, resume: int | None) -> None:
@@ -103,7 +100,7 @@ class SimulatorLoop:
             while self._serve_one():
                 pass
             event = "left"
-        except (ConnectionLost, DeadlineExceeded, _LinkEnded) as error:
+        except (ConnectionLost, DeadlineExceeded, LinkEnded) as error:
             print(f"session {epoch}: the data connection ended ({error})", flush=True)
         except ProtocolError as error:
             print(f"session {epoch}: {error}; connection closed", file=sys.stderr, flush=True)
@@ -209,7 +206,7 @@ class SimulatorLoop:
         """Run what sends a reply; when it fails for a reason of the task's, the reply says so."""
         try:
             handler(*arguments)
-        except _LinkEnded:
+        except LinkEnded:
             raise
         except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
             self._send_error(error)
@@ -264,6 +261,37 @@ class SimulatorLoop:
         if self._ends_episode(transition):
             self._ended_at = self._sequence
         self._send_transition(transition, flags)
+
+    def _step_many(self, flags: int, actions: Any, asked: Any) -> None:
+        self._expect_episode("step_many")
+        if self._ledger.stated < self._ended_at:
+            self._refuse_to_run()
+        options, wants_state = ChunkOptions.from_plain(asked), bool(flags & frames.WANT_STATE)
+        record = ChunkRecord(options, self._read_row_state if wants_state else None)
+        select = None if options.keys is None else Selection(self.backend.observation_space, options.keys)
+        failed = None
+        for number, action in enumerate(split_actions(actions)):
+            began = time.monotonic()
+            try:
+                transition = self._backend_step(action)
+            except Exception as error:
+                if not number:
+                    raise
+                failed = self._describe_error(error)
+                break
+            self._board.count_step(time.monotonic() - began)
+            record.add(transition, transition[0] if select is None else select(transition[0]))
+            if self._ends_episode(transition):
+                self._ended_at = self._sequence
+                if options.stop:
+                    break
+        value = {**record.finish(), "observation": stack(record.observations)}
+        value["rows"], value["info"] = len(record.observations), pack_infos(record.infos, self._add_info)
+        if wants_state:
+            value["states"] = self._pack_row_states(record.states)
+        if failed is not None:
+            value["error"] = failed
+        self._send_value(frames.RESULT, self._sequence, value, where="step_many")
 
     def _ends_episode(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
         return bool(transition[2] or transition[3])
@@ -348,107 +376,20 @@ class SimulatorLoop:
             self._fresh = False
         value = rollouts.run(asked, first, began)
         if "state" in value["rows"]:
-            value["rows"]["state"] = [self._pack_run(run) for run in rollouts.runs(value["rows"]["state"])]
+            value["rows"]["state"] = self._pack_row_states(value["rows"]["state"])
         self._send_value(frames.RESULT, self._sequence, value, where="rollout")
+
+    def _read_row_state(self) -> Any:
+        """The scene now, to be kept beside those of other steps."""
+        state = self.backend.state(native=False)
+        return SceneState(state.layout, state.values.copy())
+
+    def _pack_row_states(self, states: list[Any]) -> list[Any]:
+        """The states of several steps as a reply holds them."""
+        return [self._pack_run(run) for run in runs(states)]
 
     def _pack_run(self, run: tuple[SceneLayout, Any]) -> tuple[int, Any, Any]:
         """The number of a layout, the layout until the client has it, and the vectors of states in a row."""
         number = self._layouts.number(run[0])
         announced = run[0].to_plain() if self._layouts.must_announce(number, self._sequence) else None
         return number, announced, run[1]
-
-    # Replies
-
-    def _send_result(
-        self,
-        frame: bytearray | None,
-        payload: Sequence[memoryview] | None,
-        rest: dict[str, Any],
-        info: dict[str, Any],
-        asked: int,
-        *,
-        is_step: bool,
-    ) -> None:
-        """Send a transition: its fixed part if it has one, the state's vector if asked for, the rest as a value."""
-        if frame is None or payload is None:
-            frame, payload, flags = bytearray(frames.HEADER_SIZE), (), 0
-        else:
-            flags = frames.FIXED
-        if asked & frames.WANT_STATE:
-            flags |= self._add_state(frame, rest, is_step=is_step)
-        if info:
-            self._add_info(rest, info)
-        if rest:
-            flags |= frames.TAIL
-            tail, arrays = encode_reply(rest, where="result")
-            frame += tail
-            payload = [*payload, *arrays]
-        self._send(frame, frames.RESULT, self._sequence, flags, payload)
-
-    def _add_state(self, frame: bytearray, rest: dict[str, Any], *, is_step: bool) -> int:  # noqa: ARG002  a batch asks
-        """Add what the scene is now to a frame, or to its tail; the flags that it needs."""
-        frame += self._pack_state(self.backend.state(native=False), rest)
-        return frames.STATE
-
-    def _add_info(self, rest: dict[str, Any], info: dict[str, Any]) -> None:
-        rest["info"] = info
-
-    def _pack_state(self, state: SceneState, rest: dict[str, Any]) -> bytes:
-        """The state's vector under its layout's number; the layout itself goes into `rest` until the client has it."""
-        number = self._layouts.number(state.layout)
-        if self._layouts.must_announce(number, self._sequence):
-            rest["layout"] = state.layout.to_plain()
-        return layout.pack_state(number, state.values)
-
-    def _send_value(
-        self,
-        kind: int,
-        sequence: int,
-        value: Any,
-        where: str = "reply",
-        *,
-        flags: int = 0,
-        start: bytes = b"",
-    ) -> None:
-        body, arrays = encode_reply(value, where=where)
-        frame = bytearray(frames.HEADER_SIZE) + start + body
-        self._send(frame, kind, sequence, flags | frames.TAIL, arrays)
-
-    def _send(self, frame: bytearray, kind: int, sequence: int, flags: int, payload: Sequence[memoryview]) -> None:
-        size = sum(map(len, payload)) if payload else 0
-        try:
-            frames.finish_frame(frame, kind, flags, self._epoch, sequence, sequence, size)
-        except MessageTooBig as error:
-            raise TaskError(f"it ran, but its result is too large to send: {error}") from error
-        if kind != frames.READY:
-            self._ledger.keep(kind, (frame, *payload))
-        self._board.sent += len(frame) + size
-        self._board.end()  # before the client can know, so that it never sees a finished call as running
-        self._send_bytes((frame, *payload))
-
-    def _send_bytes(self, buffers: Sequence[Buffer]) -> None:
-        try:
-            self._transport.send_all(buffers, time.monotonic() + SEND_TIMEOUT_S)
-        except (ConnectionLost, DeadlineExceeded) as error:
-            raise _LinkEnded(str(error)) from error
-
-    def _send_error(self, error: Exception) -> None:
-        # A caller's fault and a missing ability keep their own class; everything else is the task's.
-        named = next((kind for kind in _NAMED if type(error) is kind), None)
-        if named is not NotRun:
-            self._ended_at = self._sequence
-        if named is PolicyError or (named is None and not isinstance(error, RemoteEnvError)):
-            traceback.print_exc()
-        value = {
-            "kind": named.__name__ if named else "TaskError",
-            "type": type(error).__name__,
-            "message": sendable(error_text(error), MAX_ERROR_TEXT),
-            "traceback": sendable(getattr(error, "remote_traceback", "") or traceback.format_exc(), MAX_ERROR_TEXT),
-            "during": self._board.read().call,
-        }
-        self._layouts.withdraw(self._sequence)
-        self._send_value(frames.ERROR, self._sequence, value)
-
-
-class _LinkEnded(Exception):
-    """The data connection is gone; not to be mistaken for what a task raises."""

@@ -5,11 +5,9 @@ Imported only where a task comes with a policy.
 
 from __future__ import annotations
 
-import itertools
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from remote_env.server.backend import Backend
 from remote_env.server.board import Board
 from remote_env.server.error_text import error_text
 from remote_env.server.slices import Record, Slice
-from remote_env.state import SceneLayout, SceneState
+from remote_env.state import SceneState
 
 EPISODE = "rollout"  # a policy has one episode at a time here: its name is always this, and each begins with a reset
 
@@ -158,12 +156,6 @@ class PolicyRunner:
     # What the policy does
 
     parse = staticmethod(Slice.of)
-
-    @staticmethod
-    def runs(states: list[SceneState]) -> Iterator[tuple[SceneLayout, Any]]:
-        """States in a row of one layout each: the layout, and (n, layout.size) float64."""
-        for scene, group in itertools.groupby(states, key=lambda state: state.layout):
-            yield scene, np.stack([state.values for state in group])
 
     def run(self, asked: Slice, first: tuple[Any, dict[str, Any]] | None, began: float) -> dict[str, Any]:
         """Let the policy act for one slice; what the reply holds, with states still as `SceneState`s.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from remote_env.errors import InputError
 from remote_env.protocol.stacking import copied, size_of, stack
 from remote_env.server.backend import Backend
-from remote_env.state import SceneState
+from remote_env.state import SceneLayout, SceneState
 
 WANTS = ("observation", "action", "reward", "state", "info", "frame")
 
@@ -127,3 +130,9 @@ class Record:
             "inferences": self.inferences,
             "inference_s": self.inference_s,
         }
+
+
+def runs(states: Sequence[SceneState]) -> Iterator[tuple[SceneLayout, Any]]:
+    """States in a row of one layout each: the layout, and (n, layout.size) float64."""
+    for scene, group in itertools.groupby(states, key=lambda state: state.layout):
+        yield scene, np.stack([state.values for state in group])

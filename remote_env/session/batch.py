@@ -154,6 +154,11 @@ class BatchSession(TaskSession):
         except ProtocolError as error:
             raise self._break(error) from error
 
+    def _read_row_states(self, packed: Any) -> list[Any]:
+        rows = [self._read_states(row, None) for row in packed]
+        self.state, self.final_state = rows[-1], None
+        return [row.rows() for row in rows]
+
     def _note_states(self, tail: dict[str, Any], ended: tuple[Any, ...]) -> None:
         self.state = self.final_state = None
         if "states" not in tail:

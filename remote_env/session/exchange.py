@@ -244,12 +244,17 @@ class Exchange:
             self._requests.settle(header.sequence)
 
     def _read_value(self, header: frames.Header) -> Any:
+        value = self._receive_value(header)
+        self._settle(header)
+        return value
+
+    def _receive_value(self, header: frames.Header) -> Any:
+        """The value that a reply is; until `_settle` it may have to be received again."""
         try:
             value, views = codec.decode(self._stream.body_bytes(), header.payload_size)
         except ProtocolError as error:
             raise self._break(error) from error.__cause__
         self._fill(views, header)
-        self._settle(header)
         return value
 
     def _settle(self, header: frames.Header) -> None:

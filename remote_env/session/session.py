@@ -183,6 +183,17 @@ class Session(TaskSession):
             raise self._break(ProtocolError(f"a reply to ROLLOUT that is none: {error!r}")) from error
         return reply
 
+    def _read_info(self, rest: dict[str, Any]) -> dict[str, Any]:
+        info = rest["info"]
+        if not isinstance(info, dict):
+            raise ProtocolError(f"a {type(info).__name__} in place of an info")
+        return info
+
+    def _read_row_states(self, packed: Any) -> list[Any]:
+        states = read_runs(packed, self._layouts)
+        self.state = states[-1]
+        return states
+
     def _read_state_reply(self, header: frames.Header) -> SceneState:
         try:
             numbered, tail, views = self._read_rest(header, self._stream.body_start, self._stream.body_end, [])

@@ -30,15 +30,15 @@ def _check_rows(rows: dict[str, Any], steps: int) -> None:
         if name == "state":
             continue  # in runs, which `read_runs` counts by reading
         allowed = (steps,) if name in _PER_STEP else (steps, steps + 1)
-        if not all(count in allowed for count in _counts(stacked)):
+        if not all(count in allowed for count in count_rows(stacked)):
             raise ValueError(f"its rows of {str(name)[:60]!r} are not as many as its {steps} steps")
 
 
-def _counts(stacked: Any) -> Iterator[int]:
+def count_rows(stacked: Any) -> Iterator[int]:
     """How many rows each stack in it has."""
     if isinstance(stacked, (dict, tuple)):
         for part in stacked.values() if isinstance(stacked, dict) else stacked:
-            yield from _counts(part)
+            yield from count_rows(part)
     elif isinstance(stacked, list) or (isinstance(stacked, np.ndarray) and stacked.ndim):
         yield len(stacked)
     else:
@@ -64,11 +64,11 @@ def last_transition(reply: dict[str, Any]) -> Transition | None:
     if "observation" not in reply["rows"]:
         return None
     reward, terminated, truncated, info = reply["last"]
-    return _last_row(reply["rows"]["observation"]), reward, terminated, truncated, info
+    return last_row(reply["rows"]["observation"]), reward, terminated, truncated, info
 
 
-def _last_row(stacked: Any) -> Any:
+def last_row(stacked: Any) -> Any:
     """The last of `stacking.rows`, without making the others."""
     if isinstance(stacked, dict):
-        return {key: _last_row(part) for key, part in stacked.items()}
-    return tuple(map(_last_row, stacked)) if isinstance(stacked, tuple) else stacked[-1]
+        return {key: last_row(part) for key, part in stacked.items()}
+    return tuple(map(last_row, stacked)) if isinstance(stacked, tuple) else stacked[-1]

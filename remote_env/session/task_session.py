@@ -20,15 +20,19 @@ from remote_env.errors import (
     RemoteEnvError,
     SessionLost,
     StartError,
+    TaskError,
 )
-from remote_env.protocol import codec, frames, layout
+from remote_env.protocol import codec, frames, layout, machine
+from remote_env.protocol.chunks import MAX_BYTES, ChunkOptions, Transitions, check_outcomes, split_actions
+from remote_env.protocol.delivery import Selection
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.control import ControlLink, Dial
 from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES, Exchange
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import DEFAULT_LINK_OPTIONS, Joining, LinkOptions
-from remote_env.spaces import space_from_plain
+from remote_env.session.slices import count_rows, last_row
+from remote_env.spaces import space_from_plain, space_size
 from remote_env.state import SceneLayout
 
 
@@ -229,6 +233,47 @@ class TaskSession(Exchange, abc.ABC):
         body, arrays = codec.encode(action, where="action")
         return self._send(frames.STEP, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
 
+    def step_many(
+        self, actions: Any, timeout_s: float, options: ChunkOptions, *, want_state: bool = False
+    ) -> Transitions:
+        """Run several steps in one round trip.
+
+        Args:
+            actions: (K, …), stacked as the action space is built; or a list of K actions.
+            timeout_s: for all of them together [s].
+            options: how they run, and what is wanted of them.
+            want_state: also the scenes.
+
+        Raises:
+            InputError: an action is not the task's, there are none or too many, or what they bring would be too
+                large; nothing was sent.
+            NotRun: they stood behind a step that ended the episode, or failed.
+            TaskError: the task raised; `completed` has what the steps before brought.
+            And as `step`.
+        """
+        self._check_usable()
+        rows = split_actions(actions)
+        for row in rows:
+            self._check_action(row)
+        self._check_size(len(rows), options)
+        body, arrays = codec.encode((actions, options.to_plain()), where="actions")
+        self.state = None
+        self._deadline = time.monotonic() + timeout_s
+        flags = frames.WANT_STATE if want_state else 0
+        header = self._exchange(frames.STEP_MANY, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
+        return self._read_chunk(header)
+
+    def _check_size(self, count: int, options: ChunkOptions) -> None:
+        try:
+            each = space_size(Selection(self.observation_space, options.keys).space)
+        except ConfigError as error:
+            raise InputError(str(error)) from error
+        if options.want == "all" and count * each > MAX_BYTES:
+            raise InputError(
+                f"{count} observations of {each} bytes are {count * each}; one call brings at most {MAX_BYTES}: send "
+                f'at most {max(MAX_BYTES // each, 1)} actions at once, or ask for want="last" or fewer observation_keys'
+            )
+
     def reset(
         self, seed: Any, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
     ) -> Transition:
@@ -305,6 +350,11 @@ class TaskSession(Exchange, abc.ABC):
         assert transition is not None  # noqa: S101  it is a step's
         return transition
 
+    def step_ready(self) -> bool:
+        """Whether the result of the first step that is under way has begun to come, or its connection has ended."""
+        is_joined = self._link == machine.JOINED and bool(self._requests.pending)
+        return is_joined and (bool(self._stream.unread) or self._transport.has_bytes())
+
     @property
     def window(self) -> int:
         """How many steps may be under way at once: so many that what is kept of them at both ends is bounded."""
@@ -313,7 +363,12 @@ class TaskSession(Exchange, abc.ABC):
         return max(1, min(WINDOW, fit))
 
     def _read_late(self, kind: int, header: frames.Header) -> Transition | None:
-        """Read a late reply: the transition that it brings, or None of a call whose result nobody can use any more."""
+        """Read a late reply: the transition that it brings, or None of a call whose result nobody can use any more.
+
+        Of several steps in one request it is the last.
+        """
+        if kind == frames.STEP_MANY:
+            return _last_transition(self._read_chunk(header))
         if kind in (frames.STEP, frames.RESET):
             return self._read_transition(header, is_step=kind == frames.STEP)
         self._read_value(header)
@@ -344,6 +399,39 @@ class TaskSession(Exchange, abc.ABC):
     def _unpack_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         """As `_read_transition`; raises what it likes of `MALFORMED` when the reply is none."""
 
+    def _read_chunk(self, header: frames.Header) -> Transitions:
+        """The rest of a reply to STEP_MANY."""
+        try:
+            value = self._receive_value(header)
+            transitions = self._unpack_chunk(value)
+        except MALFORMED as error:
+            raise self._malformed(error) from error
+        self._settle(header)
+        if "error" not in value:
+            return transitions
+        error = self._error(value["error"])
+        if isinstance(error, TaskError):
+            error.completed = transitions
+        raise error
+
+    def _unpack_chunk(self, value: dict[str, Any]) -> Transitions:
+        rewards, terminated, truncated = check_outcomes(value, self.ready.get("num_envs"))
+        ran, rows, observations, rests = value["ran"], value["rows"], value["observation"], value["info"]
+        is_whole = all(count == rows for count in count_rows(observations)) and (rests is None or len(rests) == rows)
+        if rows not in (1, ran) or not is_whole:
+            raise ValueError(f"observations or infos of other steps than the {rows} that are due")
+        infos = [{} for _ in range(rows)] if rests is None else [self._read_info(rest) for rest in rests]
+        states = self._read_row_states(value["states"]) if "states" in value else None
+        return Transitions(observations, rewards, terminated, truncated, infos, ran, states)
+
+    @abc.abstractmethod
+    def _read_info(self, rest: dict[str, Any]) -> dict[str, Any]:
+        """The info that the tail of a reply holds."""
+
+    @abc.abstractmethod
+    def _read_row_states(self, packed: Any) -> list[Any]:
+        """The scenes of several steps; notes the last as the present one."""
+
     def _find_layout(self, number: int, announced: Any) -> SceneLayout:
         """The layout of that number, which the same reply may announce."""
         if announced is not None:
@@ -351,6 +439,12 @@ class TaskSession(Exchange, abc.ABC):
         if number not in self._layouts:
             raise self._break(ProtocolError(f"a state of layout {number}, which was never announced"))
         return self._layouts[number]
+
+
+def _last_transition(chunk: Transitions) -> Transition:
+    flags = chunk.terminated[-1], chunk.truncated[-1]
+    rest = (chunk.rewards[-1], *flags) if chunk.rewards.ndim > 1 else (float(chunk.rewards[-1]), *map(bool, flags))
+    return (last_row(chunk.observations), *rest, chunk.infos[-1])  # type: ignore[return-value]
 
 
 def _is_cut(error: ConnectError) -> bool:

@@ -214,6 +214,24 @@ class FourTuple(OnDemand):
         return super().step(action)[:4]
 
 
+class RaisesAtThird(OnDemand):
+    """Raises in the third step of each episode."""
+
+    action_space = spaces.Discrete(2)  # type: ignore[assignment]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Count anew."""
+        self.left = 2
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """Two steps, then no more."""
+        if not self.left:
+            raise ValueError("the third step")
+        self.left -= 1
+        return super().step(action)
+
+
 class OddSpace(OnDemand):
     """Has an observation space of a class of its own."""
 
