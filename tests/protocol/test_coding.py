@@ -42,6 +42,7 @@ def zstd(data: bytes, shape: list[int], dtype: str = "uint8", **options: Any) ->
     return {"coder": "zstd", "dtype": dtype, "shape": shape, "data": [np.frombuffer(frame, np.uint8)]}
 
 
+@pytest.mark.parametrize("coder", ["zstd", "bitlz4", "bitzstd"])
 @given(
     arrays.arrays(
         st.sampled_from(["u1", "<i4", "<f4", "<f8", "?"]),
@@ -50,10 +51,10 @@ def zstd(data: bytes, shape: list[int], dtype: str = "uint8", **options: Any) ->
     ),
     st.integers(1, 40),
 )
-@settings(max_examples=60, deadline=None)
-def test_zstd_is_exact(array: Any, times: int) -> None:
+@settings(max_examples=40, deadline=None)
+def test_lossless_coders_are_exact(coder: str, array: Any, times: int) -> None:
     array = np.stack([array] * times)
-    coded = over_the_wire(encode_array(array, "zstd"))
+    coded = over_the_wire(encode_array(array, coder))
     back = decode_array(coded, max_bytes=PLENTY) if is_coded(coded) else coded
     assert back.dtype == array.dtype
     assert back.shape == array.shape
