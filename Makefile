@@ -43,8 +43,9 @@ bench:  ## steps beside raw TCP and a pickle server, then policy requests beside
 	$(BIN)/python -m benchmarks.bench_step
 	$(BIN)/python -m benchmarks.bench_policy
 
-bench-setup:  ## environments of the rivals that bench leaves out when they are missing (2 GB)
+bench-setup:  ## environments of the rivals that bench leaves out when they are missing (4 GB)
 	@$(PREPARE) dialects
+	@$(PREPARE) rivals
 
 reliability:  ## cut links, kill logins, silence hosts under thousands of steps, and compare with undisturbed runs (docs/reliability.md)
 	@$(PREPARE) test

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Get this checkout ready for one job, and do nothing when it is ready already.
 #
-#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters|isaac
+#   scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|rivals|interpreters|isaac
 #
 # Creates .venv (test: .venv-far and .venv-openpi too; docs: .venv-docs; ecosystem: .venv-ecosystem; dialects: .venv-lerobot;
-# interpreters: .venv-far-3.10 and so on; isaac: .venv-isaac) and installs what the job needs.
+# rivals: .venv-rival-ray and so on; interpreters: .venv-far-3.10 and so on; isaac: .venv-isaac) and installs what the job needs.
 # Missing Debian packages are installed when we are root; otherwise the command to install them is printed, and that is all.
 # PYTHON=<interpreter> chooses the Python (3.10 or later) that the environments are made with.
 set -euo pipefail
@@ -145,6 +145,15 @@ case "$job" in
             'diffusers==0.35.2' 'accelerate==1.15.0' 'huggingface_hub==0.35.3' 'einops==0.8.2' 'deepdiff==8.6.2' \
             'opencv-python-headless==4.12.0.88' 'pyserial==3.5' 'av==15.1.0' pytest pytest-timeout -e '.[aloha,lerobot]'
         ;;
+    rivals) # other ways to a remote environment, for bench_peers and bench_memory (1.3 GB in all)
+        "${BASH_SOURCE[0]}" bench
+        rival="$(find_version 3.11 || find_version 3.12)" || fail "the rivals need Python 3.11 or 3.12, and there is none here"
+        make_environment .venv-rival-dm-env-rpc "$rival" 'dm-env-rpc==1.1.7' 'grpcio==1.85.1' 'protobuf==7.36.2' numpy
+        make_environment .venv-rival-openenv "$rival" 'openenv==0.10.0' 'websockets==17.4' 'uvicorn==0.54.0' numpy
+        # hud's bridge imports openpi-client, which only its developers' extra names.
+        make_environment .venv-rival-hud "$rival" 'hud==0.6.21' 'openpi-client==0.1.2' 'websockets==17.4' typing_extensions
+        make_environment .venv-rival-ray "$rival" 'ray==2.60.0' numpy
+        ;;
     interpreters) # far ends of every corner that we promise, as far as these interpreters are here
         "${BASH_SOURCE[0]}" test
         for version in 3.10 3.11 3.12 3.13; do
@@ -162,5 +171,5 @@ case "$job" in
         isaac="$(find_version 3.12)" || fail "Isaac Lab 3 needs Python 3.12, and there is none here"
         make_environment .venv-isaac "$isaac" 'isaaclab==3.0.0' msgpack # msgpack travels over SSH, not to a local interpreter
         ;;
-    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|interpreters|isaac" ;;
+    *) fail "usage: scripts/prepare.sh demo|test|check|bench|docs|ecosystem|dialects|rivals|interpreters|isaac" ;;
 esac
