@@ -51,6 +51,9 @@ class Transport(Protocol):
             ConnectionLost: the stream ended or broke.
         """
 
+    def has_bytes(self) -> bool:
+        """Whether a receive would return, or fail, at once; never raises."""
+
     def close(self) -> None:
         """Shut the stream down in both directions and free it; never raises, and may be called again."""
 
@@ -160,6 +163,16 @@ class SocketTransport:
             done += self.recv_some_into(view[done:], deadline)
             if done < size:  # bytes may come one by one for ever
                 _check(deadline, f"{done} of {size} bytes were received")
+
+    def has_bytes(self) -> bool:
+        """See `Transport.has_bytes`."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def close(self) -> None:
         """See `Transport.close`. In a forked child only the child's descriptor is freed; the stream lives on."""

@@ -84,6 +84,10 @@ class ChannelTransport:
             if done < size and time.monotonic() >= deadline:  # bytes may come one by one for ever
                 raise DeadlineExceeded(f"{done} of {size} bytes were received before the deadline")
 
+    def has_bytes(self) -> bool:
+        """See `Transport.has_bytes`."""
+        return bool(self._rest) or self._channel.recv_ready() or not self.is_open
+
     def read_some(self, deadline: float) -> bytes:
         """Whatever has come, at least one byte; b"" when the other end has finished sending.
 

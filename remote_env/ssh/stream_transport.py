@@ -145,6 +145,10 @@ class StreamTransport:
             if done < size and time.monotonic() >= deadline:  # bytes may come one by one for ever
                 raise DeadlineExceeded(f"{done} of {size} bytes were received before the deadline")
 
+    def has_bytes(self) -> bool:
+        """See `Transport.has_bytes`."""
+        return bool(self._chunks) or self._has_ended or self._is_closed or not self._stream.is_open
+
     def read_some(self, deadline: float) -> bytes:
         """Whatever has come, at least one byte; b"" when the other end has finished sending."""
         data = bytearray(1 << 16)

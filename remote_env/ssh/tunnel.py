@@ -169,6 +169,10 @@ class ExplainedTransport:
         self.heard_at = time.monotonic()
         return size
 
+    def has_bytes(self) -> bool:
+        """See `Transport.has_bytes`."""
+        return self._transport.has_bytes()
+
     def recv_exactly_into(self, view: memoryview, deadline: float) -> None:
         """See `Transport.recv_exactly_into`."""
         done, size = 0, len(view)

@@ -142,6 +142,26 @@ def _send_pieces(end: Transport, count: int) -> None:
         end.send_all([b"ab"], _soon())
 
 
+def _says_whether_bytes_wait(connect: Connect) -> None:
+    """has_bytes says whether a receive would return, or fail, at once; asking consumes nothing."""
+    with _linked(connect) as (end, other):
+        expect(not end.has_bytes(), "it said that bytes have come before any was sent")
+        other.send_all([b"0123"], _soon())
+        _await_bytes(end, "bytes had been sent")
+        expect(_receive(end, 2) == b"01" and end.has_bytes(), "it denied that there was a rest")
+        expect(_receive(end, 2) == b"23" and not end.has_bytes(), "it said that there was more than had been sent")
+        other.close()
+        _await_bytes(end, "the peer had closed")
+    expect(end.has_bytes(), "it said that a receive after close would wait")
+
+
+def _await_bytes(end: Transport, what: str) -> None:
+    until = _soon()
+    while not end.has_bytes():
+        expect(time.monotonic() < until, f"it denied for {PATIENCE_S:g} s that a receive would return at once: {what}")
+        time.sleep(0.001)
+
+
 def _a_peer_that_takes_nothing(connect: Connect) -> None:
     """send_all raises DeadlineExceeded when not all bytes went out in time, and close ends the link all the same."""
     for buffers in ([bytes(FLOOD)], [bytes(FLOOD // 2)] * 2):
@@ -193,7 +213,7 @@ def _closing(connect: Connect) -> None:
 
 _RULES = (
     *(_all_bytes_in_order, _both_ways_at_once, _some_is_at_least_one, _silence_is_told, _a_part_is_not_all),
-    *(_a_peer_that_takes_nothing, _a_peer_that_closes, _closing),
+    *(_says_whether_bytes_wait, _a_peer_that_takes_nothing, _a_peer_that_closes, _closing),
 )
 
 

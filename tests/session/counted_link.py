@@ -130,6 +130,10 @@ class CountedLink:
                 raise ConnectionLost("cut")
         return len(passed)
 
+    def has_bytes(self) -> bool:
+        """See `Transport.has_bytes`."""
+        return self._inner.has_bytes()
+
     def close(self) -> None:
         """See `Transport.close`."""
         self._inner.close()

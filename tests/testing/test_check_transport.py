@@ -131,6 +131,9 @@ class Wrong(SocketTransport):
         count = super().recv_some_into(view, deadline)
         return count + (self._fault == "miscounts")
 
+    def has_bytes(self) -> bool:
+        return self._fault == "always full" or super().has_bytes()
+
     def close(self) -> None:
         was_closed = self.fileno() < 0
         super().close()
@@ -144,6 +147,7 @@ class Wrong(SocketTransport):
         ("order", "send_all sends every byte", "arrived changed"),
         ("miscounts", "send_all sends every byte", "received changed"),
         ("timeout", "A receive of which nothing comes raises DeadlineExceeded", "raised TimeoutError"),
+        ("always full", "has_bytes says whether", "before any was sent"),
         ("quiet send", "send_all raises DeadlineExceeded", "raised no DeadlineExceeded"),
         ("zero at the end", "What the peer sent before it closed", "raised no ConnectionLost"),
         ("oserror", "What the peer sent before it closed", "raised BrokenPipeError"),
