@@ -16,6 +16,7 @@ from remote_env.env.local_view import LocalView
 from remote_env.env.places import Place
 from remote_env.env.processes import Processes
 from remote_env.env.task import TaskChoice
+from remote_env.env.transport_info import describe_transport
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError
 from remote_env.protocol.chunks import WANTS, ChunkOptions, Transitions
@@ -300,6 +301,19 @@ class Client(Generic[S]):
                 connection of its own, which closing the iterator frees.
         """
         return self._watch.follow(lines) if follow else self._watch.log_tail(lines)
+
+    def transport_info(self) -> dict[str, Any]:
+        """What carries the bytes to the simulator and back, and how well; starts the server.
+
+        It asks the supervisor for a few signs of life: some round trips, also while the simulator works.
+
+        Returns:
+            `way`: "local", "tcp", "launch" or the tunnel ("channel", "openssh", "sshtunnel"); `where` the server is;
+            `round_trip_s`, the shortest lately [s]; `bytes_per_s`, at which large replies
+            came in [1/s], None before there were any; `window`, how many steps may be under way at once.
+        """
+        self._running()
+        return describe_transport(self._life, self._arguments)
 
     def check_remote_log(self, path: str | None = None, lines: int = 100) -> RemoteLog:
         """The last lines of a log on the host: a string, whose `problems` are what in it a user should see.

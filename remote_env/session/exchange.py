@@ -27,6 +27,7 @@ from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, RequestLedger
 from remote_env.session.control import ControlLink
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import Joining, LinkOptions
+from remote_env.session.link_estimate import LinkEstimate
 from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
@@ -53,10 +54,12 @@ class Exchange:
 
     Attributes:
         control: the link to the supervisor.
+        link_estimate: what replies have shown of the data connection.
         is_lost: why the session cannot go on, or None.
     """
 
     control: ControlLink
+    link_estimate: LinkEstimate
     is_lost: RemoteEnvError | None
     _epoch: int
 
@@ -64,6 +67,7 @@ class Exchange:
         self._joining, self._options = joining, options
         self.is_lost = None
         self._requests = RequestLedger()
+        self.link_estimate = LinkEstimate()
         self._looks = 0
         self._deadline = 0.0
         self._ledger_bytes, self._largest_reply = REPLIES_LIMIT_BYTES, 0
@@ -275,6 +279,7 @@ class Exchange:
             if not is_first and self._next_reply(header.sequence, kind) != header:
                 raise self._break(ProtocolError(f"the reply to request {header.sequence} came again as another"))
             is_first = False
+            began = time.perf_counter()
             try:
                 self._stream.fill(views, self._deadline)
             except ConnectionLost as error:
@@ -286,6 +291,8 @@ class Exchange:
                 self._leave_link(ConnectionLost(f"a reply was cut short ({error!r})"), is_own=True)
                 raise
             else:
+                if len(self._requests.pending) == 1:  # else it lay here before we looked
+                    self.link_estimate.note_payload(header.payload_size, time.perf_counter() - began)
                 return
 
     # The link
