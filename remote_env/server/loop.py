@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
 import time
@@ -24,6 +25,7 @@ from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import VectorStep
 from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
+from remote_env.server.branches import Branching
 from remote_env.server.chunks import ChunkRecord, pack_infos
 from remote_env.server.layout_numbers import LayoutNumbers
 from remote_env.server.replies import check_parts, encodable, encode_reply
@@ -83,6 +85,10 @@ class SimulatorLoop(Replies):
             frames.ROLLOUT: (CALL_NUMBERS["rollout"], self._rollout, 0),
             frames.STEP_MANY: (CALL_NUMBERS["step_many"], self._step_many, 2),
         }
+        went_back = None if rollouts is None else rollouts.went_back
+        self._branching = Branching(backend, board, on_broken=self._lose_episode, on_restored=went_back)
+        for kind, name in ((frames.SNAPSHOT, "snapshot"), (frames.RESTORE, "restore"), (frames.BRANCH, "branch")):
+            self._handlers[kind] = (CALL_NUMBERS[name], functools.partial(self._answer_branching, name), 0)
 
     def serve(self, sock: socket.socket, epoch: int, resume: int | None) -> None:
         """Answer a session's requests until this link of it ends.
@@ -116,6 +122,7 @@ class SimulatorLoop(Replies):
             self._layouts = LayoutNumbers()
             self._ledger = ReplyLedger()
             self._ended_at = 0
+            self._branching.forget_all()
             self._vector_step = self._make_vector_step()
         if resume is None:
             if self._ledger.taken:
@@ -341,6 +348,13 @@ class SimulatorLoop(Replies):
         self._expect_episode("set_state")
         self._backend_restore(SceneState(SceneLayout.from_plain(plain), values, native))
         self._send_value(frames.RESULT, self._sequence, None)
+
+    def _answer_branching(self, name: str, _flags: int, request: Any) -> None:
+        self._expect_episode(name)
+        self._send_value(frames.RESULT, self._sequence, getattr(self._branching, name)(request), where=name)
+
+    def _lose_episode(self) -> None:
+        self._fresh = True
 
     def _render(self, _flags: int, _request: Any) -> None:
         self._expect_episode("render")

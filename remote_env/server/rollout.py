@@ -149,6 +149,10 @@ class PolicyRunner:
         self._forget("the state was set and nothing has been observed since: step() by hand, or reset()")
         self._backend.restore(state)
 
+    def went_back(self) -> None:
+        """Note that the task is in the state of a snapshot now."""
+        self._forget("the task went back to a snapshot and nothing has been observed since: step() by hand, or reset()")
+
     def _forget(self, why: str) -> None:
         self._has_cut_chunk = self._has_cut_chunk or bool(self._queue)
         self._queue, self._blind, self._observation = deque(), why, None
