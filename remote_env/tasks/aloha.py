@@ -12,7 +12,7 @@ Physics is gym-aloha's to the bit (the substep order of dm_control's `legacy_ste
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     - `state`: float64, (41,) or (54,), named by `state_names`: agent_pos, its velocities [1/s], each object's
       pose (m, wxyz), each object's velocity (linear [m/s] in the world frame, angular [rad/s] in its own);
     - `pixels`: `{camera: (height, width, 3) uint8}`;
-    - `pixels_agent_pos`: `{"pixels": {camera: …}, "agent_pos": (14,)}`.
+    - `pixels_agent_pos`: `{"agent_pos": (14,), "pixels": {camera: …}}`.
 
     Rewards 0–4 tell how far the task has come and 4 ends the episode; `info` holds `is_success` (bool) and
     `touching` ("none", "right", "left" or "both": the grippers that touch an object, by the fingers that the
@@ -124,6 +124,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.cameras = _checked_cameras(self.model, cameras)
         self.action_space = spaces.Box(-1, 1, (len(ACTION_NAMES),), np.float32)
         self.observation_space = self._make_observation_space()
+        self.set_wanted_observations(None)
         self._substeps = round(CONTROL_STEP_S / self.model.opt.timestep)
         self._contacts = ContactRewards(self.task, self.model)
         self._control_scale = {kind: _control_scale_of(kind) for kind in (np.float32, np.float64)}
@@ -207,6 +208,19 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._frames.clear()
         self._started = True
 
+    def set_wanted_observations(self, keys: Collection[str] | None) -> None:
+        """Have dict observations hold these keys alone from now on; what nobody wants is neither computed nor rendered.
+
+        Args:
+            keys: keys of the observation, or paths such as "pixels/top"; None for all, as the space says.
+        """
+        self._wanted_cameras = tuple(camera for camera in sorted(self.cameras) if self._is_wanted(camera, keys))
+        self._wants_agent_pos = keys is None or "agent_pos" in keys
+
+    def _is_wanted(self, camera: str, keys: Collection[str] | None) -> bool:
+        paths = {camera} if self.obs_type == "pixels" else {"pixels", f"pixels/{camera}"}
+        return keys is None or not paths.isdisjoint(keys)
+
     @property
     def state_names(self) -> tuple[str, ...]:
         """The meaning of each number of the `state` observation."""
@@ -280,8 +294,12 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             return self._agent_pos()
         if self.obs_type == "state":
             return self._state()
-        pixels = {camera: self._frame(camera) for camera in self.cameras}
-        return pixels if self.obs_type == "pixels" else {"pixels": pixels, "agent_pos": self._agent_pos()}
+        pixels = {camera: self._frame(camera) for camera in self._wanted_cameras}
+        if self.obs_type == "pixels":
+            return pixels
+        # In the space's order, which is that of the fixed layout on the wire.
+        observation: dict[str, Any] = {"agent_pos": self._agent_pos()} if self._wants_agent_pos else {}
+        return {**observation, "pixels": pixels} if pixels else observation
 
     def _agent_pos(self) -> Floats:
         positions: Floats = (self._qpos[AGENT_QPOS_INDEX] - self._agent_offset) / self._agent_scale

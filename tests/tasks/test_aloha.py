@@ -317,3 +317,37 @@ def test_the_package_imports_no_simulator_and_the_task_no_gym_aloha() -> None:
         "assert not {'gym_aloha', 'dm_control', 'OpenGL.GL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_observations_have_the_order_of_their_space() -> None:
+    env = AlohaEnv(obs_type="pixels_agent_pos", cameras=("top", "left_wrist"), **SMALL)
+    obs, _ = env.reset(seed=0)
+    assert list(obs) == list(env.observation_space)
+    assert list(obs["pixels"]) == list(env.observation_space["pixels"])
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("obs_type", "keys", "left"),
+    [
+        ("pixels_agent_pos", ("agent_pos",), {"agent_pos": ()}),
+        ("pixels_agent_pos", ("pixels/top",), {"pixels": ("top",)}),
+        ("pixels_agent_pos", ("pixels", "agent_pos"), {"agent_pos": (), "pixels": ("left_wrist", "top")}),
+        ("pixels_agent_pos", (), {}),
+        ("pixels_agent_pos", None, {"agent_pos": (), "pixels": ("left_wrist", "top")}),
+        ("pixels", ("left_wrist",), {"left_wrist": ()}),
+    ],
+)
+def test_what_nobody_wants_is_not_rendered(
+    obs_type: str, keys: tuple[str, ...] | None, left: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = AlohaEnv(obs_type=obs_type, cameras=("top", "left_wrist"), **SMALL)
+    rendered: list[str] = []
+    monkeypatch.setattr(env, "_frame", lambda camera: rendered.append(camera) or np.zeros(3, np.uint8))
+    env.set_wanted_observations(keys)
+    obs, _ = env.reset(seed=0)
+    assert {key: tuple(value) if isinstance(value, dict) else () for key, value in obs.items()} == left
+    assert rendered == ([*left] if obs_type == "pixels" else [*left.get("pixels", ())])
+    env.set_wanted_observations(None)
+    env.reset()
+    assert rendered[-2:] == ["left_wrist", "top"]
