@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_what_arrives_is_what_was_sent(codec_name: str, doings: list[str]) -> No
     value = got = None
     for sequence, doing in enumerate(["reset", *doings], 1):
         if doing == "again" and value is not None:
-            assert_equal(receiver.decode(value[0], value[1]), value[2])
+            assert_equal(receiver.decode(copy.deepcopy(value[0]), value[1]), value[2])
         elif doing == "write" and got is not None:
             got["pixels"]["top"][:] = 1  # what is handed out is the caller's own
         else:
@@ -105,7 +106,7 @@ def test_what_arrives_is_what_was_sent(codec_name: str, doings: list[str]) -> No
                 observation(sequence),
             )
             sent["pixels"]["top"][:] = 99  # and what is encoded stays the task's
-            got = receiver.decode(value[0], value[1])
+            got = receiver.decode(copy.deepcopy(value[0]), value[1])
             assert_equal(got, value[2])
 
 

@@ -1,0 +1,228 @@
+"""Which lossless codec makes a session's images arrive soonest: `codecs="auto"`.
+
+What an image costs with each codec is measured here, on images that came, with the very code that the server runs; how
+fast that runs there is scaled by what the server says of the codec in force, and how fast the link is by the replies
+that came. So no codec has to be tried on the wire to be left again, and the choice follows a link that changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import Space, spaces
+from numpy.typing import NDArray
+
+from remote_env.protocol.coding import LOSSY
+from remote_env.protocol.image_stream import (
+    CODECS,
+    ImageReceiver,
+    ImageSender,
+    available_codecs,
+    box_paths,
+    image_paths,
+)
+
+KEPT = 15  # samples of the link, and of the server's speed
+REPEATS = 2  # of a measurement; the shorter time counts, since what makes one longer is not the codec
+BETTER = 0.93  # another codec is taken where an image would take less than this share of the time
+LEAST_PAUSE_S, PAUSE_PER_COST = 5.0, 100.0  # measuring again takes at most a hundredth of the time
+FASTEST_BYTES_PER_S = 20e9
+
+Image = NDArray[Any]
+
+
+class Cost(NamedTuple):
+    """What one image costs with a codec, as measured here.
+
+    Attributes:
+        encode_s: to encode it [s].
+        size_bytes: what is sent.
+        decode_s: to decode it [s].
+    """
+
+    encode_s: float
+    size_bytes: int
+    decode_s: float
+
+
+class CoderChoice:
+    """Decides for each image of a session's observations; told of every reply that brought some.
+
+    Args:
+        space: of the observations, as they are sent.
+        theirs: the codecs that the server has.
+        is_near: the server is on this machine, with nothing in between: images are sent as they are.
+
+    Attributes:
+        codecs: what the server is to be told, by path.
+    """
+
+    def __init__(self, space: Space[Any], theirs: Sequence[str], *, is_near: bool) -> None:
+        self._is_near = is_near
+        self._boxes = {path: box for path, box in box_paths(space).items() if path in image_paths(space)}
+        ours = available_codecs()
+        self._candidates = [codec for codec in CODECS if codec in theirs and codec in ours and codec not in LOSSY]
+        self.codecs = dict.fromkeys(self._boxes, "raw")
+        self._costs: dict[str, dict[str, Cost]] = {path: {} for path in self._boxes}
+        self._before: dict[str, Image] = {}  # images of the reply before, where the next one is to be measured
+        self._rates: deque[float] = deque(maxlen=KEPT)
+        self._scales: deque[float] = deque(maxlen=KEPT)
+        self._measured_at, self._pause_s = 0.0, 0.0
+
+    def note(
+        self,
+        observation: Any,
+        *,
+        reply_bytes: int,
+        encode_s: float,
+        network_s: float | None,
+        round_trip_s: float,
+        is_coded_anew: bool = False,
+    ) -> bool:
+        """Learn from a reply with images.
+
+        Args:
+            observation: as it was decoded; not kept.
+            reply_bytes: what the whole reply took on the wire.
+            encode_s: what the server took to encode it [s].
+            network_s: what request and reply took, less what the server did meanwhile [s]; None where that is unknown,
+                as with several requests under way.
+            round_trip_s: of a few bytes [s].
+            is_coded_anew: the images build on none before, so what coding them took says nothing of later ones.
+
+        Returns:
+            Whether `codecs` has changed: the server is to be told before the next step.
+        """
+        if self._is_near or len(self._candidates) < 2 or not self._boxes:
+            return False
+        images = self._find_images(observation)
+        if network_s is not None:
+            on_wire_s = max(network_s - round_trip_s, reply_bytes / FASTEST_BYTES_PER_S)
+            self._rates.append(reply_bytes / on_wire_s)
+        expected_s = sum(self._cost(path).encode_s for path in images)
+        if expected_s and not is_coded_anew and any(self.codecs[path] != "raw" for path in images):
+            self._scales.append(encode_s / expected_s)
+        self._measure_if_due(images)
+        return self._choose() if self._rates else False
+
+    def explain(self) -> dict[str, Any]:
+        """What is chosen and why: `codecs`, `why` (a sentence for each path), `costs` and `frame_s` by path and codec.
+
+        `costs` has the measured `Cost` of each codec as a dict, `frame_s` what an image is expected to take with it
+        between the server's array and ours [s], and `bytes_per_s` is the link's rate that this reckons with.
+        """
+        return {
+            "codecs": dict(self.codecs),
+            "why": {path: self._why(path) for path in self._boxes},
+            "costs": {
+                path: {codec: cost._asdict() for codec, cost in costs.items()} for path, costs in self._costs.items()
+            },
+            "frame_s": {path: self._frames_s(path) for path in self._boxes},
+            "bytes_per_s": self._rate if self._rates else None,
+        }
+
+    # Measuring
+
+    def _measure_if_due(self, images: dict[str, Image]) -> None:
+        now = time.perf_counter()
+        if not self._before and now - self._measured_at < self._pause_s:
+            return
+        if not self._before and self._measured_at:  # the next reply's images are measured, with these before them
+            self._before = {path: image.copy() for path, image in images.items()}
+            return
+        for path, image in images.items():
+            before = self._before.get(path)
+            for codec in self._candidates:
+                if codec != "delta" or before is not None:
+                    self._costs[path][codec] = measure(self._boxes[path], codec, before, image)
+        is_whole = bool(self._before)
+        self._before = {} if is_whole else {path: image.copy() for path, image in images.items()}
+        self._measured_at = time.perf_counter()
+        self._pause_s = max(LEAST_PAUSE_S, PAUSE_PER_COST * (self._measured_at - now)) if is_whole else 0.0
+
+    def _find_images(self, observation: Any) -> dict[str, Image]:
+        found = {path: _look_up(observation, path) for path in self._boxes}
+        return {path: image for path, image in found.items() if isinstance(image, np.ndarray)}
+
+    def _cost(self, path: str) -> Cost:
+        return self._costs[path].get(self.codecs[path], Cost(0.0, 0, 0.0))
+
+    # Choosing
+
+    @property
+    def _rate(self) -> float:
+        return median(self._rates)
+
+    def _frames_s(self, path: str) -> dict[str, float]:
+        if not self._rates:
+            return {}
+        scale, rate = median(self._scales) if self._scales else 1.0, self._rate
+        return {
+            codec: scale * cost.encode_s + cost.size_bytes / rate + cost.decode_s
+            for codec, cost in self._costs[path].items()
+        }
+
+    def _choose(self) -> bool:
+        chosen = {path: self._choose_for(path) for path in self._boxes}
+        changed = chosen != self.codecs
+        self.codecs = chosen
+        if changed:
+            self._scales.clear()  # another codec may run at another share of our speed
+        return changed
+
+    def _choose_for(self, path: str) -> str:
+        frames_s, present = self._frames_s(path), self.codecs[path]
+        if not frames_s:
+            return present
+        best = min(frames_s, key=frames_s.__getitem__)
+        return best if frames_s[best] < BETTER * frames_s.get(present, np.inf) else present
+
+    def _why(self, path: str) -> str:
+        if self._is_near:
+            return "raw: the server is on this machine, where copying is cheaper than coding"
+        if len(self._candidates) < 2:
+            return "raw: the two ends have no other lossless codec in common; pip install 'remote-env[images]' at both"
+        frames_s, costs = self._frames_s(path), self._costs[path]
+        if not frames_s:
+            return "raw: nothing is measured yet"
+        told = [
+            f"{codec} {frames_s[codec] * 1e3:.1f} ms ({costs[codec].size_bytes / 1e3:.0f} kB)"
+            for codec in sorted(frames_s, key=frames_s.__getitem__)
+        ]
+        return f"{self.codecs[path]}: an image would take {', '.join(told)} at {self._rate * 8e-6:.0f} Mbit/s"
+
+
+def measure(box: spaces.Box, codec: str, before: Image | None, image: Image) -> Cost:
+    """What `image` costs with a codec when `before` came before it."""
+    costs = [_measure_once(box, codec, before, image) for _ in range(REPEATS)]
+    return Cost(min(cost.encode_s for cost in costs), costs[0].size_bytes, min(cost.decode_s for cost in costs))
+
+
+def _measure_once(box: spaces.Box, codec: str, before: Image | None, image: Image) -> Cost:
+    sender, receiver = ImageSender(box, {"": codec}), ImageReceiver(box, max_bytes=image.nbytes)
+    if codec == "delta" and before is not None:
+        receiver.decode(sender.encode(before, 1), 1)
+    began = time.perf_counter()
+    encoded = sender.encode(image, 2)
+    encoded_at = time.perf_counter()
+    receiver.decode(encoded, 2)
+    ended = time.perf_counter()
+    size = encoded.nbytes if isinstance(encoded, np.ndarray) else sum(len(part) for part in encoded["data"])
+    return Cost(encoded_at - began, size, ended - encoded_at)
+
+
+def _look_up(observation: Any, path: str) -> Any:
+    """What lies at a path; None where nothing does."""
+    for key in path.split("/") if path else ():
+        if isinstance(observation, dict):
+            observation = observation.get(key)
+        elif isinstance(observation, (list, tuple)) and key.isdigit() and int(key) < len(observation):
+            observation = observation[int(key)]
+        else:
+            return None
+    return observation
