@@ -53,15 +53,6 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
         local_view: `width`, `height`, `camera`, `quality` ("fast" or "full") of local images; `rate_hz` of `mirror`.
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
             round trip.
-        observation_keys: paths of what observations are to bring, where they are dicts ("agent_pos", "pixels/top"), and
-            of what `observation_space` then holds; what nobody wants a task need not draw. None: everything.
-        observation_float32: bring float64 arrays as float32, in half the bytes.
-        image_every: bring images (uint8, at least three dimensions) with every so manieth step only, and at the ends of
-            episodes. In between the last ones are handed out again; info["image_age"] says how many steps old they are.
-        codecs: how images cross: one name for all, or by path ("pixels/top"): "raw", "zstd", "bitlz4", "bitzstd" and
-            "delta" (against the last image) are lossless, "jpeg" is not. "auto": whatever of the lossless ones is
-            quickest on this link, as measured; `transport_info()` says what that is. None: raw.
-        timing: put into each info as "timing" how long the step took where [s].
         python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.
         requirements: what that interpreter must have, as pip takes it ("mujoco>=3.1"); checked before the task is
             imported, and what is missing is named with the command that installs it.
@@ -138,11 +129,6 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
         local_mapping: Any = None,
         local_view: Mapping[str, Any] | None = None,
         capture_state: bool = False,
-        observation_keys: Sequence[str] | None = None,
-        observation_float32: bool = False,
-        image_every: int = 1,
-        codecs: Mapping[str, str] | str | None = None,
-        timing: bool = False,
         python: str | None = None,
         requirements: Sequence[str] = (),
         server_script: str | os.PathLike[str] | None = None,
