@@ -39,10 +39,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ROUND_TRIPS_MS = (0.2, 5.0, 20.0, 80.0)
 RATES_MBIT = (1000.0, 100.0, 20.0)
 PORT = 9000  # in a network of its own
-SECONDS = 0.5  # about what one turn of a way takes that waits for each step
+SECONDS = 0.4  # about what one turn of a way takes that waits for each step
 PINGS_S, PINGS = 0.3, (5, 60)
 WARM_UP_STEPS = 3
 UP_IN_S = 60.0
+WIDTH = 110  # of tables, also where they go into a file
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 MOST_ROUND_TRIPS, MOST_EXCESS_S = 10.0, 0.5e-3  # the aims
 
 Results = dict[str, Any]
@@ -61,23 +63,21 @@ def bench_link(round_trip_ms: float, rate_mbit: float, passes: int, seconds: flo
         steps = {name: way.steps_within(seconds, round_trip_ms / 1e3, rate_mbit * 1e6) for name, way in ways.items()}
         for way in ways.values():
             way.run(WARM_UP_STEPS)
-        pings, turns = _take_turns(ways, steps, ping, round_trip_ms / 1e3, passes)
+        count = int(np.clip(PINGS_S / (round_trip_ms / 1e3), *PINGS))
+        pings: list[float] = []
+        turns: dict[str, list[Timed]] = {name: [] for name in ways}
+        for _ in range(passes):
+            pings.append(_median_ping(ping, count))
+            for name, way in ways.items():
+                turns[name].append(_run(way, steps[name], link))
     rows = {name: _figures(timed) for name, timed in turns.items()}
     return {"round_trip_ms": float(np.median(pings) * 1e3), "rows": rows, **_judge(pings, turns)}
 
 
-def _take_turns(
-    ways: dict[str, Way], steps: dict[str, int], ping: PingPong, round_trip_s: float, passes: int
-) -> tuple[list[float], dict[str, list[Timed]]]:
-    """The median of raw ping-pong in each pass [s], and what each way took."""
-    count = int(np.clip(PINGS_S / round_trip_s, *PINGS))
-    pings: list[float] = []
-    turns: dict[str, list[Timed]] = {name: [] for name in ways}
-    for _ in range(passes):
-        pings.append(_median_ping(ping, count))
-        for name, way in ways.items():
-            turns[name].append(way.run(steps[name]))
-    return pings, turns
+def _run(way: Way, steps: int, link: Link) -> Timed:
+    before = link.received_bytes
+    timed = way.run(steps)
+    return timed._replace(received_bytes=link.received_bytes - before)
 
 
 def _median_ping(ping: PingPong, count: int) -> float:
@@ -94,6 +94,7 @@ def _figures(timed: list[Timed]) -> Results:
         "episode_s": float(np.median([one.episode_s for one in timed])),
         "steps": timed[0].steps,
         "passes_s": [one.episode_s for one in timed],
+        "bytes_per_step": float(np.median([one.received_bytes / one.steps for one in timed])),
     }
     if len(each):
         found |= {"step_p50_ms": float(np.percentile(each, 50)), "step_p99_ms": float(np.percentile(each, 99))}
@@ -125,41 +126,43 @@ def _judge(pings: list[float], turns: dict[str, list[Timed]]) -> Results:
 def _start_far_programs(link: Link, stack: contextlib.ExitStack) -> None:
     """Raw ping-pong, the pickle server and our task server."""
     served = ["servers/task_server.py", "--env", TASK, "--kwargs", json.dumps(TASK_KWARGS), "--max-sessions", "3"]
-    listening = ["--host", link.far, "--port", str(PORT), "--insecure"]
-    programs = {
-        "raw": (["-m", "benchmarks.wan_far", "raw", link.far], "up"),
-        "pickle": (["-m", "benchmarks.wan_far", "pickle", link.far], "up"),
-        "ours": ([*served, *listening], str(PORT)),
-    }
-    for arguments, word in programs.values():
-        stack.enter_context(_running([*link.enter, sys.executable, *arguments], word))
+    programs = (
+        (["-m", "benchmarks.wan_far", "raw", link.far], "up"),
+        (["-m", "benchmarks.wan_far", "pickle", link.far], "up"),
+        ([*served, "--host", link.far, "--port", str(PORT), "--insecure"], str(PORT)),
+    )
+    started = [
+        (stack.enter_context(_running([*link.enter, sys.executable, *arguments])), word) for arguments, word in programs
+    ]
+    for process, word in started:
+        _wait_for(process, word)
 
 
 @contextlib.contextmanager
-def _running(command: list[str], word: str) -> Iterator[None]:
-    """A program, from when it has printed that word until the end of the block."""
+def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A program, until the end of the block."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        _wait_for(process, word)
-        assert process.stdout is not None
-        threading.Thread(target=process.stdout.read, daemon=True).start()  # what else it prints, unread
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(UP_IN_S)
 
 
 def _wait_for(process: subprocess.Popen[str], word: str) -> None:
+    """Until it has printed that word."""
+    assert process.stdout is not None
     ended = threading.Timer(UP_IN_S, process.kill)
     ended.start()
     try:
         lines: list[str] = []
-        for line in process.stdout or ():
+        for line in process.stdout:
             lines.append(line)
             if word in line:
+                threading.Thread(target=process.stdout.read, daemon=True).start()  # what else it prints, unread
                 return
         raise SystemExit(f"a program did not come up: {process.args!r}\n{''.join(lines)}")
     finally:
@@ -172,13 +175,14 @@ def _wait_for(process: subprocess.Popen[str], word: str) -> None:
 def show(name: str, results: Results) -> None:
     """Print one link's table, and its aims."""
     table = Table(title=f"{name}; raw ping-pong {results['round_trip_ms']:.2f} ms")
-    for column in ("", "episode s", "× local", "steps", "p50 ms", "p99 ms"):
+    for column in ("", "episode s", "× local", "steps", "p50 ms", "p99 ms", "bytes/step"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
     base = results["rows"][wan_ways.LOCAL]["episode_s"]
     for way, row in results["rows"].items():
         each = [f"{row[key]:.2f}" if key in row else "" for key in ("step_p50_ms", "step_p99_ms")]
-        table.add_row(way, f"{row['episode_s']:.3f}", f"{row['episode_s'] / base:.2f}", str(row["steps"]), *each)
-    Console().print(table)
+        ratio, size = f"{row['episode_s'] / base:.2f}", f"{row['bytes_per_step']:,.0f}"
+        table.add_row(way, f"{row['episode_s']:.3f}", ratio, str(row["steps"]), *each, size)
+    Console(width=WIDTH).print(table)
     for line in _aims(results):
         print(line)
 
@@ -192,7 +196,18 @@ def _aims(results: Results) -> list[str]:
     for name, count in results["round_trips_beyond_local"].items():
         aim = f"; at most {MOST_ROUND_TRIPS:.0f} aimed at 20 ms: {_met(count <= MOST_ROUND_TRIPS)}"
         lines.append(f"{name} = local + {count:.1f} round trips{aim}")
-    return lines
+    predicted, stepped = (results["rows"][name]["episode_s"] for name in (wan_ways.PREDICTED, wan_ways.STEP))
+    return [*lines, f"prediction saves {stepped - predicted:.2f} s of the {stepped:.2f} s that step() takes"]
+
+
+def show_all(links: list[Results]) -> None:
+    """Print every episode [s] as Markdown: ways by round trips, a table for each rate."""
+    for rate in dict.fromkeys(link["rate_mbit"] for link in links):
+        chosen = [link for link in links if link["rate_mbit"] == rate]
+        print(f"\n| {rate:g} Mbit/s: s | " + " | ".join(f"{link['nominal_ms']:g} ms" for link in chosen) + " |")
+        print("|---" * (len(chosen) + 1) + "|")
+        for way in chosen[0]["rows"]:
+            print(f"| {way} | " + " | ".join(f"{link['rows'][way]['episode_s']:.2f}" for link in chosen) + " |")
 
 
 def _met(is_met: bool) -> str:
@@ -216,13 +231,17 @@ def main() -> int:
     if options.quick:
         options.round_trips_ms, options.rates_mbit, options.passes = (20.0,), (100.0,), 1
     os.environ["REMOTE_ENV_TOKEN"] = secrets.token_hex(32)
-    results: Results = {"machine": machine(), "links": []}
+    results: Results = {
+        "machine": f"{machine()}, TCP's congestion control {CONGESTION.read_text().strip()}",
+        "links": [],
+    }
     print(results["machine"])
     for rate in options.rates_mbit:
         for round_trip in options.round_trips_ms:
             found = bench_link(round_trip, rate, options.passes, SECONDS)
             show(f"{round_trip:g} ms, {rate:g} Mbit/s", found)
             results["links"].append({"nominal_ms": round_trip, "rate_mbit": rate, **found})
+    show_all(results["links"])
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
     if options.plots:

@@ -52,11 +52,18 @@ class Link:
         near: our address.
         far: the other end's.
         enter: a command that runs the one behind it at the far end.
+        device: the name of ours.
     """
 
     near: str
     far: str
     enter: list[str]
+    device: str
+
+    @property
+    def received_bytes(self) -> int:
+        """How much has come to us over the link, with the headers of its packets."""
+        return int(Path(f"/sys/class/net/{self.device}/statistics/rx_bytes").read_text())
 
 
 @contextlib.contextmanager
@@ -82,7 +89,7 @@ def slow_link(delay_s: float, *, loss: float = 0.0, rate_bits_per_s: float = 0.0
             raise SystemExit("the link could not be made; see above")
         enter = ["nsenter", "--net", "--target", str(host.pid)]
         subprocess.run([*enter, "ip", "link", "set", "lo", "up"], check=True, timeout=MADE_IN_S)
-        yield Link(f"{network}1", f"{network}2", enter)
+        yield Link(f"{network}1", f"{network}2", enter, _device_name(carrier.pid))
     finally:
         if carrier is not None:
             carrier.kill()
@@ -181,9 +188,13 @@ def _read_packets(end: int) -> Iterator[bytes]:
             return
 
 
+def _device_name(carrier_pid: int) -> str:
+    return f"slow{carrier_pid}"[:15]
+
+
 def _open_tun(pid: int | None, address: str, *, whole: bool) -> int:
     """A TUN device with that address in the network of `pid`, or in ours; `whole`: TCP's pieces are not cut up."""
-    name = f"slow{os.getpid()}"[:15]
+    name = _device_name(os.getpid())
     with _inside(pid):
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         flags = _IFF_TUN_NO_PI | (_IFF_VNET_HDR if whole else 0)

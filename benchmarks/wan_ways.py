@@ -37,6 +37,7 @@ class Timed(NamedTuple):
         steps_s: of all of them.
         each_s: of each, where the way waits for each.
         simulate_s: of each in the simulator alone, where the way tells.
+        received_bytes: that came over the link.
     """
 
     reset_s: float
@@ -44,6 +45,7 @@ class Timed(NamedTuple):
     steps_s: float
     each_s: list[float]
     simulate_s: list[float]
+    received_bytes: int = 0
 
     @property
     def episode_s(self) -> float:
@@ -56,7 +58,7 @@ class Way:
     """How an episode is run.
 
     Attributes:
-        run: runs so many steps of one.
+        run: runs so many steps of one; what came over the link is left out.
         round_trips: that a step waits for; 0 where whole episodes are short enough to be run.
         size_bytes: that a step brings.
         here_s: what each step takes in this process, roughly [s].
