@@ -87,7 +87,7 @@ class Peer:
             if name in WITH_SERVER:
                 self._start("server", _server_command(name, port, kind), "serving" if name == OURS else "ready")
                 threading.Thread(target=self.processes["server"].stdout.read, daemon=True).start()  # its log, unread
-            command = [str(INTERPRETERS[name].path), str(RIVALS), "drive", name, str(port), kind]
+            command = [str(_python(name)), str(RIVALS), "drive", name, str(port), kind]
             self._start("client", command, "ready")
         except BaseException:
             self.close()
@@ -137,9 +137,14 @@ class Peer:
         self._folder.cleanup()
 
 
+def _python(name: str) -> Path:
+    """What a rival runs in; for those that only bench_memory knows, what we run in."""
+    return INTERPRETERS[name].path if name in INTERPRETERS else Path(sys.executable)
+
+
 def _server_command(name: str, port: int, kind: str) -> list[str]:
     if name != OURS:
-        return [str(INTERPRETERS[name].path), str(RIVALS), "serve", name, str(port), kind]
+        return [str(_python(name)), str(RIVALS), "serve", name, str(port), kind]
     task = ["--env", "benchmarks.peer_rivals:make_env", "--kwargs", json.dumps({"kind": kind})]
     return [sys.executable, str(ROOT / "servers/task_server.py"), *task, "--port", str(port), "--insecure"]
 
@@ -218,7 +223,7 @@ def main() -> int:
     """Run every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures there")
-    parser.add_argument("--turns", type=int, default=15, help="how often the rivals take turns (default 15)")
+    parser.add_argument("--turns", type=int, default=12, help="how often the rivals take turns (default 12)")
     parser.add_argument("--quick", action="store_true", help="only show that it runs")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,NAME", help="some of the rivals")
     parser.add_argument("--pinned-only", action="store_true", help="leave out the unpinned tables")

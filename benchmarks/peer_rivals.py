@@ -9,6 +9,7 @@ in the interpreter of that system's own environment, so this file imports nothin
 examples do, and hands out NumPy arrays of the right dtype, since that is what a policy needs; asynchronous clients are
 measured inside their own running loop. What they do not carry (info, truncation) is left out for them.
 
+- in one process: no server, nothing between; for bench_memory.
 - remote-env: servers/task_server.py over TCP, through `gymnasium.make`.
 - openpi: openpi-client's `WebsocketClientPolicy` with an environment behind it. openpi's server is on no package index:
   the one here is written after it, on the `websockets` and openpi-client's own coding, as theirs.
@@ -107,9 +108,11 @@ def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _check(observation: Any, kind: str) -> None:
-    wanted = first_observation(kind)
+    wanted = first_observation("small" if kind == "aloha" else kind)
     if not isinstance(observation, np.ndarray) or observation.shape != wanted.shape:
         raise SystemExit(f"this is no {kind} observation: {observation!r:.200}")
+    if kind == "aloha":
+        return
     same = np.array_equal(observation.flat[1:], wanted.flat[1:])
     if observation.dtype != wanted.dtype or not same or not 1 <= observation.flat[0] <= 3:
         raise SystemExit(f"this {observation.dtype} observation is not the task's: {observation!r:.200}")
@@ -119,12 +122,31 @@ def _check(observation: Any, kind: str) -> None:
 
 
 def make_env(kind: str) -> Any:
-    """The task for our server: the same observations."""
+    """The task for our server: the same observations; or ALOHA's transfer without cameras, for bench_memory."""
     from benchmarks.trivial_env import TrivialEnv
 
+    if kind == "aloha":
+        return _make_aloha()
     env = TrivialEnv(image=kind == "image")
     env._observation[...] = first_observation(kind)
     return env
+
+
+def _make_aloha() -> Any:
+    import gymnasium
+
+    from remote_env.tasks import TRANSFER_CUBE_ID, register_tasks
+
+    register_tasks()
+    endless: dict[str, Any] = {"max_episode_steps": 1 << 40, "end_on_success": False}
+    return gymnasium.make(TRANSFER_CUBE_ID, obs_type="agent_pos", disable_env_checker=True, **endless)
+
+
+def drive_local(_port: int, kind: str) -> Run:
+    """The task without anything between."""
+    env = make_env(kind)
+    env.reset()
+    return timed(lambda: env.step(ACTION)[0], kind)
 
 
 def drive_remote_env(port: int, kind: str) -> Run:
@@ -465,6 +487,7 @@ def _receive(sock: Any, size: int) -> bytearray:
 
 # Name -> its server (None: the client starts it, or bench_peers does) and its client.
 RIVALS: dict[str, tuple[Callable[[int, str], None] | None, Callable[[int, str], Run]]] = {
+    "in one process": (None, drive_local),
     "remote-env": (None, drive_remote_env),
     "openpi": (serve_openpi, drive_openpi),
     "dm_env_rpc": (serve_dm_env_rpc, drive_dm_env_rpc),
