@@ -38,7 +38,7 @@ class ChunkedActions(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.chunk_size = chunk_size
 
     @property
-    def action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+    def action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]  # Gymnasium's has a setter
         """(chunk_size, …): a chunk of the task's actions."""
         return batch_space(self._remote.action_space, self.chunk_size)
 

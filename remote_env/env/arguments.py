@@ -10,6 +10,7 @@ from typing import Any
 
 from remote_env.env.task import LocalFolder
 from remote_env.errors import ConfigError
+from remote_env.protocol.delivery import DeliveryPlan
 from remote_env.session import LinkEvent
 
 # What other clients of remote simulators call it, and we by another name.
@@ -72,6 +73,11 @@ class Arguments:
     simulator: str
     render_mode: str | None
     capture_state: bool
+    observation_keys: Sequence[str] | None
+    observation_float32: bool
+    image_every: int
+    codecs: Mapping[str, str] | str | None
+    timing: bool
     python: str | None
     requirements: Sequence[str]
     server_script: str | os.PathLike[str] | None
@@ -130,7 +136,7 @@ class Arguments:
                 raise ConfigError(f"{name}={function!r} cannot be called; give a function")
             if function is not None:
                 object.__setattr__(self, name, Callback(function))
-        for name in ("requirements", "upload", "allow_calls"):
+        for name in ("requirements", "upload", "allow_calls", "observation_keys"):
             if isinstance(getattr(self, name), str):
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is one string; write a list: [{getattr(self, name)!r}]"
@@ -142,6 +148,16 @@ class Arguments:
         if self.lease_timeout_s is not None and self.lease_timeout_s <= 0:
             raise ConfigError(f"lease_timeout_s={self.lease_timeout_s!r}: seconds above 0, or None for no lease")
         self._check_link()
+        self.delivery.check()
+
+    @property
+    def delivery(self) -> DeliveryPlan:
+        """What observations are to bring, but for the codecs that a text names for all images."""
+        keys = self.observation_keys
+        codecs = {} if self.codecs is None or isinstance(self.codecs, str) else self.codecs
+        return DeliveryPlan(
+            None if keys is None else tuple(keys), self.observation_float32, self.image_every, codecs, self.timing
+        )
 
     def _check_link(self) -> None:
         if self.resume not in ("auto", "never"):

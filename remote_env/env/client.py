@@ -231,7 +231,7 @@ class Client(Generic[S]):
         """
         session = self._running()
         wants_state = self._capture_state if capture_state is None else capture_state
-        options = _chunk_options(stop, want, observation_keys)
+        options = chunk_options(stop=stop, want=want, keys=observation_keys)
         transitions = session.step_many(actions, self._step_timeout_s, options, want_state=wants_state)
         if self._local is not None:
             self._local.show(session.state)
@@ -426,7 +426,8 @@ class Client(Generic[S]):
     __repr__ = __str__
 
 
-def _chunk_options(stop: Any, want: Any, keys: Sequence[str] | None) -> ChunkOptions:
+def chunk_options(*, stop: Any = True, want: Any = "all", keys: Sequence[str] | None = None) -> ChunkOptions:
+    """How a chunk is to run; InputError when an option is none."""
     if want not in WANTS:
         raise InputError(f"want={want!r}: allowed are {', '.join(WANTS)}")
     if keys is not None and (isinstance(keys, str) or not all(isinstance(key, str) for key in keys)):

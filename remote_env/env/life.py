@@ -221,6 +221,8 @@ class Life(Generic[S]):
             num_envs=self.task.num_envs,
             lease_s=self._lease_s(server),
             link=self._link_options(server),
+            delivery=self.arguments.delivery,
+            codecs=self.arguments.codecs if isinstance(self.arguments.codecs, str) else None,
             on_open=self._watch,
             on_status=progress.report_status,
         )

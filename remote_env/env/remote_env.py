@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from remote_env.env.arguments import Arguments, unknown_arguments
 from remote_env.env.branches import Branching
+from remote_env.env.client import chunk_options
 from remote_env.env.policy_side import PolicySide
 from remote_env.env.rollouts import Pace
 from remote_env.env.starting import choose_task
@@ -53,6 +54,15 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
         local_view: `width`, `height`, `camera`, `quality` ("fast" or "full") of local images; `rate_hz` of `mirror`.
         capture_state: have each step and reset bring the `SceneState` with it, so that `get_state()` costs no
             round trip.
+        observation_keys: paths of what observations are to bring, where they are dicts ("agent_pos", "pixels/top"), and
+            of what `observation_space` then holds; what nobody wants a task need not draw. None: everything.
+        observation_float32: bring float64 arrays as float32, in half the bytes.
+        image_every: bring images (uint8, at least three dimensions) with a reset, with every n-th step, and at the end
+            of an episode. In between the last ones are handed out again; info["image_age"] says how many steps ago.
+        codecs: how images cross: one name for all, or by path ("pixels/top"): "raw", "zstd", "bitlz4", "bitzstd" and
+            "delta" (against the last image) are lossless, "jpeg" is not. "auto": whatever of the lossless ones is
+            quickest on this link, as measured; `transport_info()` says what that is. None: raw.
+        timing: put into each info as "timing" how long the step took where [s].
         python: the interpreter that serves, as a command line; default `python3` over SSH, our own locally.
         requirements: what that interpreter must have, as pip takes it ("mujoco>=3.1"); checked before the task is
             imported, and what is missing is named with the command that installs it.
@@ -129,6 +139,11 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
         local_mapping: Any = None,
         local_view: Mapping[str, Any] | None = None,
         capture_state: bool = False,
+        observation_keys: Sequence[str] | None = None,
+        observation_float32: bool = False,
+        image_every: int = 1,
+        codecs: Mapping[str, str] | str | None = None,
+        timing: bool = False,
         python: str | None = None,
         requirements: Sequence[str] = (),
         server_script: str | os.PathLike[str] | None = None,
@@ -243,11 +258,15 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
             self._local.begin(session.state, self)
         return transition[0], transition[4]
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: Any, *, observation_keys: Sequence[str] | None = None, capture_state: bool | None = None
+    ) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Send one action and return the task's next transition.
 
         Args:
             action: in the task's own action space; passed on unclipped, in the dtype it has.
+            observation_keys: for this step: which of the observations to send; None: as always.
+            capture_state: for this step: bring the scene too; None: as always.
 
         Returns:
             observation, reward, terminated, truncated, info, as `gymnasium.Env.step`.
@@ -262,7 +281,12 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
         session = self._life.session
         if session is None:
             session = self._running()
-        transition = session.step(action, self._step_timeout_s, want_state=self._capture_state)
+        wants_state = self._capture_state if capture_state is None else capture_state
+        if observation_keys is None:
+            transition = session.step(action, self._step_timeout_s, want_state=wants_state)
+        else:
+            options = chunk_options(keys=observation_keys)
+            transition = session.step_picking(action, self._step_timeout_s, options, want_state=wants_state)
         if self._local is not None:
             self._local.show(session.state)
         return transition

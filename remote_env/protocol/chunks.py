@@ -61,7 +61,7 @@ class ChunkOptions:
     @classmethod
     def from_plain(cls, plain: Any) -> ChunkOptions:
         """The exact opposite of `to_plain`; InputError when it is none."""
-        keys = plain.get("keys") if isinstance(plain, Mapping) else 0
+        keys: Any = plain.get("keys") if isinstance(plain, Mapping) else 0
         is_list = keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys))
         if not is_list or not isinstance(plain.get("stop"), bool) or plain.get("want") not in WANTS:
             raise InputError(f"not the options of several steps: {str(plain)[:100]}")

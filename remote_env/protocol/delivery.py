@@ -77,6 +77,9 @@ class DeliveryPlan:
             raise ConfigError(f"float32={self.float32!r} and timing={self.timing!r} are True or False")
 
 
+EVERYTHING = DeliveryPlan()
+
+
 class Selection:
     """Picks from each observation what is wanted of it.
 
@@ -128,24 +131,6 @@ def _paths(space: Any, path: str = "") -> Iterator[str]:
 def join_path(path: str, key: Any) -> str:
     """The path of what `key` names in the Dict space at `path`."""
     return f"{path}{SEPARATOR}{key}" if path else str(key)
-
-
-def image_paths(space: Any, path: str = "") -> Iterator[str]:
-    """Where a space holds images: uint8 Boxes (H, W, C), or (…, H, W, C) of a batch; "" where it is one."""
-    kind = type(space).__name__
-    if kind == "Dict":
-        for key, child in space.spaces.items():
-            yield from image_paths(child, join_path(path, key))
-    elif kind == "Tuple":
-        for index, child in enumerate(space.spaces):
-            yield from image_paths(child, join_path(path, index))
-    elif kind == "Box" and is_image(space):
-        yield path
-
-
-def is_image(box: Any) -> bool:
-    """Whether a Box holds images with their channels last."""
-    return bool(box.dtype == np.uint8 and len(box.shape) >= 3 and box.shape[-1] in (1, 3, 4))
 
 
 def _compile(space: Any, wanted: frozenset[str] | None, path: str, *, float32: bool) -> tuple[Any, Pick | None]:

@@ -46,6 +46,7 @@ class Backend(abc.ABC):
         autoreset_mode: of a batch: "NEXT_STEP", "SAME_STEP" or "DISABLED", as `gymnasium.vector.AutoresetMode`.
         takes_reset_mask: of a batch: whether `reset` obeys options["reset_mask"], a (num_envs,) bool array of the
             environments to reset, as Gymnasium's vector environments do.
+        render_s: of a task that draws images for its observations: how long that took in the last reset or step [s].
     """
 
     observation_space: Any
@@ -61,6 +62,7 @@ class Backend(abc.ABC):
     single_action_space: Any = None
     autoreset_mode: str | None = None
     takes_reset_mask: bool = False
+    render_s: float = 0.0
 
     @abc.abstractmethod
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:
@@ -84,6 +86,13 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Apply one action; observation, reward, terminated, truncated and info, as `gymnasium.Env.step`."""
+
+    def want_observations(self, keys: Sequence[str] | None) -> None:  # noqa: B027  most need not do anything
+        """Hear which parts of observations are sent from now on; others need not be computed, and may be missing.
+
+        Args:
+            keys: paths of a Dict space, "agent_pos" or "pixels/top", with all that lies below each; None: everything.
+        """
 
     def state(self, *, native: bool) -> SceneState:
         """The scene now; with `native`, also the bytes that restore this simulator exactly."""

@@ -72,6 +72,18 @@ class GymnasiumBackend(Backend):
         """The environment's own `step`: nothing stands between it and the simulator loop."""
         return self._env.step  # type: ignore[no-any-return]
 
+    @property
+    def render_s(self) -> float:  # type: ignore[override]
+        """See `Backend`."""
+        return float(getattr(self._env.unwrapped, "render_s", 0.0))
+
+    def want_observations(self, keys: Sequence[str] | None) -> None:
+        """See `Backend.want_observations`: told to tasks whose unwrapped object has `set_wanted_observations(keys)`."""
+        for one in getattr(self._env, "envs", None) or (self._env,):
+            tell = getattr(one.unwrapped, "set_wanted_observations", None)
+            if tell is not None:
+                tell(None if keys is None else tuple(keys))
+
     def state(self, *, native: bool) -> SceneState:
         """See `Backend.state`."""
         return self._scenes.read(self._env.unwrapped, native=native)

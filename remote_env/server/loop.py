@@ -19,7 +19,7 @@ from remote_env.errors import (
 )
 from remote_env.protocol import codec, frames, layout, machine
 from remote_env.protocol.chunks import ChunkOptions, split_actions
-from remote_env.protocol.delivery import Selection
+from remote_env.protocol.delivery import DeliveryPlan, Selection
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, ReplyLedger
 from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import VectorStep
@@ -27,6 +27,7 @@ from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
 from remote_env.server.branches import Branching
 from remote_env.server.chunks import ChunkRecord, pack_infos
+from remote_env.server.delivering import Delivering
 from remote_env.server.layout_numbers import LayoutNumbers
 from remote_env.server.replies import check_parts, encodable, encode_reply
 from remote_env.server.replying import SEND_TIMEOUT_S, LinkEnded, Replies
@@ -72,8 +73,8 @@ class SimulatorLoop(Replies):
         acted_on = rollouts or backend  # a policy has to know what else is done to its task
         self._backend_step, self._backend_reset, self._backend_restore = acted_on.step, acted_on.reset, acted_on.restore
         self._action_layout = layout.compile_layout(backend.action_space)
-        self._observation_layout = layout.compile_layout(backend.observation_space)
         self._epoch, self._state = 0, machine.IDLE
+        self._deliver_as(None)
         self._handlers: dict[int, tuple[int, Callable[..., None], int]] = {
             # what the board says, what runs, how many parts the request has (0: it is one value)
             frames.RESET: (CALL_NUMBERS["reset"], self._reset, 2),
@@ -84,6 +85,7 @@ class SimulatorLoop(Replies):
             frames.CALL: (CALL_NUMBERS["call"], self._call, 3),
             frames.ROLLOUT: (CALL_NUMBERS["rollout"], self._rollout, 0),
             frames.STEP_MANY: (CALL_NUMBERS["step_many"], self._step_many, 2),
+            frames.DELIVER: (CALL_NUMBERS["deliver"], self._deliver, 0),
         }
         went_back = None if rollouts is None else rollouts.went_back
         self._branching = Branching(backend, board, on_broken=self._lose_episode, on_restored=went_back)
@@ -138,6 +140,21 @@ class SimulatorLoop(Replies):
             self._send_bytes(message.buffers)
         print(f"session {epoch}: resumed at request {taken}, {len(missed)} replies sent again", flush=True)
 
+    def _deliver_as(self, plan: DeliveryPlan | None) -> None:
+        """Send observations so from now on; None: all of them, as they are."""
+        space, is_coded = self.backend.observation_space, False
+        delivering = None if plan is None else Delivering(space, plan)
+        if delivering is not None:
+            space, is_coded = delivering.space, delivering.codes_images
+        if self._rollouts is None:  # a policy beside the task may want what the client does not
+            self.backend.want_observations(None if plan is None else plan.keys)
+        self._delivering, self._is_timed = delivering, plan is not None and plan.timing
+        is_coded = delivering is not None and delivering.codes_images
+        self._observation_layout = (
+            None if is_coded else layout.compile_layout(delivering.space if delivering else space)
+        )
+        self._vector_step = self._make_vector_step() if delivering is None else None
+
     def _make_vector_step(self) -> VectorStep | None:
         action, observation = self._action_layout, self._observation_layout
         if action and action.vector and observation and observation.vector:
@@ -187,7 +204,7 @@ class SimulatorLoop(Replies):
                 self._answer(self._step_vector, vector, vector.read_step(stream.body))
                 return True
         header = stream.recv(NEVER)
-        kind = header.type
+        kind, arrived = header.type, time.monotonic()
         if header.epoch != self._epoch:
             raise ProtocolError(f"a frame of session {header.epoch} in session {self._epoch}")
         if kind == frames.CLOSE:
@@ -206,6 +223,8 @@ class SimulatorLoop(Replies):
         self._board.resets += kind == frames.RESET
         self._board.received += frames.HEADER_SIZE + header.body_size + header.payload_size
         self._board.begin(call)
+        if self._is_timed:
+            self._arrived = arrived
         self._answer(handler, header.flags, *arguments)
         return True
 
@@ -216,6 +235,8 @@ class SimulatorLoop(Replies):
         except LinkEnded:
             raise
         except Exception as error:  # noqa: BLE001  a task may raise anything; the client is told what
+            if self._delivering is not None:
+                self._delivering.forget()
             self._send_error(error)
 
     # Requests
@@ -264,10 +285,27 @@ class SimulatorLoop(Replies):
         self._expect_episode("step")
         if self._ledger.stated < self._ended_at:
             self._refuse_to_run()
+        began = time.monotonic()
         transition = self._backend_step(action)
-        if self._ends_episode(transition):
+        ends = self._ends_episode(transition)
+        if ends:
             self._ended_at = self._sequence
+        if self._delivering is not None:
+            stepped = time.monotonic()
+            transition = (self._delivering.bring(transition[0], self._sequence, is_key=ends), *transition[1:])
+            self._note_times(began, stepped)
         self._send_transition(transition, flags)
+
+    def _note_times(self, began: float, stepped: float) -> None:
+        """Note how long the task and the coding of what it brought have taken, for the reply."""
+        if self._is_timed:
+            queued_s = began - self._arrived
+            self.timing = (queued_s, stepped - began, time.monotonic() - stepped, self.backend.render_s)
+
+    def _deliver(self, _flags: int, plan: Any) -> None:
+        self._deliver_as(DeliveryPlan.from_plain(plan))
+        codecs = [] if self._delivering is None else self._delivering.codecs
+        self._send_value(frames.RESULT, self._sequence, {"codecs": codecs})
 
     def _step_many(self, flags: int, actions: Any, asked: Any) -> None:
         self._expect_episode("step_many")
@@ -275,8 +313,9 @@ class SimulatorLoop(Replies):
             self._refuse_to_run()
         options, wants_state = ChunkOptions.from_plain(asked), bool(flags & frames.WANT_STATE)
         record = ChunkRecord(options, self._read_row_state if wants_state else None)
-        select = None if options.keys is None else Selection(self.backend.observation_space, options.keys)
-        failed = None
+        pick = self._make_pick(options.keys)
+        failed, ends = None, False
+        first = time.monotonic()
         for number, action in enumerate(split_actions(actions)):
             began = time.monotonic()
             try:
@@ -287,18 +326,39 @@ class SimulatorLoop(Replies):
                 failed = self._describe_error(error)
                 break
             self._board.count_step(time.monotonic() - began)
-            record.add(transition, transition[0] if select is None else select(transition[0]))
-            if self._ends_episode(transition):
+            record.add(transition, transition[0] if pick is None else pick(transition[0]))
+            ends = self._ends_episode(transition)
+            if ends:
                 self._ended_at = self._sequence
                 if options.stop:
                     break
-        value = {**record.finish(), "observation": stack(record.observations)}
+        stepped = time.monotonic()
+        value = record.finish()
+        value["observation"] = self._bring_rows(record.observations, ends=ends)
+        self._note_times(first, stepped)
+        if self._is_timed:
+            value["timing"] = self.timing
         value["rows"], value["info"] = len(record.observations), pack_infos(record.infos, self._add_info)
         if wants_state:
             value["states"] = self._pack_row_states(record.states)
         if failed is not None:
             value["error"] = failed
         self._send_value(frames.RESULT, self._sequence, value, where="step_many")
+
+    def _make_pick(self, keys: Sequence[str] | None) -> Callable[[Any], Any] | None:
+        """What picks of a task's observation what one request wants of it; None for all."""
+        delivering = self._delivering
+        if keys is None:
+            return None if delivering is None else delivering.pick
+        if delivering is None:
+            return Selection(self.backend.observation_space, keys)
+        select = Selection(delivering.space, keys)
+        return lambda observation: select(delivering.pick(observation))
+
+    def _bring_rows(self, observations: Sequence[Any], *, ends: bool) -> Any:
+        if self._delivering is None:
+            return stack(observations)
+        return self._delivering.bring_rows(observations, self._sequence, ends=ends)
 
     def _ends_episode(self, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
         return bool(transition[2] or transition[3])
@@ -327,8 +387,13 @@ class SimulatorLoop(Replies):
         self._send_result(frame, payload, rest, info, flags, is_step=True)
 
     def _reset(self, flags: int, seed: Any, options: Any) -> None:
+        began = time.monotonic()
         observation, info = self._backend_reset(seed, options)
         self._fresh = False
+        if self._delivering is not None:
+            stepped = time.monotonic()
+            observation = self._delivering.bring(observation, self._sequence, is_key=True)
+            self._note_times(began, stepped)
         fixed, frame, payload = self._observation_layout, None, None
         if fixed is not None:
             frame = bytearray(frames.HEADER_SIZE + fixed.size)
@@ -391,6 +456,8 @@ class SimulatorLoop(Replies):
         value = rollouts.run(asked, first, began)
         if "state" in value["rows"]:
             value["rows"]["state"] = self._pack_row_states(value["rows"]["state"])
+        if self._delivering is not None and "observation" in value["rows"]:
+            value["rows"]["observation"] = self._delivering.pick_stacked(value["rows"]["observation"])
         self._send_value(frames.RESULT, self._sequence, value, where="rollout")
 
     def _read_row_state(self) -> Any:

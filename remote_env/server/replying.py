@@ -45,6 +45,8 @@ class Replies:
     _epoch: int
     _sequence: int
     _ended_at: int
+    _is_timed: bool
+    timing: tuple[float, float, float, float]
 
     def _send_result(
         self,
@@ -65,6 +67,8 @@ class Replies:
             flags |= self._add_state(frame, rest, is_step=is_step)
         if info:
             self._add_info(rest, info)
+        if self._is_timed:
+            rest["timing"] = self.timing
         if rest:
             flags |= frames.TAIL
             tail, arrays = encode_reply(rest, where="result")

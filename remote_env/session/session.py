@@ -6,8 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from gymnasium import Space
+
 from remote_env.errors import ConfigError, ProtocolError, Unsupported
 from remote_env.protocol import codec, frames, layout, machine
+from remote_env.protocol.delivery import EVERYTHING
 from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
 from remote_env.session.branches import BranchRequests
@@ -31,9 +34,13 @@ class Session(BranchRequests):
     def _read_spaces(self, ready: dict[str, Any]) -> None:
         super()._read_spaces(ready)
         self._check_given = compile_action_check(self.action_space)
+
+    def _bring(self, space: Space[Any]) -> None:
+        super()._bring(space)
         action, observation = self._action_layout, self._observation_layout
         self._vector_step: VectorStep | None = None
-        if action and action.vector and observation and observation.vector:
+        is_plain = self.delivery == EVERYTHING
+        if is_plain and action and action.vector and observation and observation.vector:
             self._vector_step = VectorStep(action.vector, observation.vector, self._epoch)
 
     def _check_action(self, action: Any) -> None:
@@ -111,6 +118,7 @@ class Session(BranchRequests):
         stream, flags, fixed = self._stream, header.flags, self._observation_layout
         body, at, end = stream.body, stream.body_start, stream.body_end
         observation: Any = None
+        tail: Any = None
         reward: Any = 0.0
         terminated: Any = False
         truncated: Any = False
@@ -136,6 +144,8 @@ class Session(BranchRequests):
             views = [*views, *more]
         if views or header.payload_size:
             self._fill(views, header)
+        if tail is not None:
+            observation = self._finish(observation, info, header, tail)
         self._settle(header)
         return observation, reward, terminated, truncated, info
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gymnasium import Space
@@ -24,8 +25,10 @@ from remote_env.errors import (
 )
 from remote_env.protocol import codec, frames, layout, machine
 from remote_env.protocol.chunks import MAX_BYTES, ChunkOptions, Transitions, check_outcomes, split_actions
-from remote_env.protocol.delivery import Selection
+from remote_env.protocol.delivery import EVERYTHING, DeliveryPlan, Selection
+from remote_env.protocol.image_stream import ImageReceiver, available_codecs, check_codecs, image_paths
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
+from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.control import ControlLink, Dial
 from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES, Exchange
@@ -51,6 +54,8 @@ class TaskSession(Exchange, abc.ABC):
         lease_s: the session counts as cut off when it was not pinged for so long [s]; whoever opens it pings. None:
             never.
         link: what to do when a connection breaks.
+        delivery: what observations are to bring.
+        codecs: of all their images, instead of those that it names by path.
         on_open: given the control link as soon as the session is ours, while its simulator may still start.
         on_status: told of each status while the simulator starts.
 
@@ -61,10 +66,13 @@ class TaskSession(Exchange, abc.ABC):
             one is beside it.
         control: the link to the supervisor.
         state: the scene, or the scenes, after the last reset or step, when that was asked to bring them.
+        delivery: what observations bring.
+        far_codecs: the image codecs of the far end, once `deliver` has heard of them.
         is_lost: why the session cannot go on, or None.
     """
 
     state: Any
+    far_codecs: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -79,6 +87,8 @@ class TaskSession(Exchange, abc.ABC):
         num_envs: int | None = None,
         lease_s: float | None = None,
         link: LinkOptions = DEFAULT_LINK_OPTIONS,
+        delivery: DeliveryPlan = EVERYTHING,
+        codecs: str | None = None,
         on_open: Callable[[ControlLink], None] | None = None,
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
@@ -102,6 +112,12 @@ class TaskSession(Exchange, abc.ABC):
             self._open(deadline, on_status)
         except BaseException:
             control.close()
+            raise
+        try:
+            if codecs is not None or delivery != EVERYTHING:
+                self.deliver(self._with_codecs(delivery, codecs), deadline - time.monotonic())
+        except BaseException:
+            self.close()
             raise
 
     def _check_task(self, digest: str | None, asked: str) -> None:
@@ -189,7 +205,55 @@ class TaskSession(Exchange, abc.ABC):
         self.observation_space: Space[Any] = space_from_plain(ready["observation_space"])
         self.action_space: Space[Any] = space_from_plain(ready["action_space"])
         self._action_layout = layout.compile_layout(self.action_space)
-        self._observation_layout = layout.compile_layout(self.observation_space)
+        self.delivery = EVERYTHING
+        self._bring(self.observation_space)
+
+    # What observations bring
+
+    def _with_codecs(self, plan: DeliveryPlan, codec: str | None) -> DeliveryPlan:
+        if codec is None:
+            return plan
+        return replace(plan, codecs=dict.fromkeys(image_paths(self._select(plan).space), codec))
+
+    def _select(self, plan: DeliveryPlan) -> Selection:
+        whole = space_from_plain(self.ready["observation_space"])
+        return Selection(whole, plan.keys, float32=plan.float32)
+
+    def deliver(self, plan: DeliveryPlan, timeout_s: float) -> None:
+        """Have observations brought so from now on.
+
+        Args:
+            plan: how; `codecs` by path.
+            timeout_s: for the answer [s].
+
+        Raises:
+            ConfigError: there is no such key, or one end lacks such a codec; all stays as it was.
+        """
+        space = self._select(plan).space
+        check_codecs(space, plan.codecs, have=available_codecs(), end="this end")
+        answer = self._value(frames.DELIVER, plan.to_plain(), timeout_s)
+        try:
+            self.far_codecs = tuple(map(str, answer["codecs"]))
+        except MALFORMED as error:
+            raise self._malformed(error) from error
+        self.delivery = plan
+        self._bring(space)
+
+    def _bring(self, space: Space[Any]) -> None:
+        plan = self.delivery
+        self.observation_space = space
+        self._images = ImageReceiver(space, max_bytes=MAX_BYTES) if plan.codes_images else None
+        self._observation_layout = None if plan.codes_images else layout.compile_layout(space)
+
+    def _finish(self, observation: Any, info: dict[str, Any], header: frames.Header, tail: Any) -> Any:
+        """The observation with its images; what belongs to it is told in `info`. Its payload has come."""
+        if self._images is not None:
+            observation = self._images.decode(observation, header.sequence)
+            if self.delivery.image_every > 1:
+                info["image_age"] = self._images.age
+        if self.delivery.timing and isinstance(tail, dict) and "timing" in tail:
+            info["timing"] = tail["timing"]
+        return observation
 
     @abc.abstractmethod
     def _check_count(self, num_envs: int | None) -> None:
@@ -262,6 +326,12 @@ class TaskSession(Exchange, abc.ABC):
         flags = frames.WANT_STATE if want_state else 0
         header = self._exchange(frames.STEP_MANY, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
         return self._read_chunk(header)
+
+    def step_picking(
+        self, action: Any, timeout_s: float, options: ChunkOptions, *, want_state: bool = False
+    ) -> Transition:
+        """Run one step that brings what `options` say; see `step_many`."""
+        return _last_transition(self.step_many([action], timeout_s, options, want_state=want_state))
 
     def _check_size(self, count: int, options: ChunkOptions) -> None:
         try:
@@ -403,24 +473,32 @@ class TaskSession(Exchange, abc.ABC):
         """The rest of a reply to STEP_MANY."""
         try:
             value = self._receive_value(header)
-            transitions = self._unpack_chunk(value)
+            transitions = self._unpack_chunk(value, header.sequence)
         except MALFORMED as error:
             raise self._malformed(error) from error
         self._settle(header)
         if "error" not in value:
             return transitions
-        error = self._error(value["error"])
-        if isinstance(error, TaskError):
-            error.completed = transitions
-        raise error
+        failed = self._error(value["error"])
+        if isinstance(failed, TaskError):
+            failed.completed = transitions
+        raise failed
 
-    def _unpack_chunk(self, value: dict[str, Any]) -> Transitions:
+    def _unpack_chunk(self, value: dict[str, Any], sequence: int) -> Transitions:
         rewards, terminated, truncated = check_outcomes(value, self.ready.get("num_envs"))
         ran, rows, observations, rests = value["ran"], value["rows"], value["observation"], value["info"]
+        ages: Sequence[int] = ()
+        if self._images is not None:
+            observations, ages = stack(self._images.decode_rows(observations, sequence)), self._images.ages
         is_whole = all(count == rows for count in count_rows(observations)) and (rests is None or len(rests) == rows)
         if rows not in (1, ran) or not is_whole:
             raise ValueError(f"observations or infos of other steps than the {rows} that are due")
         infos = [{} for _ in range(rows)] if rests is None else [self._read_info(rest) for rest in rests]
+        if self.delivery.image_every > 1:
+            for info, age in zip(infos, ages, strict=True):
+                info["image_age"] = age
+        if "timing" in value:
+            infos[-1]["timing"] = value["timing"]
         states = self._read_row_states(value["states"]) if "states" in value else None
         return Transitions(observations, rewards, terminated, truncated, infos, ran, states)
 
@@ -444,7 +522,7 @@ class TaskSession(Exchange, abc.ABC):
 def _last_transition(chunk: Transitions) -> Transition:
     flags = chunk.terminated[-1], chunk.truncated[-1]
     rest = (chunk.rewards[-1], *flags) if chunk.rewards.ndim > 1 else (float(chunk.rewards[-1]), *map(bool, flags))
-    return (last_row(chunk.observations), *rest, chunk.infos[-1])  # type: ignore[return-value]
+    return (last_row(chunk.observations), *rest, chunk.infos[-1])
 
 
 def _is_cut(error: ConnectError) -> bool:

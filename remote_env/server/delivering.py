@@ -1,0 +1,66 @@
+"""What of a task's observations goes to the client, as it has chosen (docs/protocol.md, "Asking for less")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from remote_env.protocol.delivery import DeliveryPlan, Selection
+from remote_env.protocol.image_stream import ImageSender, available_codecs
+from remote_env.protocol.stacking import stack
+
+
+class Delivering:
+    """Picks and codes the observations of one session.
+
+    Args:
+        space: of the task's observations.
+        plan: what the client has chosen.
+
+    Attributes:
+        space: of what is sent.
+        is_plain: whether observations are sent as the task gives them, or by a layout of `space`.
+        is_timed: whether replies say how long they took.
+        codecs: those that there are here.
+
+    Raises:
+        ConfigError: there is no such key or codec.
+    """
+
+    def __init__(self, space: Any, plan: DeliveryPlan) -> None:
+        selection = Selection(space, plan.keys, float32=plan.float32)
+        self.space, self.is_timed = selection.space, plan.timing
+        self._select = None if selection.is_all else selection
+        self._images: ImageSender | None = None
+        if plan.codes_images:
+            self._images = ImageSender(self.space, plan.codecs, image_every=plan.image_every)
+        self.codecs = list(available_codecs())
+
+    @property
+    def codes_images(self) -> bool:
+        """Whether observations are values with coded images in them."""
+        return self._images is not None
+
+    def pick(self, observation: Any) -> Any:
+        """What of an observation is wanted."""
+        return observation if self._select is None else self._select(observation)
+
+    def bring(self, observation: Any, sequence: int, *, is_key: bool) -> Any:
+        """What is sent of an observation; with `is_key` it builds on no earlier reply."""
+        observation = self.pick(observation)
+        return observation if self._images is None else self._images.encode(observation, sequence, is_key=is_key)
+
+    def bring_rows(self, observations: Sequence[Any], sequence: int, *, ends: bool) -> Any:
+        """What is sent of observations of several steps, picked already."""
+        if self._images is None:
+            return stack(observations)
+        return self._images.encode_rows(observations, sequence, ends=ends)
+
+    def pick_stacked(self, observations: Any) -> Any:
+        """What is wanted of observations that were stacked, or of a list of them."""
+        return [self.pick(each) for each in observations] if type(observations) is list else self.pick(observations)
+
+    def forget(self) -> None:
+        """Note that a reply with an observation was not sent."""
+        if self._images is not None:
+            self._images.forget()
