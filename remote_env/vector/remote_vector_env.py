@@ -17,6 +17,7 @@ from remote_env.env.client import Client
 from remote_env.env.starting import choose_task
 from remote_env.errors import ConfigError, InputError, Unsupported
 from remote_env.protocol.batch import check_env_ids
+from remote_env.protocol.vector_step import Transition
 from remote_env.session import BatchSession, BatchStates
 from remote_env.state import SceneState
 
@@ -35,7 +36,8 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
     together has its own.
 
     Args:
-        host: as `RemoteEnv`.
+        host: as `RemoteEnv`; or a list of them, over which the environments are spread: see `SpreadVectorEnv`, which is
+            made then.
         port: as `RemoteEnv`.
         env: as `RemoteEnv`; each of the environments is made so.
         num_envs: how many environments; None: take what the server at `port` holds.
@@ -52,6 +54,14 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
             environments ended.
         **arguments: all others of `RemoteEnv`, but those of a policy.
     """
+
+    def __new__(cls, host: Any = None, *arguments: Any, **named: Any) -> Any:
+        """A `SpreadVectorEnv`, given several hosts or what to do when one fails."""
+        if isinstance(host, (list, tuple)) or named.get("on_failure") is not None:
+            from remote_env.vector.spread import SpreadVectorEnv
+
+            return SpreadVectorEnv(host, *arguments, **named)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -150,12 +160,37 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
             TaskError, DeadlineExceeded, SessionLost: as `RemoteEnv.reset`.
         """
         session = self._renewed()
-        seeds = _check_seeds(seed, session.num_envs)
+        seeds = self._begin_reset(session, seed, options)
+        transition = session.reset(seeds, options, self._reset_timeout_s, want_state=self._capture_state)
+        return self._end_reset(session, transition)
+
+    def reset_async(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        """Send a reset without waiting for its result, which `reset_wait` returns; arguments and errors as `reset`."""
+        session = self._renewed()
+        seeds = self._begin_reset(session, seed, options)
+        session.reset_async(seeds, options, self._reset_timeout_s, want_state=self._capture_state)
+
+    def reset_wait(self) -> tuple[Any, dict[str, Any]]:
+        """What the reset that is under way brings, as `reset` returns it.
+
+        Raises:
+            InputError: none is under way.
+            And as `reset`.
+        """
+        session = self._running()
+        return self._end_reset(session, session.reset_wait(self._reset_timeout_s))
+
+    def _begin_reset(self, session: BatchSession, seed: Any, options: Any) -> int | list[int | None] | None:
+        seeds = check_seeds(seed, session.num_envs)
         if isinstance(options, dict) and options.get("reset_mask") is not None:
-            _check_mask(options["reset_mask"], session.num_envs)
+            check_mask(options["reset_mask"], session.num_envs)
         if isinstance(seeds, int):
             VectorEnv.reset(self, seed=seeds)
-        transition = session.reset(seeds, options, self._reset_timeout_s, want_state=self._capture_state)
+        return seeds
+
+    def _end_reset(self, session: BatchSession, transition: Transition) -> tuple[Any, dict[str, Any]]:
         if self._local is not None and session.state is not None:
             self._local.begin(session.state, self)
         return transition[0], transition[4]
@@ -260,7 +295,7 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
             Unsupported: the task has no scene states.
         """
         session = self._running()
-        ids = _check_ids(env_ids, session.num_envs)
+        ids = check_ids(env_ids, session.num_envs)
         held = session.state
         if held is None:
             return session.get_states(ids, self._step_timeout_s).rows()
@@ -285,7 +320,7 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
             TaskError: a state does not fit the task's scene.
         """
         session = self._running()
-        ids = _check_ids(env_ids, session.num_envs)
+        ids = check_ids(env_ids, session.num_envs)
         if not all(isinstance(state, SceneState) for state in states):
             raise InputError("set_states takes a list of SceneState, as get_states returns it")
         if len(states) != len(ids):
@@ -297,7 +332,7 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
             raise InputError("the states have different layouts; those of one call are all of the same task")
         session.set_states(layout, np.stack([state.values for state in states]), ids, self._step_timeout_s)
         if self._local is not None:
-            everywhere = _check_ids(None, session.num_envs)
+            everywhere = check_ids(None, session.num_envs)
             self._local.show(session.get_states(everywhere, self._step_timeout_s))
 
     @property
@@ -344,7 +379,8 @@ def _task_kwargs(env_kwargs: Mapping[str, Any] | None, own: Mapping[str, Any]) -
     return kwargs
 
 
-def _check_seeds(seed: Any, num_envs: int) -> int | list[int | None] | None:
+def check_seeds(seed: Any, num_envs: int) -> int | list[int | None] | None:
+    """Seeds of a batch as they travel; InputError when they are none."""
     if seed is None or isinstance(seed, (int, np.integer)):
         return None if seed is None else int(seed)
     seeds = seed.tolist() if isinstance(seed, np.ndarray) else list(seed) if isinstance(seed, Sequence) else seed
@@ -356,7 +392,8 @@ def _check_seeds(seed: Any, num_envs: int) -> int | list[int | None] | None:
     return [None if each is None else int(each) for each in seeds]
 
 
-def _check_mask(mask: Any, num_envs: int) -> None:
+def check_mask(mask: Any, num_envs: int) -> None:
+    """Raise InputError for what is no mask of a batch."""
     is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (num_envs,)
     if not is_mask or not mask.any():
         raise InputError(
@@ -364,7 +401,8 @@ def _check_mask(mask: Any, num_envs: int) -> None:
         )
 
 
-def _check_ids(env_ids: Any, num_envs: int) -> Any:
+def check_ids(env_ids: Any, num_envs: int) -> Any:
+    """The numbers of environments; InputError when there are no such."""
     try:
         return check_env_ids(env_ids, num_envs)
     except (ValueError, TypeError) as error:

@@ -1,0 +1,461 @@
+"""SpreadVectorEnv: one vector environment over several servers, stepped side by side from one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from remote_env.env.ending import end_by_signals
+from remote_env.errors import ConfigError, InputError, RemoteEnvError, SessionLost
+from remote_env.session.actions import compile_action_check
+from remote_env.state import SceneState
+from remote_env.vector.part import Part, Step
+from remote_env.vector.remote_vector_env import RemoteVectorEnv, check_ids, check_mask, check_seeds
+from remote_env.vector.rows import copy_rows, cut_rows, join_infos, join_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ON_FAILURE = ("raise", "restart")
+MAX_SEED = 2**31
+
+
+class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
+    """A Gymnasium vector environment whose environments are spread over several servers.
+
+    `RemoteVectorEnv([host, …], num_envs=N)` makes it. The first hosts have one environment more where N does not
+    divide. A step is sent to all servers before the first result is awaited, so that it takes as long as the slowest.
+    What it returns is what one batch of all environments returns.
+
+    Args:
+        hosts: as `RemoteEnv`'s host, each; None is a server embedded in this process.
+        ports: for all, or one for each.
+        num_envs: how many environments in all; None: take what the servers at `ports` hold.
+        on_failure: what to do when a simulator or its server is lost (`SessionLost`).
+            "raise" (the default): its error, which names the environments (`env_ids`); `reset()` begins anew.
+            "restart": begin another session there, with a new server if need be and we had started it, and reset its
+            environments with fresh seeds, drawn from `np_random` and hence repeatable after `reset(seed=…)`. The step
+            returns for them the reward 0, `truncated`, and in `infos["final_info"]` the reason (`host_lost`) and the
+            seed (`restart_seed`), in every autoreset mode; whether the lost simulator ran the step is not known. In
+            mode SameStep the observation is the new episode's and `final_obs` the last that was returned; else the
+            observation is the last that was returned once more, and in mode NextStep the next step brings the new
+            episode's, while in mode Disabled the next reset, with a mask or without, begins one. All servers wait for
+            the restart. A task that raises, and a step that is late, are no such failures. A restart that fails raises
+            its own error, and so does a reset with a mask that should have let others go on.
+        **arguments: of `RemoteVectorEnv`, for each server.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str | None] | str | None,
+        ports: Sequence[int | None] | int | None = None,
+        *,
+        num_envs: int | None = None,
+        on_failure: Literal["raise", "restart"] | None = None,
+        **arguments: Any,
+    ) -> None:
+        hosts = [hosts] if hosts is None or isinstance(hosts, str) else list(hosts)
+        ports = arguments.pop("port", ports)
+        on_failure = "raise" if on_failure is None else on_failure
+        self._given = {"hosts": hosts, "ports": ports, "num_envs": num_envs, "on_failure": on_failure, **arguments}
+        if on_failure not in ON_FAILURE:
+            raise ConfigError(f"on_failure={on_failure!r}: allowed are {', '.join(ON_FAILURE)}")
+        each_port = _one_each("ports", ports, len(hosts))
+        counts = _spread(num_envs, hosts)
+        self._parts = [
+            Part(
+                RemoteVectorEnv(host, port, num_envs=count, **arguments),
+                f"host {index + 1} of {len(hosts)} ({host or 'local'})",
+                restarts=on_failure == "restart",
+            )
+            for index, (host, port, count) in enumerate(zip(hosts, each_port, counts, strict=True))
+        ]
+        self._num_envs, self._restarts = num_envs, on_failure == "restart"
+        self._is_ready = False
+        self._ahead: deque[list[Step]] = deque()  # the steps under way, each as its parts
+        self._failed: RemoteEnvError | None = None  # until the next reset
+        self._spec: EnvSpec | None = None
+        self.render_mode = arguments.get("render_mode")
+
+    # Starting
+
+    @property
+    def servers(self) -> tuple[RemoteVectorEnv, ...]:
+        """What is on each server: for `status()`, `logs()`, `facts` and the like; stepped only through this object."""
+        return tuple(part.env for part in self._parts)
+
+    def start(self) -> Self:
+        """Start or attach to all servers side by side, and connect; returns self. Raises as `RemoteVectorEnv.start`.
+
+        Raises:
+            ConfigError: the servers have different spaces, or reset their environments in different ways.
+        """
+        if self._is_ready:
+            return self
+        if self.closed:
+            raise ConfigError("this environment was closed; make another")
+        try:
+            for part in self._parts:
+                self._telling(part, part.env.setup_tunnel)  # one after another: a login may ask for a password
+            with ThreadPoolExecutor(len(self._parts), "start") as pool:
+                list(pool.map(lambda part: self._telling(part, part.env.start), self._parts))
+            self._join()
+        except BaseException:
+            self._end(None)
+            raise
+        self._is_ready = True
+        return self
+
+    def _telling(self, part: Part, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RemoteEnvError as error:
+            raise part.told(error) from error
+
+    def _join(self) -> None:
+        """Note who has which environments, of which spaces."""
+        first, start = self._parts[0], 0
+        for part in self._parts:
+            place = part.env._life.place
+            if place is not None and place.is_remote:
+                end_by_signals(part.env._life)  # which only the main thread can see to
+            for name in ("single_observation_space", "single_action_space"):
+                _check_same(name, first, part, getattr(first.env, name), getattr(part.env, name))
+            modes = (each.env.metadata["autoreset_mode"].value for each in (first, part))
+            _check_same("autoreset mode", first, part, *modes)
+            part.first, part.count = start, part.env.num_envs
+            start += part.count
+        self._num_envs = start
+        single_observation, single_action = first.env.single_observation_space, first.env.single_action_space
+        self._spaces = {
+            "single_observation_space": single_observation,
+            "single_action_space": single_action,
+            "observation_space": batch_space(single_observation, start),
+            "action_space": batch_space(single_action, start),
+        }
+        self._metadata = first.env.metadata
+        self.render_mode = first.env.render_mode
+        self._resets_itself = self._metadata["autoreset_mode"] is not AutoresetMode.DISABLED
+        self._check_actions = compile_action_check(self._spaces["action_space"], "actions")
+
+    @property
+    def metadata(self) -> dict[str, Any]:  # type: ignore[override]
+        """The tasks', from the servers; starts them."""
+        return dict(self.start()._metadata)
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+        """Of the batch; starts the servers."""
+        return self.start()._spaces["observation_space"]
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+        """Of the batch; starts the servers."""
+        return self.start()._spaces["action_space"]
+
+    @property
+    def single_observation_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+        """Of one environment; starts the servers."""
+        return self.start()._spaces["single_observation_space"]
+
+    @property
+    def single_action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
+        """Of one environment; starts the servers."""
+        return self.start()._spaces["single_action_space"]
+
+    @property
+    def num_envs(self) -> int:  # type: ignore[override]
+        """How many environments there are; starts the servers where that is not known."""
+        if self._num_envs is None:
+            self.start()
+        assert self._num_envs is not None  # noqa: S101  start set it
+        return self._num_envs
+
+    # Episodes
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, side by side; as `RemoteVectorEnv.reset`, also with a `reset_mask`.
+
+        Raises:
+            InputError: seeds or mask do not fit the batch, or a mask came after a failure; nothing was sent.
+            And as `RemoteVectorEnv.reset`.
+        """
+        self.start()
+        seeds = check_seeds(seed, self.num_envs)
+        mask = options.get("reset_mask") if isinstance(options, dict) else None
+        if mask is not None:
+            check_mask(mask, self.num_envs)
+        if mask is not None and not mask.all() and self._failed is not None:
+            raise InputError(f"a step failed ({self._failed}): reset() all environments, without a reset_mask")
+        if isinstance(seeds, int):
+            VectorEnv.reset(self, seed=seeds)
+        asked = [part for part in self._parts if mask is None or mask[part.slice].any()]
+        self._ahead.clear()
+        with self._failing():
+            for part in asked:
+                part.begin_reset(*_share(part, seeds, options))
+            infos = {part: part.finish_reset() for part in asked}
+        self._failed = None
+        joined = join_infos([infos.get(part, {}) for part in self._parts], [part.count for part in self._parts])
+        return self._observation(), joined
+
+    def _observation(self) -> Any:
+        return join_rows(self.single_observation_space, [part.observation for part in self._parts])
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments, side by side; as `RemoteVectorEnv.step`.
+
+        After an error that leaves the episodes unknown, only `reset()` goes on.
+        """
+        self.start()
+        self._check_going()
+        if self._ahead:
+            raise InputError(
+                f"{len(self._ahead)} steps are under way: take them with step_wait(), or reset() to abandon"
+            )
+        self._send(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Send a step without waiting for its result; `step_wait` takes the results in order.
+
+        Raises:
+            InputError: the actions are no batch of the task's, or as many steps are under way as may be: in autoreset
+                mode Disabled one, since an end on one server is not known on the others. Nothing was sent.
+        """
+        self.start()
+        self._check_going()
+        if len(self._ahead) >= self.step_window:
+            raise InputError(f"{len(self._ahead)} steps are under way, and no more may be; take one with step_wait()")
+        self._send(actions, is_ahead=True)
+
+    @property
+    def step_window(self) -> int:
+        """How many steps may be under way at once."""
+        self.start()
+        return min(part.env.step_window for part in self._parts) if self._resets_itself else 1
+
+    def _send(self, actions: Any, *, is_ahead: bool = False) -> None:
+        self._check_actions(actions)
+        space = self.single_action_space
+        if is_ahead and self._restarts:  # they may have to be sent again, when their sender has changed them
+            actions = copy_rows(space, actions)
+        steps = [part.begin_step(cut_rows(space, actions, part.slice)) for part in self._parts]
+        for index, (part, step) in enumerate(zip(self._parts, steps, strict=True)):
+            try:
+                part.send(step)
+            except BaseException as error:
+                if index or not isinstance(error, InputError):
+                    self._failed = error if isinstance(error, RemoteEnvError) else InputError(f"{error!r} in a step")
+                raise
+        self._ahead.append(steps)
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """The transition of the first step that is under way, as `step` returns it.
+
+        After a Ctrl-C or `DeadlineExceeded` it can be called again: the step is not lost.
+        """
+        self._check_going()
+        if not self._ahead:
+            raise InputError("no step is under way; call step_async() first")
+        with self._failing():
+            for index, part in enumerate(self._parts):
+                part.take([steps[index] for steps in self._ahead], self._fresh_seeds)
+        taken = [step.result for step in self._ahead[0]]
+        observations, rewards, terminated, truncated, infos = zip(*taken, strict=True)
+        transition = (
+            join_rows(self.single_observation_space, observations),
+            *map(np.concatenate, (rewards, terminated, truncated)),
+            join_infos(infos, [part.count for part in self._parts]),
+        )
+        self._ahead.popleft()
+        return transition
+
+    def resume(self) -> tuple[Any, Any, Any, Any, dict[str, Any]] | None:
+        """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
+        return self.step_wait() if self._ahead else None
+
+    def _fresh_seeds(self, count: int) -> list[int]:
+        return [int(seed) for seed in self.np_random.integers(MAX_SEED, size=count)]
+
+    def _check_going(self) -> None:
+        if self._failed is None:
+            return
+        if isinstance(self._failed, SessionLost):
+            raise copy.copy(self._failed)
+        raise InputError(f"a step failed on one of the servers ({self._failed}): call reset()")
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Note what leaves the episodes on the servers out of step: all but waits that can be taken up again."""
+        try:
+            yield
+        except (TimeoutError, InputError):
+            raise
+        except RemoteEnvError as error:
+            self._failed = error
+            raise
+
+    # Questions
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Of each environment an attribute, or what its method returns; see `RemoteVectorEnv.call`."""
+        self.start()
+        return tuple(value for part in self._parts for value in part.env.call(name, *args, **kwargs))
+
+    def get_attr(self, name: str) -> Any:
+        """Of each environment an attribute; as `call`."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of each environment; see `RemoteVectorEnv.set_attr`."""
+        self.start()
+        if isinstance(values, (list, tuple)) and len(values) != self.num_envs:
+            raise InputError(f"{len(values)} values for {self.num_envs} environments; give one each, or one for all")
+        for part in self._parts:
+            is_each = isinstance(values, (list, tuple))
+            part.env.set_attr(name, values[part.slice] if is_each else values)
+
+    def render(self) -> Any:
+        """What all of them render, one frame per environment."""
+        self.start()
+        frames = [part.env.render() for part in self._parts]
+        return None if any(row is None for row in frames) else tuple(itertools.chain.from_iterable(frames))
+
+    def get_states(self, env_ids: Sequence[int] | None = None) -> list[SceneState]:
+        """The scenes of these environments now, in this order; see `RemoteVectorEnv.get_states`."""
+        self.start()
+        ids = check_ids(env_ids, self.num_envs)
+        found: dict[int, SceneState] = {}
+        for part in self._parts:
+            own = [index for index in ids.tolist() if index in part.rows]
+            if own:
+                found.update(zip(own, part.env.get_states([index - part.first for index in own]), strict=True))
+        return [found[index] for index in ids.tolist()]
+
+    def get_state(self, env_id: int = 0) -> SceneState:
+        """The scene of one environment now."""
+        return self.get_states([env_id])[0]
+
+    def set_states(self, states: Sequence[SceneState], env_ids: Sequence[int] | None = None) -> None:
+        """Put these environments into these scenes, one each; see `RemoteVectorEnv.set_states`."""
+        self.start()
+        ids = check_ids(env_ids, self.num_envs).tolist()
+        if len(states) != len(ids):
+            raise InputError(f"{len(states)} states for {len(ids)} environments; give one each")
+        for part in self._parts:
+            own = [(state, index - part.first) for state, index in zip(states, ids, strict=True) if index in part.rows]
+            if own:
+                part.env.set_states([state for state, _ in own], [index for _, index in own])
+
+    @property
+    def final_states(self) -> dict[int, SceneState]:
+        """The scenes in which environments ended in the last step, by environment; see `RemoteVectorEnv`."""
+        return {part.first + index: state for part in self._parts for index, state in part.env.final_states.items()}
+
+    # Life
+
+    def restart(self) -> Self:
+        """Kill all simulators, and begin sessions with fresh ones; the next call must be `reset()`. Returns self."""
+        self._ahead.clear()
+        for part in self._parts:
+            part.abandon()
+            self._telling(part, part.env.restart)
+        return self.start()
+
+    def close(self, keep: bool | None = None) -> None:  # type: ignore[override]
+        """End or leave all servers, as `RemoteVectorEnv.close` does; may be called again."""
+        self._end(keep)
+        self.closed = True
+
+    def _end(self, keep: bool | None) -> None:
+        with contextlib.ExitStack() as ends:  # each, whatever becomes of the others
+            for part in self._parts:
+                ends.callback(part.env.close, keep)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """What Gymnasium needs to make this environment again."""
+        if self._spec is not None:
+            return self._spec
+        given = {**self._given, "host": self._given["hosts"], "port": self._given["ports"]}
+        return RemoteVectorEnv._make_spec({name: value for name, value in given.items() if name not in _OURS})
+
+    @spec.setter
+    def spec(self, spec: EnvSpec) -> None:
+        self._spec = spec
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_error: object) -> Literal[False]:
+        self.close()
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._is_ready:
+            raise ConfigError(
+                f"a {type(self).__name__} that runs cannot be pickled; pickle it before its first use, or make another"
+            )
+        return self._given
+
+    def __setstate__(self, given: dict[str, Any]) -> None:
+        self.__init__(**given)  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        hosts = ", ".join(host or "local" for host in self._given["hosts"])
+        return f"<{type(self).__name__} {self._parts[0].env._life.task.label} on {hosts}>"
+
+    __repr__ = __str__
+
+
+_OURS = ("hosts", "ports")
+
+
+def _spread(num_envs: int | None, hosts: Sequence[str | None]) -> list[int | None]:
+    """How many environments each host is to have."""
+    if not hosts:
+        raise ConfigError("no hosts: give one at least")
+    if num_envs is None:
+        return [None] * len(hosts)
+    if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < len(hosts):
+        raise ConfigError(f"num_envs={num_envs!r} for {len(hosts)} hosts: each is to have one environment at least")
+    each, more = divmod(num_envs, len(hosts))
+    return [each + (index < more) for index in range(len(hosts))]
+
+
+def _one_each(name: str, value: Any, count: int) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise ConfigError(f"{name}={value!r}: {len(value)} for {count} hosts; give one each, or one for all")
+    return list(value)
+
+
+def _check_same(what: str, first: Part, part: Part, ours: Any, theirs: Any) -> None:
+    if ours != theirs:
+        raise ConfigError(
+            f"{part.label} has another {what} than {first.label}: {theirs} is not {ours}; a batch is of environments "
+            "that are alike"
+        )
+
+
+def _share(part: Part, seeds: Any, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any] | None]:
+    """What of a reset's arguments is a part's."""
+    seed = seeds[part.slice] if isinstance(seeds, list) else None if seeds is None else seeds + part.first
+    if isinstance(options, dict) and options.get("reset_mask") is not None:
+        options = {**options, "reset_mask": options["reset_mask"][part.slice]}
+    return seed, options
