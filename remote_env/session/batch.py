@@ -116,35 +116,6 @@ class BatchSession(TaskSession):
         self._in_call = True
         return self._read_transition(self._await(pending[-1].sequence, frames.RESET), is_step=False)
 
-    def reset_async(
-        self, seed: Any, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
-    ) -> None:
-        """Send a reset without waiting for it; what is under way is abandoned. `reset_wait` takes its result."""
-        flags = frames.WANT_STATE if want_state else 0
-        body, arrays = codec.encode((seed, options), where="(seed, options)")  # before anything is abandoned
-        self._check_usable()
-        self.state = self.final_state = None
-        self._deadline = time.monotonic() + timeout_s
-        self._send(frames.RESET, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
-        self._requests.own(len(self._requests.pending) - 1)
-        self._in_call = False
-
-    def reset_wait(self, timeout_s: float) -> Transition:
-        """The result of the reset that is under way.
-
-        Raises:
-            InputError: none is.
-            And as `reset`.
-        """
-        self._check_usable()
-        pending = self._requests.pending
-        if not pending or pending[-1].kind != frames.RESET:
-            raise InputError("no reset is under way; call reset_async() first")
-        self._deadline = time.monotonic() + timeout_s
-        self._leave_interrupted_link()
-        self._in_call = True
-        return self._read_transition(self._await(pending[-1].sequence, frames.RESET), is_step=False)
-
     def get_states(self, env_ids: Any, timeout_s: float) -> BatchStates:
         """The scenes of these environments now, or of all for None."""
         self._looks += 1
