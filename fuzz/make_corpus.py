@@ -195,7 +195,7 @@ def for_codings() -> Iterator[bytes]:
             parts = encode_array(array, "jpeg")["data"]
             yield bytes((index,)) + b"".join(part.tobytes() for part in parts)
         elif array.nbytes >= 1024:
-            yield bytes((index,)) + encode_array(array, "zstd")["data"][0].tobytes()
+            yield bytes((index,)) + encode_array(array, coder)["data"][0].tobytes()
 
 
 class Numpy:

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly ATHERIS='atheris==3.0.0' # has wheels for Python 3.11 to 3.13 on Linux
-readonly REQUIREMENTS=("$ATHERIS" zstandard simplejpeg hypothesis pytest -e .)
+readonly REQUIREMENTS=("$ATHERIS" zstandard numcodecs simplejpeg hypothesis pytest -e .)
 
 find_python() {
     local name

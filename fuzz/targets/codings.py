@@ -1,4 +1,4 @@
-"""Coded arrays: Zstandard frames and JPEGs from anybody, into no more memory than was announced."""
+"""Coded arrays: Zstandard and Blosc frames and JPEGs from anybody, into no more memory than was announced."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ HEADS = (
     ("jpeg", "uint8", [2, 16, 16, 3]),
     ("jpeg", "uint8", [8, 24, 3]),
     ("jpeg", "uint8", [1, 1, 3]),
+    ("bitlz4", "uint8", [64, 64, 3]),
+    ("bitzstd", "uint8", [64, 64, 3]),
+    ("bitlz4", "float64", [300]),
+    ("bitzstd", "float32", [2, 300]),
+    ("bitlz4", "uint8", [2000]),
+    ("bitzstd", "bool", [2, 2000]),
+    ("bitlz4", "int16", [1, 1, 3]),
+    ("bitzstd", "uint8", [2, 32, 32, 3]),
 )
 
 
@@ -26,7 +34,7 @@ def run(data: bytes) -> None:
     """The first byte says as what the rest is decoded; its high bits, whether the rest is a size and two parts."""
     if not data:
         return
-    coder, dtype, shape = HEADS[data[0] & 7]
+    coder, dtype, shape = HEADS[data[0] & 15]
     parts = [np.frombuffer(data[1:], np.uint8)]
     if len(shape) == 4 or data[0] & 0x80:
         half = len(data) // 2

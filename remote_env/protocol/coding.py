@@ -262,6 +262,6 @@ def _decode_jpegs(parts: list[NDArray[Any]], dtype: np.dtype[Any], shape: tuple[
         array = np.empty((count, *shape[-3:]), np.uint8)
         for part, image in zip(parts, array, strict=True):
             image[...] = simplejpeg.decode_jpeg(part.data, colorspace="RGB")
-    except ValueError as error:
-        raise ProtocolError(f"a JPEG that cannot be decoded ({error})") from error
+    except (ValueError, KeyError) as error:  # KeyError: a subsampling that simplejpeg does not know
+        raise ProtocolError(f"a JPEG that cannot be decoded ({error!r})") from error
     return array.reshape(shape)
