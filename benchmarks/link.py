@@ -67,13 +67,16 @@ class Link:
 
 
 @contextlib.contextmanager
-def slow_link(delay_s: float, *, loss: float = 0.0, rate_bits_per_s: float = 0.0) -> Iterator[Link]:
+def slow_link(
+    delay_s: float, *, loss: float = 0.0, rate_bits_per_s: float = 0.0, congestion_control: str = ""
+) -> Iterator[Link]:
     """A link with this delay each way.
 
     Args:
         delay_s: of each packet, each way [s]: a round trip takes twice that.
         loss: the share of packets that vanish, 0 to 1.
         rate_bits_per_s: how much passes each way; 0: all that comes.
+        congestion_control: of TCP at both ends ("cubic", "bbr"); "": this machine's.
     """
     if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
         raise SystemExit("a slow link needs root and /dev/net/tun")
@@ -89,13 +92,23 @@ def slow_link(delay_s: float, *, loss: float = 0.0, rate_bits_per_s: float = 0.0
             raise SystemExit("the link could not be made; see above")
         enter = ["nsenter", "--net", "--target", str(host.pid)]
         subprocess.run([*enter, "ip", "link", "set", "lo", "up"], check=True, timeout=MADE_IN_S)
-        yield Link(f"{network}1", f"{network}2", enter, _device_name(carrier.pid))
+        link = Link(f"{network}1", f"{network}2", enter, _device_name(carrier.pid))
+        if congestion_control:
+            _set_congestion_control(link, network, congestion_control)
+        yield link
     finally:
         if carrier is not None:
             carrier.kill()
             carrier.communicate(timeout=MADE_IN_S)
         host.communicate(timeout=MADE_IN_S)
         claim.close()
+
+
+def _set_congestion_control(link: Link, network: str, name: str) -> None:
+    """Of what goes over this link alone."""
+    for enter, address in (([], link.near), (link.enter, link.far)):
+        route = f"ip route change {network}0/24 dev {link.device} src {address} congctl {name}"
+        subprocess.run([*enter, *route.split()], check=True, timeout=MADE_IN_S)
 
 
 def _claim_network() -> tuple[socket.socket, str]:
