@@ -37,6 +37,7 @@ RIVALS = Path(__file__).with_name("peer_rivals.py")
 OURS = "remote-env"
 AIM = 3.0
 TURN_S = 0.35
+START_TIMEOUT_S, STEPS_TIMEOUT_S = 120.0, 60.0
 # The others' clients start what they need.
 WITH_SERVER = (OURS, "openpi", "dm_env_rpc", "OpenEnv", "HUD robot", "pickle")
 
@@ -103,9 +104,10 @@ class Peer:
             cwd=self._folder.name,
             env=self._environment,
         )
-        for line in process.stdout:  # type: ignore[union-attr]
-            if word in line:
-                return
+        with _killed_after(process, START_TIMEOUT_S):
+            for line in process.stdout:  # type: ignore[union-attr]
+                if word in line:
+                    return
         raise SystemExit(f"the {role} of {self.name} ended with status {process.wait(30)}")
 
     def step(self, count: int) -> Any:
@@ -113,9 +115,10 @@ class Peer:
         client = self.processes["client"]
         client.stdin.write(f"{count}\n")
         client.stdin.flush()
-        for line in client.stdout:
-            if line.startswith("took "):
-                return np.array(json.loads(line[5:]))
+        with _killed_after(client, STEPS_TIMEOUT_S):
+            for line in client.stdout:
+                if line.startswith("took "):
+                    return np.array(json.loads(line[5:]))
         raise SystemExit(f"the client of {self.name} ended with status {client.wait(30)}")
 
     def close(self) -> None:
@@ -135,6 +138,17 @@ class Peer:
                 server.kill()
                 server.wait(30)
         self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def _killed_after(process: Any, seconds: float) -> Iterator[None]:
+    """Whoever reads from the process sees its end when it takes longer."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _python(name: str) -> Path:
