@@ -49,7 +49,7 @@ KINDS = ("rendered", "camera")
 AUTO = "auto"
 FIXED = [codec for codec in CODECS if codec not in LOSSY]
 WAYS = (*CODECS, AUTO)
-PORT = 9000  # in a network of its own
+PORT = 9700  # in a network of its own
 UP_IN_S = 60.0
 SECONDS, LEAST_FRAMES = 0.7, 4  # of one turn
 WARM_UP_FRAMES = 6
@@ -124,7 +124,10 @@ def bench_link(rate_mbit: float, paths: dict[str, str], passes: int, seconds: fl
         stack.enter_context(_serving(link, paths))
         where = f"tcp://{link.far}:{PORT}"
         envs = {
-            way: stack.enter_context(RemoteEnv(where, insecure=True, progress=False, **_arguments(way))) for way in WAYS
+            way: stack.enter_context(
+                RemoteEnv(where, token=os.environ["REMOTE_ENV_TOKEN"], progress=False, **_arguments(way))
+            )
+            for way in WAYS
         }
         counter = _ReceivedBytes(link.near)
         return {kind: _bench_kind(envs, kind, counter, passes, seconds) for kind in KINDS}
