@@ -54,8 +54,10 @@ def split_chunks(actions: Any) -> list[list[Any]]:
     """
     chunks = [_rows(chunk, "K") for chunk in _rows(actions, "M")]
     lengths = {len(chunk) for chunk in chunks}
-    if len(lengths) != 1:
-        raise InputError(f"each chunk has as many actions as the others; got {sorted(lengths) or 'no chunk'}")
+    if not chunks:
+        raise InputError(f"0 chunks of actions in one call; there may be 1 to {MAX_CHUNKS}")
+    if len(lengths) > 1:
+        raise InputError(f"each chunk has as many actions as the others; got {sorted(lengths)}")
     (length,) = lengths
     total = len(chunks) * length
     if not 1 <= len(chunks) <= MAX_CHUNKS or not 1 <= length <= MAX_STEPS or total > MAX_STEPS_AT_ONCE:
@@ -68,6 +70,8 @@ def split_chunks(actions: Any) -> list[list[Any]]:
 
 def _rows(values: Any, what: str) -> list[Any]:
     try:
+        if isinstance(values, (str, bytes)):
+            raise TypeError(f"a {type(values).__name__}")
         return list(values) if isinstance(values, list) else stacking.rows(values)
     except (TypeError, ValueError) as error:
         raise InputError(

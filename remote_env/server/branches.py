@@ -57,10 +57,8 @@ class Branching:
         board: where steps are counted.
         on_broken: called when the client's own episode could not be put back: it is gone, as after a failed reset.
         on_restored: called when the client's episode goes back to a snapshot; None: nobody has to know.
-        limit_bytes: of all that is kept together.
-
-    Attributes:
         select: picks from an observation what the session brings of it.
+        limit_bytes: of all that is kept together.
     """
 
     def __init__(
@@ -69,13 +67,14 @@ class Branching:
         board: Board,
         on_broken: Callable[[], None],
         on_restored: Callable[[], None] | None = None,
+        select: Select | None = None,
         *,
         limit_bytes: int = MAX_KEPT_BYTES,
     ) -> None:
         self._backend, self._board = backend, board
         self._on_broken, self._on_restored = on_broken, on_restored
+        self._select = select or _as_it_is
         self._limit_bytes = limit_bytes
-        self.select: Select = _as_it_is
         self.forget_all()
 
     def forget_all(self) -> None:
@@ -151,7 +150,7 @@ class Branching:
                     stepped.append(branch)
                     continue
                 branch.snapshot.restore()
-                last = _Outcome.of(self._run(runs, number, chunk), self.select)
+                last = _Outcome.of(self._run(runs, number, chunk), self._select)
                 taken = self._take([present, *(branch.snapshot for branch in stepped)])
                 stepped.append(_Branch(taken, last if last.terminated or last.truncated else None))
         # All or none: a step that failed has moved no branch.
@@ -167,9 +166,9 @@ class Branching:
             except Exception as error:
                 raise _step_error(error, number, index) from error
             self._board.count_step(time.monotonic() - began)
-            if runs.add(number, index, transition, self.select):
+            if runs.add(number, index, transition, self._select):
                 break
-        runs.finish(number, transition, self.select)
+        runs.finish(number, transition, self._select)
         return transition
 
     # What is kept
@@ -241,7 +240,7 @@ class _Runs:
         """Note a step of a chunk; whether the chunk ends with it."""
         _, reward, terminated, truncated, _ = transition
         try:
-            self._rewards[number, index] = reward
+            self._rewards[number, index] = float(reward)
             self._flags[:, number] = bool(terminated), bool(truncated)
         except (TypeError, ValueError) as error:
             raise TaskError(f"a step of chunk {number} ran, but its reward or a flag is no number: {error}") from error

@@ -1,0 +1,27 @@
+"""The example that plans by random shooting, as its user runs it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from leak_check import isolated_home, no_leaks
+
+__all__ = ["isolated_home", "no_leaks"]
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import mpc
+
+
+def test_the_best_of_a_few_futures_is_far_better_than_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpc.main(["--futures", "24"]) == 0
+    by_chance, planned = map(float, re.findall(r": (-[\d.]+)$", capsys.readouterr().out, re.MULTILINE))
+    assert planned > 0.6 * by_chance
+
+
+def test_what_cannot_be_is_told_in_the_words_of_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpc.main(["--futures", "0"]) == 1
+    assert "0 chunks" in capsys.readouterr().err
