@@ -37,8 +37,8 @@ class ChunkedActions(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._remote, self._want = env, want
         self.chunk_size = chunk_size
 
-    @property
-    def action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]  # Gymnasium's has a setter
+    @property  # type: ignore[misc]  # Gymnasium's has a setter
+    def action_space(self) -> gymnasium.Space[Any]:  # type: ignore[override]
         """(chunk_size, …): a chunk of the task's actions."""
         return batch_space(self._remote.action_space, self.chunk_size)
 

@@ -78,6 +78,7 @@ class Arguments:
     image_every: int
     codecs: Mapping[str, str] | str | None
     timing: bool
+    state_changes: bool | None
     python: str | None
     requirements: Sequence[str]
     server_script: str | os.PathLike[str] | None
@@ -123,6 +124,7 @@ class Arguments:
     local_model: Any = None
     local_mapping: Any = None
     local_view: Mapping[str, Any] | None = None
+    local_pixels: Mapping[str, str] | bool | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None:
@@ -156,8 +158,25 @@ class Arguments:
         keys = self.observation_keys
         codecs = {} if self.codecs is None or isinstance(self.codecs, str) else self.codecs
         return DeliveryPlan(
-            None if keys is None else tuple(keys), self.observation_float32, self.image_every, codecs, self.timing
+            None if keys is None else tuple(keys),
+            self.observation_float32,
+            self.image_every,
+            codecs,
+            self.timing,
+            self._sends_changes if self.state_changes is None else self.state_changes,
         )
+
+    @property
+    def _sends_changes(self) -> bool:
+        """Whether states come with every step, from another machine."""
+        wants_states = self.capture_state or self.render is not None
+        return wants_states and not self.is_near
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the server runs on this machine, with nothing in between."""
+        host = self.host
+        return host in (None, "local") or str(host).startswith(("tcp://127.", "tcp://localhost", "tcp://[::1]"))
 
     def _check_link(self) -> None:
         if self.resume not in ("auto", "never"):

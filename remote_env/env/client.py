@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from remote_env.env.arguments import Arguments
 from remote_env.env.life import Life, S
+from remote_env.env.local_pixels import LocalPixels
 from remote_env.env.local_view import LocalView
 from remote_env.env.places import Place
 from remote_env.env.processes import Processes
@@ -20,6 +21,7 @@ from remote_env.env.transport_info import describe_transport
 from remote_env.env.watching import RemoteLog, Watch
 from remote_env.errors import ConfigError, InputError
 from remote_env.protocol.chunks import WANTS, ChunkOptions, Transitions
+from remote_env.protocol.vector_step import Transition
 from remote_env.state import SceneDescription
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ class Client(Generic[S]):
         self._step_timeout_s = DEFAULT_STEP_TIMEOUT_S if arguments.step_timeout_s is None else arguments.step_timeout_s
         self._reset_timeout_s = arguments.reset_timeout_s
         self._local = LocalView.of(arguments)
-        self._capture_state = arguments.capture_state or self._local is not None
+        self._pixels = LocalPixels.of(arguments)
+        self._draws = self._local is not None or self._pixels is not None
+        self._capture_state = arguments.capture_state or self._draws
         self._spec: EnvSpec | None = None
         self.render_mode = arguments.render_mode
         self._life = Life(arguments, task, open_session)
@@ -131,8 +135,9 @@ class Client(Generic[S]):
         Raises:
             ConfigError: it was to be kept, and cannot go on without us; nothing was ended.
         """
-        if self._local is not None:
-            self._local.close()
+        for drawing in (self._local, self._pixels):
+            if drawing is not None:
+                drawing.close()
         self._life.close(keep)
 
     # More than Gymnasium asks for
@@ -154,9 +159,7 @@ class Client(Generic[S]):
         if session is None:
             return None
         transition = session.resume(self._step_timeout_s)
-        if self._local is not None:
-            self._local.show(session.state)
-        return transition
+        return None if transition is None else self._finish(transition, session)
 
     # Steps ahead
 
@@ -183,10 +186,15 @@ class Client(Generic[S]):
             And as `step`.
         """
         session = self._running()
-        transition = session.step_wait(self._step_timeout_s)
+        return self._finish(session.step_wait(self._step_timeout_s), session)
+
+    def _finish(self, transition: Transition, session: S, keys: Sequence[str] | None = None) -> Transition:
+        """What the task's transition is for the caller: its scene shown, and what is drawn here put in."""
         if self._local is not None:
             self._local.show(session.state)
-        return transition
+        if self._pixels is None:
+            return transition
+        return (self._pixels.complete(transition[0], session.state, keys), *transition[1:])
 
     def step_ready(self) -> bool:
         """Whether `step_wait` would find a result that has begun to come; False where it would wait for one."""
@@ -231,11 +239,16 @@ class Client(Generic[S]):
         """
         session = self._running()
         wants_state = self._capture_state if capture_state is None else capture_state
-        options = chunk_options(stop=stop, want=want, keys=observation_keys)
+        options = chunk_options(stop=stop, want=want, keys=self._sent_keys(observation_keys))
+        wants_state = wants_state or self._pixels is not None
         transitions = session.step_many(actions, self._step_timeout_s, options, want_state=wants_state)
         if self._local is not None:
             self._local.show(session.state)
-        return transitions
+        return transitions if self._pixels is None else self._pixels.complete_rows(transitions, observation_keys)
+
+    def _sent_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
+        """Of observation keys those that the server has to send."""
+        return keys if self._pixels is None or keys is None else self._pixels.sent_keys(keys)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Read an attribute of the task, or call a method, by a name that the server opens to clients.
@@ -411,9 +424,10 @@ class Client(Generic[S]):
         self.__init__(**arguments)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        life, local = getattr(self, "_life", None), getattr(self, "_local", None)
-        if local is not None:
-            local.close()
+        life = getattr(self, "_life", None)
+        for drawing in (getattr(self, "_local", None), getattr(self, "_pixels", None)):
+            if drawing is not None:
+                drawing.close()
         if life is not None and life.server is not None and life.is_ours:
             what = f"a {type(self).__name__} was not closed; use `with`, or call close()"
             warnings.warn(what, ResourceWarning, stacklevel=2)

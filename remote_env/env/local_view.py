@@ -50,7 +50,7 @@ class LocalView:
         if unknown := sorted(set(options) - set(OPTIONS)):
             raise ConfigError(f"local_view has no {unknown[0]!r}; it takes {', '.join(OPTIONS)}")
         if importlib.util.find_spec("mujoco") is None:
-            raise ConfigError("render='local' draws with MuJoCo, which is not installed here: pip install mujoco")
+            raise ConfigError("drawing here takes MuJoCo, which is not installed: pip install mujoco")
         self._given_model, self._mapping = arguments.local_model, arguments.local_mapping
         self._rate_hz = options.pop("rate_hz", 30.0)
         self._env_ids = _numbers(options.pop("env_ids", 0))
@@ -76,8 +76,8 @@ class LocalView:
         if arguments.render is not None:
             raise ConfigError(f"render={arguments.render!r}: 'local' draws here, None leaves it to the task")
         for name in ("local_model", "local_mapping", "local_view"):
-            if getattr(arguments, name) is not None:
-                raise ConfigError(f"{name}= is of a local view: ask for that with render='local'")
+            if getattr(arguments, name) is not None and not arguments.local_pixels:
+                raise ConfigError(f"{name}= is of a local view: ask for that with render='local', or local_pixels=")
         return None
 
     def begin(self, states: States, source: Source) -> None:
@@ -125,6 +125,21 @@ class LocalView:
             if self._newest is not None:
                 self._mirror.begin(self._chosen(self._newest))
         return self._mirror
+
+    def make_replayer(self, source: Source, **looks: Any) -> Replayer:
+        """Another one that draws the environment's states; its caller closes it.
+
+        Args:
+            source: the environment.
+            looks: `width`, `height` and `quality`, as `Replayer` takes them.
+
+        Raises:
+            As `begin`.
+        """
+        from remote_env.replay.replayer import Replayer
+
+        model, description = self._ready_model(source)
+        return Replayer(model, mapping=self._mapping, description=description, **looks)
 
     def close(self) -> None:
         """Free what draws; calling it again does nothing."""

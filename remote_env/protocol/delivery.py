@@ -27,6 +27,7 @@ class DeliveryPlan:
         image_every: with every how many-th step images come; in between, and never at ends, they stay away.
         codecs: how images are coded, by path ("" for an observation that is one image); those that are missing are raw.
         timing: whether each reply says how long it took in the simulator.
+        state_changes: whether a step's state comes as what has changed since the last, where that is smaller.
     """
 
     keys: tuple[str, ...] | None = None
@@ -34,6 +35,7 @@ class DeliveryPlan:
     image_every: int = 1
     codecs: Mapping[str, str] = field(default_factory=dict)
     timing: bool = False
+    state_changes: bool = False
 
     @property
     def codes_images(self) -> bool:
@@ -60,6 +62,7 @@ class DeliveryPlan:
                 plain["image_every"],
                 dict(codecs),
                 plain["timing"],
+                plain["state_changes"],
             )
         except (LookupError, TypeError, ValueError) as error:
             raise ConfigError(f"no choice of what observations bring ({error!r:.100}): {str(plain)[:100]}") from error
@@ -73,8 +76,9 @@ class DeliveryPlan:
             raise ConfigError(f"observation keys and codecs are texts, at most {MAX_KEYS}; got {str(texts)[:200]}")
         if isinstance(self.image_every, bool) or not isinstance(self.image_every, int) or self.image_every < 1:
             raise ConfigError(f"image_every={self.image_every!r}: a whole number from 1 on")
-        if not isinstance(self.float32, bool) or not isinstance(self.timing, bool):
-            raise ConfigError(f"float32={self.float32!r} and timing={self.timing!r} are True or False")
+        for name in ("float32", "timing", "state_changes"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: True or False")
 
 
 EVERYTHING = DeliveryPlan()

@@ -50,7 +50,8 @@ FIXED = 1  # the body starts with values in the session's fixed layout
 STATE = 2  # the body carries a SceneState's vector
 TAIL = 4  # the body ends with a msgpack value
 WANT_STATE = 8  # the request asks for a SceneState in its reply
-_ALL_FLAGS = FIXED | STATE | TAIL | WANT_STATE
+CHANGE = 16  # the SceneState's vector comes as what has changed of an earlier one
+_ALL_FLAGS = FIXED | STATE | TAIL | WANT_STATE | CHANGE
 
 MAX_BODY_SIZE = 64 << 20
 MAX_PAYLOAD_SIZE = 1 << 30
@@ -66,7 +67,7 @@ class Header(NamedTuple):
         magic: b"RENV".
         version: of the protocol.
         type: one of this module's message types.
-        flags: bits of FIXED, STATE, TAIL, WANT_STATE.
+        flags: bits of FIXED, STATE, TAIL, WANT_STATE, CHANGE.
         epoch: which session of this simulator the frame belongs to; 0 in link messages.
         crc: CRC32 of header and body, taken with zeros in this field.
         sequence: of the request; a reply repeats its request's.

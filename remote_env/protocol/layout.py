@@ -282,11 +282,28 @@ def _is_any(_value: float) -> bool:
 _LIMITS: list[Callable[[float], bool]] = [_is_any, _is_any, _is_float32, _is_exact_int, _is_exact_int]
 
 _STATE = struct.Struct("<II")  # layout's number, how many float64 follow
+_CHANGE = struct.Struct("<IIQI")  # layout's number, how many float64, the reply that they change, how many bytes follow
 
 
 def pack_state(layout_number: int, values: np.ndarray[Any, Any]) -> bytes:
     """A SceneState's vector, float64, after the number under which its layout was announced."""
     return _STATE.pack(layout_number, values.size) + values.tobytes()
+
+
+def pack_change(layout_number: int, count: int, base: int, change: bytes) -> bytes:
+    """What has changed of the vector of `count` numbers that came with the reply `base`, as `state_delta` writes it."""
+    return _CHANGE.pack(layout_number, count, base, len(change)) + change
+
+
+def read_change(body: bytearray, offset: int, end: int) -> tuple[int, int, int, memoryview, int]:
+    """What `pack_change` was given, and the offset behind it; ProtocolError when the body is too short."""
+    if end - offset < _CHANGE.size:
+        raise ProtocolError("a body ends inside what has changed of a state")
+    number, count, base, size = _CHANGE.unpack_from(body, offset)
+    start = offset + _CHANGE.size
+    if end - start < size:
+        raise ProtocolError(f"a change of {size} bytes does not fit into {end - start}")
+    return number, count, base, memoryview(body)[start : start + size], start + size
 
 
 def read_state(body: bytearray, offset: int, end: int) -> tuple[int, np.ndarray[Any, Any], int]:

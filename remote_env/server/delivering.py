@@ -8,6 +8,7 @@ from typing import Any
 from remote_env.protocol.delivery import DeliveryPlan, Selection
 from remote_env.protocol.image_stream import ImageSender, available_codecs
 from remote_env.protocol.stacking import stack
+from remote_env.protocol.state_stream import StateSender
 
 
 class Delivering:
@@ -21,6 +22,7 @@ class Delivering:
         space: of what is sent.
         is_plain: whether observations are sent as the task gives them, or by a layout of `space`.
         is_timed: whether replies say how long they took.
+        states: writes the states of steps; None: whole.
         codecs: those that there are here.
 
     Raises:
@@ -34,6 +36,7 @@ class Delivering:
         self._images: ImageSender | None = None
         if plan.codes_images:
             self._images = ImageSender(self.space, plan.codecs, image_every=plan.image_every)
+        self.states = StateSender() if plan.state_changes else None
         self.codecs = list(available_codecs())
 
     @property
@@ -64,3 +67,5 @@ class Delivering:
         """Note that a reply with an observation was not sent."""
         if self._images is not None:
             self._images.forget()
+        if self.states is not None:
+            self.states.forget()

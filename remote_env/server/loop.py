@@ -22,6 +22,7 @@ from remote_env.protocol.chunks import ChunkOptions, split_actions
 from remote_env.protocol.delivery import DeliveryPlan, Selection
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES, ReplyLedger
 from remote_env.protocol.stacking import stack
+from remote_env.protocol.state_stream import pack_rows
 from remote_env.protocol.vector_step import VectorStep
 from remote_env.server.backend import Backend
 from remote_env.server.board import CALL_NUMBERS, Board
@@ -88,7 +89,7 @@ class SimulatorLoop(Replies):
             frames.DELIVER: (CALL_NUMBERS["deliver"], self._deliver, 0),
         }
         went_back = None if rollouts is None else rollouts.went_back
-        self._branching = Branching(backend, board, on_broken=self._lose_episode, on_restored=went_back)
+        self._branching = Branching(backend, board, self._lose_episode, went_back, self._pick)
         for kind, name in ((frames.SNAPSHOT, "snapshot"), (frames.RESTORE, "restore"), (frames.BRANCH, "branch")):
             self._handlers[kind] = (CALL_NUMBERS[name], functools.partial(self._answer_branching, name), 0)
 
@@ -125,7 +126,7 @@ class SimulatorLoop(Replies):
             self._ledger = ReplyLedger()
             self._ended_at = 0
             self._branching.forget_all()
-            self._vector_step = self._make_vector_step()
+            self._deliver_as(None)
         if resume is None:
             if self._ledger.taken:
                 raise ProtocolError("a session that has begun cannot begin again, only resume")
@@ -149,6 +150,7 @@ class SimulatorLoop(Replies):
         if self._rollouts is None:  # a policy beside the task may want what the client does not
             self.backend.want_observations(None if plan is None else plan.keys)
         self._delivering, self._is_timed = delivering, plan is not None and plan.timing
+        self._states = None if delivering is None else delivering.states
         is_coded = delivering is not None and delivering.codes_images
         self._observation_layout = (
             None if is_coded else layout.compile_layout(delivering.space if delivering else space)
@@ -418,6 +420,9 @@ class SimulatorLoop(Replies):
         self._expect_episode(name)
         self._send_value(frames.RESULT, self._sequence, getattr(self._branching, name)(request), where=name)
 
+    def _pick(self, observation: Any) -> Any:
+        return observation if self._delivering is None else self._delivering.pick(observation)
+
     def _lose_episode(self) -> None:
         self._fresh = True
 
@@ -473,4 +478,4 @@ class SimulatorLoop(Replies):
         """The number of a layout, the layout until the client has it, and the vectors of states in a row."""
         number = self._layouts.number(run[0])
         announced = run[0].to_plain() if self._layouts.must_announce(number, self._sequence) else None
-        return number, announced, run[1]
+        return number, announced, run[1] if self._states is None else pack_rows(run[1])

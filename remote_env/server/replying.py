@@ -21,6 +21,7 @@ from remote_env.errors import (
 )
 from remote_env.protocol import frames, layout
 from remote_env.protocol.ledger import Buffer, ReplyLedger
+from remote_env.protocol.state_stream import StateSender
 from remote_env.server.backend import Backend
 from remote_env.server.board import Board
 from remote_env.server.error_text import error_text, sendable
@@ -46,6 +47,7 @@ class Replies:
     _sequence: int
     _ended_at: int
     _is_timed: bool
+    _states: StateSender | None
     timing: tuple[float, float, float, float]
 
     def _send_result(
@@ -76,20 +78,29 @@ class Replies:
             payload = [*payload, *arrays]
         self._send(frame, frames.RESULT, self._sequence, flags, payload)
 
-    def _add_state(self, frame: bytearray, rest: dict[str, Any], *, is_step: bool) -> int:  # noqa: ARG002  a batch asks
+    def _add_state(self, frame: bytearray, rest: dict[str, Any], *, is_step: bool) -> int:
         """Add what the scene is now to a frame, or to its tail; the flags that it needs."""
-        frame += self._pack_state(self.backend.state(native=False), rest)
-        return frames.STATE
+        state, states = self.backend.state(native=False), self._states
+        if states is None:
+            frame += self._pack_state(state, rest)
+            return frames.STATE
+        number = self._number_layout(state, rest)
+        packed, is_change = states.pack(number, state.values, self._sequence, is_key=not is_step)
+        frame += packed
+        return frames.STATE | (frames.CHANGE if is_change else 0)
 
     def _add_info(self, rest: dict[str, Any], info: dict[str, Any]) -> None:
         rest["info"] = info
 
     def _pack_state(self, state: SceneState, rest: dict[str, Any]) -> bytes:
         """The state's vector under its layout's number; the layout itself goes into `rest` until the client has it."""
+        return layout.pack_state(self._number_layout(state, rest), state.values)
+
+    def _number_layout(self, state: SceneState, rest: dict[str, Any]) -> int:
         number = self._layouts.number(state.layout)
         if self._layouts.must_announce(number, self._sequence):
             rest["layout"] = state.layout.to_plain()
-        return layout.pack_state(number, state.values)
+        return number
 
     def _send_value(
         self,

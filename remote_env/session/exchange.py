@@ -28,6 +28,7 @@ from remote_env.session.control import ControlLink
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import Joining, LinkOptions
 from remote_env.session.link_estimate import LinkEstimate
+from remote_env.session.step_clock import StepClock
 from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
@@ -68,6 +69,7 @@ class Exchange:
         self.is_lost = None
         self._requests = RequestLedger()
         self.link_estimate = LinkEstimate()
+        self._clock: StepClock | None = None  # where the times of steps are wanted
         self._looks = 0
         self._deadline = 0.0
         self._ledger_bytes, self._largest_reply = REPLIES_LIMIT_BYTES, 0
@@ -136,6 +138,8 @@ class Exchange:
         sequence = requests.last + 1
         size = sum(map(len, payload)) if payload else 0
         frames.finish_frame(frame, kind, flags, self._epoch, sequence, requests.received, size)
+        if self._clock is not None:
+            self._clock.note_sent(sequence)
         buffers: list[bytearray | memoryview] = [frame, *payload]
         self._in_call = True
         requests.keep(kind, buffers)
@@ -188,6 +192,8 @@ class Exchange:
     def _await(self, sequence: int, kind: int) -> frames.Header:
         """The header of the reply to a request."""
         header = self._next_reply(sequence, kind)
+        if self._clock is not None:
+            self._clock.note_reply(header)
         size = frames.HEADER_SIZE + header.body_size + header.payload_size
         self._largest_reply = max(self._largest_reply, size)
         if header.epoch == self._epoch and header.type == frames.RESULT:
@@ -291,9 +297,14 @@ class Exchange:
                 self._leave_link(ConnectionLost(f"a reply was cut short ({error!r})"), is_own=True)
                 raise
             else:
-                if len(self._requests.pending) == 1:  # else it lay here before we looked
-                    self.link_estimate.note_payload(header.payload_size, time.perf_counter() - began)
+                self._note_payload(header.payload_size, time.perf_counter() - began)
                 return
+
+    def _note_payload(self, size_bytes: int, seconds: float) -> None:
+        if len(self._requests.pending) == 1:  # else it lay here before we looked
+            self.link_estimate.note_payload(size_bytes, seconds)
+        if self._clock is not None:
+            self._clock.note_payload(seconds)
 
     # The link
 

@@ -11,6 +11,7 @@ from gymnasium import Space
 from remote_env.errors import ConfigError, ProtocolError, Unsupported
 from remote_env.protocol import codec, frames, layout, machine
 from remote_env.protocol.delivery import EVERYTHING
+from remote_env.protocol.state_stream import StateReceiver
 from remote_env.protocol.vector_step import Transition, VectorStep
 from remote_env.session.actions import compile_action_check
 from remote_env.session.branches import BranchRequests
@@ -37,6 +38,7 @@ class Session(BranchRequests):
 
     def _bring(self, space: Space[Any]) -> None:
         super()._bring(space)
+        self._states = StateReceiver()
         action, observation = self._action_layout, self._observation_layout
         self._vector_step: VectorStep | None = None
         is_plain = self.delivery == EVERYTHING
@@ -133,7 +135,7 @@ class Session(BranchRequests):
             observation, views = fixed.read(body, at, end)
             at += fixed.size
         if flags & (frames.STATE | frames.TAIL) or at != end:
-            numbered, tail, more = self._read_rest(header, at, end, views)
+            numbered, tail, more = self._read_rest(header, at, end, views, is_streamed=self.delivery.state_changes)
             if isinstance(tail, dict):
                 observation = tail.get("observation", observation)
                 reward = tail.get("reward", reward)
@@ -159,13 +161,17 @@ class Session(BranchRequests):
         return super()._read_late(kind, header)
 
     def _read_rest(
-        self, header: frames.Header, at: int, end: int, views: Sequence[memoryview]
+        self, header: frames.Header, at: int, end: int, views: Sequence[memoryview], *, is_streamed: bool = False
     ) -> tuple[tuple[int, Any] | None, Any, list[memoryview]]:
         """The state's layout number and vector if there is one, the msgpack value if there is one, and its views."""
         stream, numbered, tail = self._stream, None, None
         more: list[memoryview] = []
         if header.flags & frames.STATE:
-            number, values, at = layout.read_state(stream.body, at, end)
+            if is_streamed:
+                is_change = bool(header.flags & frames.CHANGE)
+                number, values, at = self._states.read(stream.body, at, end, header.sequence, is_change=is_change)
+            else:
+                number, values, at = layout.read_state(stream.body, at, end)
             numbered = (number, values)
         if header.flags & frames.TAIL:
             left = header.payload_size - sum(map(len, views))

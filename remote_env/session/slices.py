@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from remote_env.protocol.state_stream import read_rows
 from remote_env.protocol.vector_step import Transition
 from remote_env.state import SceneLayout, SceneState
 
@@ -55,7 +56,8 @@ def read_runs(runs: Any, layouts: dict[int, SceneLayout]) -> list[SceneState]:
     for number, announced, values in runs:
         if announced is not None:
             layouts[number] = SceneLayout.from_plain(announced)
-        states += [SceneState(layouts[number], row) for row in values]
+        layout = layouts[number]
+        states += [SceneState(layout, row) for row in read_rows(values, layout.size)]
     return states
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +35,9 @@ from remote_env.session.control import ControlLink, Dial
 from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES, Exchange
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import DEFAULT_LINK_OPTIONS, Joining, LinkOptions
+from remote_env.session.link_estimate import measure_round_trip
 from remote_env.session.slices import count_rows, last_row
+from remote_env.session.step_clock import StepClock
 from remote_env.spaces import space_from_plain, space_size
 from remote_env.state import SceneLayout
 
@@ -238,6 +241,10 @@ class TaskSession(Exchange, abc.ABC):
             raise self._malformed(error) from error
         self.delivery = plan
         self._bring(space)
+        self._clock = StepClock() if plan.timing else None
+        if plan.timing:
+            with contextlib.suppress(ConnectionLost, DeadlineExceeded):  # the next call finds out
+                measure_round_trip(self.control, self.link_estimate)
 
     def _bring(self, space: Space[Any]) -> None:
         plan = self.delivery
@@ -251,9 +258,18 @@ class TaskSession(Exchange, abc.ABC):
             observation = self._images.decode(observation, header.sequence)
             if self.delivery.image_every > 1:
                 info["image_age"] = self._images.age
-        if self.delivery.timing and isinstance(tail, dict) and "timing" in tail:
-            info["timing"] = tail["timing"]
+        if isinstance(tail, dict):
+            self._tell_times(info, header.sequence, tail.get("timing"))
         return observation
+
+    def _tell_times(self, info: dict[str, Any], sequence: int, told: Any) -> None:
+        """Put into `info` where the time went, by what the server says of its part; the reply has been decoded."""
+        if self._clock is None or told is None:
+            return
+        times = self._clock.tell(sequence, told)
+        if len(self._requests.pending) == 1:  # else it waited for others
+            self.link_estimate.note_reply(times.reply_bytes, times.network_s)
+        info["timing"] = times.to_info()
 
     @abc.abstractmethod
     def _check_count(self, num_envs: int | None) -> None:
@@ -497,9 +513,9 @@ class TaskSession(Exchange, abc.ABC):
         if self.delivery.image_every > 1:
             for info, age in zip(infos, ages, strict=True):
                 info["image_age"] = age
-        if "timing" in value:
-            infos[-1]["timing"] = value["timing"]
         states = self._read_row_states(value["states"]) if "states" in value else None
+        if infos:
+            self._tell_times(infos[-1], sequence, value.get("timing"))
         return Transitions(observations, rewards, terminated, truncated, infos, ran, states)
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ Physics is gym-aloha's to the bit (the substep order of dm_control's `legacy_ste
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         model_path: the MuJoCo XML file that is loaded.
         model: the mujoco.MjModel, this environment's own.
         data: its mujoco.MjData.
+        render_s: how long the images of the last observation took to draw [s].
 
     Raises:
         ConfigError: an argument is not one of those allowed, or the model files are missing.
@@ -99,6 +101,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         "render_modes": ["rgb_array"],
         "render_fps": 50,
     }
+    remote_calls = ("quality",)  # for who draws the same images elsewhere
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         worst = mujoco.mjtWarning
         self._bad_numbers = self.data.warning.number[worst.mjWARN_BADQPOS : worst.mjWARN_BADQACC + 1]
         self._started = False
+        self.render_s = 0.0
         self._renderer: FrameRenderer | None = None
         self._frames: dict[str, NDArray[np.uint8]] = {}
 
@@ -294,7 +298,9 @@ class AlohaEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             return self._agent_pos()
         if self.obs_type == "state":
             return self._state()
+        began = time.perf_counter()
         pixels = {camera: self._frame(camera) for camera in self._wanted_cameras}
+        self.render_s = time.perf_counter() - began
         if self.obs_type == "pixels":
             return pixels
         # In the space's order, which is that of the fixed layout on the wire.

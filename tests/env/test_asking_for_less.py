@@ -169,3 +169,26 @@ def test_a_new_session_brings_what_the_last_one_did() -> None:
         env.reset(seed=0)
         env.restart()
         assert list(env.reset(seed=0)[0]) == ["state"]
+
+
+def test_changes_of_states_are_the_states() -> None:
+    aloha: dict[str, Any] = {"env": "remote_env/AlohaTransferCube-v0", "capture_state": True}
+    actions = np.random.default_rng(3).normal(0, 0.3, (12, 14)).astype(np.float32)
+    with RemoteEnv(**aloha, state_changes=True) as less, RemoteEnv(**aloha) as whole:
+        for env in (less, whole):
+            env.reset(seed=2)
+        for action in actions[:6]:
+            less.step(action)
+            whole.step(action)
+            assert less.get_state().values.tobytes() == whole.get_state().values.tobytes()
+            less.get_state(native=True)
+            less.get_state(native=True)
+        chunks = [env.step_many(actions[6:]) for env in (less, whole)]
+        for one, other in zip(*(chunk.states or [] for chunk in chunks), strict=True):
+            assert one.values.tobytes() == other.values.tobytes()
+        less.step(actions[0])
+        whole.step(actions[0])
+        assert np.array_equal(less.get_state().values, whole.get_state().values)
+        less.reset(seed=7)
+        whole.reset(seed=7)
+        assert np.array_equal(less.get_state().values, whole.get_state().values)

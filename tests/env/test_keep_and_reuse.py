@@ -284,3 +284,11 @@ def test_a_reused_server_survives_cleanup_old() -> None:
         env.close(keep=True)
     with RemoteEnv(env="CartPole-v1", reuse=True, cleanup_old=True) as env:
         assert env.status()["pid"] == pid
+
+
+def test_a_kept_server_brings_everything_to_its_next_client() -> None:
+    counting: dict[str, Any] = {"env": "remote_env.testing.counting:make", "env_kwargs": {"image": True}}
+    with RemoteEnv(**counting, observation_keys=["state"], keep=True) as env:
+        assert list(env.reset(seed=0)[0]) == ["state"]
+    with RemoteEnv(**counting, reuse=True) as env:
+        assert sorted(env.reset(seed=0)[0]) == ["image", "state"]
