@@ -301,10 +301,10 @@ class Exchange:
                 return
 
     def _note_payload(self, size_bytes: int, seconds: float) -> None:
-        if len(self._requests.pending) == 1:  # else it lay here before we looked
-            self.link_estimate.note_payload(size_bytes, seconds)
         if self._clock is not None:
-            self._clock.note_payload(seconds)
+            self._clock.note_payload(seconds)  # and the whole reply tells more than its payload
+        elif len(self._requests.pending) == 1:  # else it lay here before we looked
+            self.link_estimate.note_payload(size_bytes, seconds)
 
     # The link
 

@@ -60,7 +60,7 @@ def test_a_batch_says_it_too() -> None:
 
 @pytest.mark.fault
 def test_a_far_link_is_in_the_network_s_part_also_with_coded_images() -> None:
-    delay_s, rate = 0.02, 50e6
+    delay_s, rate = 0.02, 10e6
     with (
         serving(COUNTING, {"image": True}) as server,
         FaultProxy(("127.0.0.1", server.port), seed=1) as proxy,
