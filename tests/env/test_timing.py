@@ -10,7 +10,6 @@ import pytest
 from server_process import serving
 
 from remote_env import RemoteEnv, RemoteVectorEnv
-from remote_env.errors import ProtocolError
 from remote_env.testing import FaultProxy
 
 PARTS = {"encode_s", "network_s", "queue_s", "simulate_s", "render_s", "decode_s"}
@@ -73,12 +72,3 @@ def test_a_far_link_is_in_the_network_s_part_also_with_coded_images() -> None:
             times = check_parts(env.step(ACTION)[4])
             assert times["network_s"] >= delay_s
         assert 0 < env.transport_info()["bytes_per_s"] < 2 * rate
-
-
-def test_a_server_whose_times_are_none_breaks_the_protocol() -> None:
-    with RemoteEnv(env=COUNTING, timing=True) as env:
-        env.reset(seed=0)
-        session = env._running()
-        assert session._clock is not None
-        with pytest.raises(ProtocolError, match="times of a step"):
-            session._tell_times({}, 1, (1, 2, 3))
