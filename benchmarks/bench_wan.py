@@ -40,7 +40,7 @@ ROUND_TRIPS_MS = (0.2, 5.0, 20.0, 80.0)
 RATES_MBIT = (1000.0, 100.0, 20.0)
 PORT = 9000  # in a network of its own
 SECONDS = 0.4  # about what one turn of a way takes that waits for each step
-PINGS_S, PINGS = 0.3, (5, 60)
+PINGS_S, PINGS = 0.3, (8, 60)
 WARM_UP_STEPS = 3
 UP_IN_S = 60.0
 WIDTH = 110  # of tables, also where they go into a file
@@ -204,13 +204,36 @@ def _aims(results: Results) -> list[str]:
 
 
 def show_all(links: list[Results]) -> None:
-    """Print every episode [s] as Markdown: ways by round trips, a table for each rate."""
+    """Print as Markdown every episode [s], ways by round trips, a table for each rate; and how far the aims are met."""
     for rate in dict.fromkeys(link["rate_mbit"] for link in links):
         chosen = [link for link in links if link["rate_mbit"] == rate]
-        print(f"\n| {rate:g} Mbit/s: s | " + " | ".join(f"{link['nominal_ms']:g} ms" for link in chosen) + " |")
-        print("|---" * (len(chosen) + 1) + "|")
-        for way in chosen[0]["rows"]:
-            print(f"| {way} | " + " | ".join(f"{link['rows'][way]['episode_s']:.2f}" for link in chosen) + " |")
+        rows = {
+            f"{way} ({_steps(chosen, way)})": [f"{link['rows'][way]['episode_s']:.2f}" for link in chosen]
+            for way in chosen[0]["rows"]
+        }
+        _print_markdown([f"{rate:g} Mbit/s: s", *(f"{link['nominal_ms']:g} ms" for link in chosen)], rows)
+    head = ["link", "raw ping-pong ms", "simulation ms", "step beyond both ms", *links[0]["round_trips_beyond_local"]]
+    _print_markdown(
+        head, {f"{link['nominal_ms']:g} ms, {link['rate_mbit']:g} Mbit/s": _aim_row(link) for link in links}
+    )
+
+
+def _steps(links: list[Results], way: str) -> str:
+    """How many steps were run of an episode: by the slowest and the fastest link."""
+    counts = sorted({link["rows"][way]["steps"] for link in links})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _aim_row(link: Results) -> list[str]:
+    milliseconds = (link[key] for key in ("round_trip_ms", "simulate_ms", "step_excess_ms"))
+    beyond = (f"local + {count:.1f} round trips" for count in link["round_trips_beyond_local"].values())
+    return [*(f"{value:.2f}" for value in milliseconds), *beyond]
+
+
+def _print_markdown(head: list[str], rows: dict[str, list[str]]) -> None:
+    print()
+    for cells in (head, ["---"] * len(head), *([name, *figures] for name, figures in rows.items())):
+        print(f"| {' | '.join(cells)} |")
 
 
 def _met(is_met: bool) -> str:

@@ -62,19 +62,21 @@ class Way:
         round_trips: that a step waits for; 0 where whole episodes are short enough to be run.
         size_bytes: that a step brings.
         here_s: what each step takes in this process, roughly [s].
+        least: steps to run, however slow they are.
     """
 
     run: Callable[[int], Timed]
     round_trips: float = 0.0
     size_bytes: int = 0
     here_s: float = 0.001
+    least: int = 3
 
     def steps_within(self, seconds: float, round_trip_s: float, rate_bits_per_s: float) -> int:
         """How many steps to run: a whole episode, or as many as about fit."""
         if not self.round_trips:
             return EPISODE_STEPS
         step_s = self.round_trips * round_trip_s + self.size_bytes * 8 / rate_bits_per_s + self.here_s
-        return int(np.clip(seconds / step_s, 3, EPISODE_STEPS))
+        return int(np.clip(seconds / step_s, self.least, EPISODE_STEPS))
 
 
 def open_ways(host: str, port: int, stack: ExitStack) -> tuple[dict[str, Way], PingPong]:
@@ -95,9 +97,9 @@ def open_ways(host: str, port: int, stack: ExitStack) -> tuple[dict[str, Way], P
         stack.callback(opened.close)
     by_step, by_chunk = PredictiveEnv(plain, twin), PredictiveEnv(plain, twin, verify="chunk")
     ways = {
-        SEED_STYLE: Way(lambda steps: _seed_style(pickled, actions[:steps]), 2.0),
-        STEP_STATE: Way(lambda steps: _each(informed, actions[:steps]), 1.0, STATE_BYTES),
-        STEP: Way(lambda steps: _each(plain, actions[:steps]), 1.0),
+        SEED_STYLE: Way(lambda steps: _seed_style(pickled, actions[:steps]), 2.0, least=4),
+        STEP_STATE: Way(lambda steps: _each(informed, actions[:steps]), 1.0, STATE_BYTES, least=8),
+        STEP: Way(lambda steps: _each(plain, actions[:steps]), 1.0, least=8),
         PIPELINED: Way(lambda steps: _pipelined(informed, actions[:steps])),
         CHUNKS_16: Way(lambda steps: _chunks(informed, actions[:steps], 16)),
         CHUNKS_64: Way(lambda steps: _chunks(informed, actions[:steps], 64)),
