@@ -14,7 +14,9 @@ from remote_env.registration import register_remote_envs
 if TYPE_CHECKING:
     from remote_env.chunks import ChunkedActions
     from remote_env.env import LocalFolder, RemoteEnv, Rollout
+    from remote_env.env.branches import Branches
     from remote_env.prediction import PredictiveEnv
+    from remote_env.protocol.branching import Tried
     from remote_env.protocol.chunks import Transitions
     from remote_env.server.backend import Backend
     from remote_env.state import EntityLayout, EntityState, SceneDescription, SceneLayout, SceneState, Shape
@@ -28,6 +30,8 @@ _HOMES = {
     "ChunkedActions": "remote_env.chunks",
     "PredictiveEnv": "remote_env.prediction",
     "Transitions": "remote_env.protocol.chunks",
+    "Branches": "remote_env.env.branches",
+    "Tried": "remote_env.protocol.branching",
     "LocalFolder": "remote_env.env",
     "Rollout": "remote_env.env",
     "Backend": "remote_env.server.backend",
@@ -41,6 +45,7 @@ _HOMES = {
 
 __all__ = [
     "Backend",
+    "Branches",
     "ChunkedActions",
     "EntityLayout",
     "EntityState",
@@ -54,6 +59,7 @@ __all__ = [
     "SceneState",
     "Shape",
     "Transitions",
+    "Tried",
     "__version__",
 ]
 

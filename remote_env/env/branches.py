@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from remote_env.env.client import Client
-from remote_env.errors import InputError, SessionLost
+from remote_env.errors import InputError, RemoteEnvError, SessionLost
 from remote_env.protocol import stacking
 from remote_env.protocol.branching import MAX_KEPT, Tried
 from remote_env.session import Session
@@ -70,16 +70,18 @@ class Branches:
 
     def close(self) -> None:
         """Free them; may be called again, and after the session's end."""
-        ids, self.ids = self.ids, ()
-        if ids and self._session.is_lost is None:
+        if self.ids and self._session.is_lost is None:
             with contextlib.suppress(SessionLost):  # they have ended with it
-                self._session.end_branches(ids, self._timeout_s)
+                self._session.end_branches(self.ids, self._timeout_s)
+        self.ids = ()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        # Of two errors the first is told; branches that could not be freed end with the session.
+        with contextlib.suppress(*([] if kind is None else [RemoteEnvError])):
+            self.close()
 
 
 class Branching(Client[Session]):

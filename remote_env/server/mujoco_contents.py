@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 _DERIVED = ("mesh_", "skin_", "bvh_", "oct_", "names", "paths", "text_", "flex_vert", "flex_elem", "flex_face")
+_STRUCT_BYTES = 256 << 10  # statistics of solvers and timers, which each MjData has
 _PARTS = ("opt", "vis", "stat")
 
 Content = tuple[bytes, tuple[Any, ...]]
@@ -29,7 +30,7 @@ def _restore_data(data: Any, content: Any) -> None:
 
 
 def _data_size(data: Any) -> int:
-    return int(getattr(data, "nbuffer", 0) + getattr(data, "maxuse_arena", 0))
+    return int(_STRUCT_BYTES + getattr(data, "nbuffer", 0) + 2 * getattr(data, "maxuse_arena", 0))
 
 
 def _data_children(data: Any) -> list[tuple[Any, str]]:

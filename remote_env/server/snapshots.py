@@ -5,7 +5,8 @@ of each its contents. Going back puts these contents into the same objects and b
 what is a view of something stays one, and two names of one thing stay that. Nothing is copied by its meaning, hence
 nothing has to be known of a task, except where its state does not lie in Python: then it is `Unsupported`.
 
-What a task does outside its own objects (files, windows, other processes, attributes of classes) is not undone.
+The random numbers that Python and NumPy have for everybody go back, too. What a task does outside its own objects
+(files, windows, other processes, attributes of classes and modules) is not undone.
 """
 
 from __future__ import annotations
@@ -67,10 +68,14 @@ class GraphSnapshot(Snapshot):
         self._limit_bytes = limit_bytes
         self._notes: list[tuple[Callable[[Any, Content], None], Any, Content]] = []
         self._own: tuple[Any, Content] | None = None
+        self._global_numbers = np.random.get_state(), random.getstate()
         self._walk(env)
 
     def restore(self) -> None:
         """See `Snapshot.restore`."""
+        numpy_state, python_state = self._global_numbers
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
         for restore, value, content in self._notes:
             restore(value, content)
         if self._own is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from remote_env import RemoteEnv
-from remote_env.errors import InputError, SessionLost, TaskError, Unsupported
+from remote_env.errors import DeadlineExceeded, InputError, SessionLost, TaskError, Unsupported
 from remote_env.protocol.branching import MAX_CHUNKS, MAX_KEPT
 from remote_env.protocol.chunks import MAX_STEPS
 from remote_env.tasks import TRANSFER_CUBE_ID
@@ -221,6 +222,23 @@ def test_an_info_that_cannot_cross_is_the_task_s_fault(on_demand: RemoteEnv) -> 
         on_demand.try_chunks(np.zeros((1, 1, 2), np.float32), want="last")
     on_demand.call("plan", "")
     assert on_demand.try_chunks(np.zeros((1, 1, 2), np.float32), want="last").infos == [{}]
+
+
+@pytest.mark.fault
+def test_what_is_tried_for_too_long_can_be_waited_for(
+    on_demand: RemoteEnv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_demand.reset()
+    on_demand.call("plan", f"until:{tmp_path / 'go'}")
+    monkeypatch.setattr(on_demand, "_step_timeout_s", 0.2)
+    with pytest.raises(DeadlineExceeded, match="branch"), on_demand.fork(1) as branches:
+        branches.step(NOTHING[:1, 0])
+    with pytest.raises(InputError, match=r"\(BRANCH\) was interrupted.*resume\(\)"):
+        on_demand.try_chunks(NOTHING)
+    (tmp_path / "go").touch()
+    monkeypatch.setattr(on_demand, "_step_timeout_s", 30.0)
+    assert on_demand.resume() is None
+    assert on_demand.try_chunks(NOTHING).ran.tolist() == [3, 3]
 
 
 # Branches

@@ -200,7 +200,14 @@ class Everything(gymnasium.Env[Any, Any]):
         if not hasattr(self.slotted, "late"):
             self.slotted.late = 1
         self.extra = self.slotted.grow()
-        numbers = self.old.random(), self.legacy.rand(), float(self.np_random.random()), self.noise.sample()["n"]
+        shared = random.random(), np.random.rand()
+        numbers = (
+            *shared,
+            self.old.random(),
+            self.legacy.rand(),
+            float(self.np_random.random()),
+            self.noise.sample()["n"],
+        )
         parts = (self.queue, self.counts, self.seen, self.nested, bytes(self.raw), self.objects[0], self.extra)
         told = {"told": repr((*parts, self.goal, self.alias is self.buffer, numbers, self.slotted.value))}
         return self.head, 0.0, False, False, told
