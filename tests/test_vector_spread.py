@@ -50,6 +50,13 @@ def test_it_is_as_one_batch_of_all(mode: AutoresetMode) -> None:
         assert compare(ours, theirs, mode, 25, 7) > 8
         assert_same(ours.reset(seed=[4, None, 6])[0]["place"].shape, (3, 3))
         assert_same(ours.reset(seed=[4, 5, 6]), theirs.reset(seed=[4, 5, 6]))
+        actions = [theirs.action_space.sample() for _ in range(12)]
+        many = ours.step_many(actions)
+        alone = [copy.deepcopy(theirs.step(each)) for each in actions[: many.ran]]
+        assert (many.ran < 12) == (mode is AutoresetMode.DISABLED)
+        assert_same(many.rewards, np.stack([each[1] for each in alone]))
+        assert_same(many.observations["place"], np.stack([each[0]["place"] for each in alone]))
+        assert_same(many.infos, [each[4] for each in alone])
         assert_same(ours.render(), theirs.render())
         ours.set_attr("weight", [1.0, 2.0, 3.0])
         assert ours.get_attr("weight") == (1.0, 2.0, 3.0)
@@ -109,6 +116,8 @@ def test_bad_input_leaves_it_usable(batch: SpreadVectorEnv) -> None:
         (lambda: batch.get_attr("nothing"), "'nothing' is not open"),
         (lambda: batch.get_states([3]), "3"),
         (batch.step_wait, "no step is under way"),
+        (lambda: batch.step_many([]), "0 actions in one call"),
+        (lambda: batch.step_many([ACTIONS], want="first"), "want='first': allowed are all, last"),  # type: ignore[arg-type]
     ):
         with pytest.raises(InputError, match=text):
             call()
@@ -136,7 +145,12 @@ def test_an_error_of_a_task_says_whose_it_is_and_reset_goes_on(batch: SpreadVect
     with pytest.raises(InputError, match="without a reset_mask"):
         batch.reset(options={"reset_mask": np.array([True, False, False])})
     batch.reset()
-    assert batch.step(ACTIONS)[0].shape == (3, 2)
+    batch.servers[1].call("plan", "raise")
+    with pytest.raises(TaskError) as caught:
+        batch.step_many([ACTIONS] * 3)
+    assert caught.value.completed is None
+    batch.reset()
+    assert batch.step_many([ACTIONS] * 100, want="last").observations.shape == (1, 3, 2)
 
 
 def test_a_late_step_is_waited_for_again(batch: SpreadVectorEnv, isolated_home: Path) -> None:
@@ -250,6 +264,15 @@ def test_steps_ahead_go_on_where_environments_reset_themselves(mode: AutoresetMo
 
 
 # What it is
+
+
+def test_observations_bring_what_is_asked_for(isolated_home: Any) -> None:
+    arguments: dict[str, Any] = {"observation_keys": ["place"], "observation_float32": True}
+    with spread(env="tasks_for_tests.batches:Varied", **arguments) as env:
+        observation = env.reset(seed=0)[0]
+        assert (list(observation), observation["place"].dtype) == (["place"], np.float32)
+        assert env.observation_space.contains(observation)
+        assert [list(server.single_observation_space) for server in env.servers] == [["place"]] * 2  # type: ignore[call-overload]
 
 
 def test_it_is_made_again_from_its_spec_and_from_a_pickle(isolated_home: Any) -> None:

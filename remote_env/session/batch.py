@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from remote_env.errors import ConfigError, InputError, ProtocolError
 from remote_env.protocol import codec, frames
 from remote_env.protocol.batch import AUTORESET_MODES, BatchTransition, check_env_ids, check_rows, join_objects
+from remote_env.protocol.delivery import Selection
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.actions import compile_action_check
 from remote_env.session.exchange import MALFORMED
@@ -70,13 +71,17 @@ class BatchSession(TaskSession):
     def _read_spaces(self, ready: dict[str, Any]) -> None:
         super()._read_spaces(ready)
         self.num_envs = int(ready["num_envs"])
-        self.single_observation_space: Space[Any] = space_from_plain(ready["single_observation_space"])
         self.single_action_space: Space[Any] = space_from_plain(ready["single_action_space"])
         self.autoreset_mode = str(ready["autoreset_mode"])
         if self.autoreset_mode not in AUTORESET_MODES:
             raise ProtocolError(f"a batch whose autoreset_mode is {self.autoreset_mode!r}")
         self._batch_transition = BatchTransition(self.num_envs)
         self._check_actions = compile_action_check(self.action_space, "actions")
+
+    def _bring(self, space: Space[Any]) -> None:
+        super()._bring(space)
+        plan, single = self.delivery, space_from_plain(self.ready["single_observation_space"])
+        self.single_observation_space: Space[Any] = Selection(single, plan.keys, float32=plan.float32).space
 
     def step(self, action: Any, timeout_s: float, *, want_state: bool = False) -> Transition:
         """Run one step of all environments; see `TaskSession.step`."""

@@ -18,8 +18,10 @@ from gymnasium.vector.utils import batch_space
 
 from remote_env.env.ending import end_by_signals
 from remote_env.errors import ConfigError, InputError, RemoteEnvError, SessionLost
+from remote_env.protocol.chunks import Transitions
 from remote_env.session.actions import compile_action_check
 from remote_env.state import SceneState
+from remote_env.vector.ahead import step_ahead
 from remote_env.vector.part import Part, Step
 from remote_env.vector.remote_vector_env import RemoteVectorEnv, check_ids, check_mask, check_seeds
 from remote_env.vector.rows import copy_rows, cut_rows, join_infos, join_rows
@@ -146,8 +148,8 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
         }
         self._metadata = first.env.metadata
         self.render_mode = first.env.render_mode
-        self._resets_itself = self._metadata["autoreset_mode"] is not AutoresetMode.DISABLED
-        self._check_actions = compile_action_check(self._spaces["action_space"], "actions")
+        self.resets_itself = self._metadata["autoreset_mode"] is not AutoresetMode.DISABLED
+        self.check_actions = compile_action_check(self._spaces["action_space"], "actions")
 
     @property
     def metadata(self) -> dict[str, Any]:  # type: ignore[override]
@@ -222,10 +224,7 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
         """
         self.start()
         self._check_going()
-        if self._ahead:
-            raise InputError(
-                f"{len(self._ahead)} steps are under way: take them with step_wait(), or reset() to abandon"
-            )
+        self._check_settled()
         self._send(actions)
         return self.step_wait()
 
@@ -246,10 +245,10 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
     def step_window(self) -> int:
         """How many steps may be under way at once."""
         self.start()
-        return min(part.env.step_window for part in self._parts) if self._resets_itself else 1
+        return min(part.env.step_window for part in self._parts) if self.resets_itself else 1
 
     def _send(self, actions: Any, *, is_ahead: bool = False) -> None:
-        self._check_actions(actions)
+        self.check_actions(actions)
         space = self.single_action_space
         if is_ahead and self._restarts:  # they may have to be sent again, when their sender has changed them
             actions = copy_rows(space, actions)
@@ -284,12 +283,39 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
         self._ahead.popleft()
         return transition
 
+    def step_many(self, actions: Any, *, stop: bool = True, want: Literal["all", "last"] = "all") -> Transitions:
+        """Run several steps, sent ahead as far as `step_window` allows: about one round trip for all of them.
+
+        Args:
+            actions: (K, num_envs, …), or a list of K batches of actions; at most 4096.
+            stop: in autoreset mode Disabled, end with the first step that ends an episode; each step costs a round trip
+                there. In the other modes nothing ends it.
+            want: "all" observations and infos, or those of the "last" step that ran.
+
+        Returns:
+            `Transitions` as of `RemoteVectorEnv.step_many`, without states.
+
+        Raises:
+            InputError: the actions are not the task's, none or too many; nothing was sent.
+            And as `step`; `completed` of a TaskError has the `Transitions` of the steps before.
+        """
+        self.start()
+        self._check_going()
+        self._check_settled()
+        return step_ahead(self, actions, stop=stop, want=want)
+
     def resume(self) -> tuple[Any, Any, Any, Any, dict[str, Any]] | None:
         """Wait for the step that a deadline or Ctrl-C cut short; its transition, None when there is none."""
         return self.step_wait() if self._ahead else None
 
     def _fresh_seeds(self, count: int) -> list[int]:
         return [int(seed) for seed in self.np_random.integers(MAX_SEED, size=count)]
+
+    def _check_settled(self) -> None:
+        if self._ahead:
+            raise InputError(
+                f"{len(self._ahead)} steps are under way: take them with step_wait(), or reset() to abandon"
+            )
 
     def _check_going(self) -> None:
         if self._failed is None:
