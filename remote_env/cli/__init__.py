@@ -17,6 +17,7 @@ from remote_env.errors import RemoteEnvError
 from remote_env.protocol.log_text import clean
 
 COMMANDS = (
+    "bench",
     "doctor",
     "eval",
     "servers",

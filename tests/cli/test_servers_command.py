@@ -100,7 +100,7 @@ def test_the_installed_program_runs() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"remote-env {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["doctor", "ps", "attach", "logs", "stop", "tunnel"])
+@pytest.mark.parametrize("command", ["bench", "doctor", "ps", "attach", "logs", "stop", "tunnel"])
 def test_each_command_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
