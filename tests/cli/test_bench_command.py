@@ -18,7 +18,7 @@ from remote_env.testing import CountingEnv, FaultProxy
 
 __all__ = ["isolated_home", "no_leaks"]
 COUNTING = "remote_env.testing.counting:CountingEnv"
-DELAY_S = 0.01
+DELAY_S = 0.005
 PLAIN = dict.fromkeys(PARTS, 0.0)
 IMAGE_BYTES = 900_000
 
@@ -60,7 +60,7 @@ def test_a_far_server_is_told_by_its_parts_and_chunks_are_the_advice(
         proxy.delay(DELAY_S)
         monkeypatch.setenv("REMOTE_ENV_TOKEN", server.token)
         host = f"tcp://127.0.0.1:{proxy.address[1]}"
-        status, output, errors = said("bench", host, "--seconds", "0.2", "--json")
+        status, output, errors = said("bench", host, "--seconds", "1", "--json")
     assert (status, errors) == (0, "")
     found = json.loads(output)
     assert found["way"] == "tcp"
