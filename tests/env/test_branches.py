@@ -163,14 +163,15 @@ def test_chunks_can_begin_at_a_snapshot(pendulum: RemoteEnv) -> None:
     assert_untouched(pendulum, here(7, TORQUES[1]))
 
 
-def test_actions_of_dict_spaces_come_stacked_or_in_lists() -> None:
-    with RemoteEnv(env="tasks_for_tests.misbehaving:Nested") as env:
+def test_actions_of_dict_spaces_come_stacked_or_in_lists_and_bring_what_is_asked_for() -> None:
+    with RemoteEnv(env="tasks_for_tests.misbehaving:Nested", observation_keys=["pose", "image"]) as env:
         env.reset(seed=1)
         aims = np.random.default_rng(1).uniform(-1, 1, (3, 2, 2)).astype(np.float32)
         stacked = env.try_chunks({"kind": np.ones((3, 2), np.int64), "aim": aims}, want="last")
         listed = env.try_chunks([[{"kind": 1, "aim": aim} for aim in chunk] for chunk in aims], want="last")
         assert np.array_equal(stacked.rewards, listed.rewards)
         assert np.array_equal(stacked.observations["image"], listed.observations["image"])
+        assert stacked.observations.keys() == {"image", "pose"}
         assert stacked.observations["pose"]["xyz"].shape == (3, 3)
 
 
