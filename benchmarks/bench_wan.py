@@ -31,14 +31,13 @@ from rich.table import Table
 from benchmarks import wan_ways
 from benchmarks.link import Link, slow_link
 from benchmarks.rivals import machine
-from benchmarks.wan_far import TASK, TASK_KWARGS, PingPong
+from benchmarks.wan_far import IMAGE_KWARGS, PORTS, TASK, TASK_KWARGS, PingPong
 from benchmarks.wan_plot import save_plots
 from benchmarks.wan_ways import Timed, Way, open_ways
 
 ROOT = Path(__file__).resolve().parents[1]
 ROUND_TRIPS_MS = (0.2, 5.0, 20.0, 80.0)
 RATES_MBIT = (1000.0, 100.0, 20.0)
-PORT = 9000  # in a network of its own
 SECONDS = 0.4  # about what one turn of a way takes that waits for each step
 PINGS_S, PINGS = 0.3, (8, 60)
 WARM_UP_STEPS = 3
@@ -62,7 +61,7 @@ def bench_link(round_trip_ms: float, rate_mbit: float, passes: int, congestion_c
         kind: Any = {"rate_bits_per_s": rate_mbit * 1e6, "congestion_control": congestion_control}
         link = stack.enter_context(slow_link(round_trip_ms / 2e3, **kind))
         _start_far_programs(link, stack)
-        ways, ping = open_ways(link.far, PORT, stack)
+        ways, ping = open_ways(link.far, stack)
         steps = {name: way.steps_within(SECONDS, round_trip_ms / 1e3, rate_mbit * 1e6) for name, way in ways.items()}
         for way in ways.values():
             way.run(WARM_UP_STEPS)
@@ -127,18 +126,24 @@ def _judge(pings: list[float], turns: dict[str, list[Timed]]) -> Results:
 
 
 def _start_far_programs(link: Link, stack: contextlib.ExitStack) -> None:
-    """Raw ping-pong, the pickle server and our task server."""
-    served = ["servers/task_server.py", "--env", TASK, "--kwargs", json.dumps(TASK_KWARGS), "--max-sessions", "3"]
-    programs = (
-        (["-m", "benchmarks.wan_far", "raw", link.far], "up"),
-        (["-m", "benchmarks.wan_far", "pickle", link.far], "up"),
-        ([*served, "--host", link.far, "--port", str(PORT), "--insecure"], str(PORT)),
-    )
-    started = [
-        (stack.enter_context(_running([*link.enter, sys.executable, *arguments])), word) for arguments, word in programs
-    ]
-    for process, word in started:
-        _wait_for(process, word)
+    """Raw ping-pong, the pickle server and our task servers."""
+    programs = {
+        "raw": ["-m", "benchmarks.wan_far", "raw", link.far],
+        "pickle": ["-m", "benchmarks.wan_far", "pickle", link.far],
+        "ours": _serve(link, TASK_KWARGS, PORTS["ours"], sessions=3),
+        "ours with images": _serve(link, IMAGE_KWARGS, PORTS["ours with images"], sessions=1),
+    }
+    started = {
+        name: stack.enter_context(_running([*link.enter, sys.executable, *arguments]))
+        for name, arguments in programs.items()
+    }
+    for name, process in started.items():
+        _wait_for(process, str(PORTS[name]))
+
+
+def _serve(link: Link, kwargs: dict[str, Any], port: int, *, sessions: int) -> list[str]:
+    what = ["servers/task_server.py", "--env", TASK, "--kwargs", json.dumps(kwargs), "--max-sessions", str(sessions)]
+    return [*what, "--host", link.far, "--port", str(port), "--insecure"]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.rivals import receive_exactly
 
-PORTS = {"raw": 9001, "pickle": 9002}
+PORTS = {"ours": 9000, "raw": 9001, "pickle": 9002, "ours with images": 9003}  # in a network of its own
 REQUEST_BYTES, REPLY_BYTES = 40 + 56, 40 + 10 + 112  # a STEP of ALOHA and its RESULT, as bench_step counts them
 TASK = "remote_env/AlohaTransferCube-v0"
 EPISODE_STEPS = 400
@@ -29,6 +29,7 @@ TASK_KWARGS: dict[str, Any] = {
     "render_mode": "rgb_array",
     "quality": "fast",
 }
+IMAGE_KWARGS: dict[str, Any] = {**TASK_KWARGS, "obs_type": "pixels_agent_pos"}
 DIAL_TIMEOUT_S = 30.0
 
 _LENGTH = struct.Struct("!I")
@@ -82,7 +83,7 @@ def _answer(env: Any, request: dict[str, Any]) -> dict[str, Any]:
 def _clients(address: str, port: int) -> Any:
     """Whoever connects, one after the other."""
     with socket.create_server((address, port)) as listener:
-        print("up", flush=True)
+        print(f"listening on {port}", flush=True)
         while True:
             client = listener.accept()[0]
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

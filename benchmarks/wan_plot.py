@@ -36,6 +36,7 @@ LINES = {
 PICTURE_LINES = {
     wan_ways.FAR_PICTURE: Line("step(), picture from the server", _RED),
     wan_ways.LOCAL_PICTURE: Line("step(), render='local'", _BLUE),
+    wan_ways.CHUNK_PICTURES: Line("step_many(), K=32, local_pixels", _DARK),
     wan_ways.PICTURE_HERE: Line("simulated and drawn in this process", _GREY, "--"),
 }
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.aloha_rivals import expert_actions
-from benchmarks.wan_far import EPISODE_STEPS, PickleClient, PingPong, make_task
+from benchmarks.wan_far import EPISODE_STEPS, PORTS, PickleClient, PingPong, make_task
 from remote_env import RemoteEnv
 from remote_env.prediction import PredictiveEnv
 
@@ -20,6 +20,7 @@ STEP, STEP_STATE = "step", "step, state"
 PIPELINED = "step_async, state"
 CHUNKS_16, CHUNKS_64, CHUNKS_64_BARE = "step_many K=16, state", "step_many K=64, state", "step_many K=64"
 FAR_PICTURE, LOCAL_PICTURE = "step, render() far", "step, render='local'"
+CHUNK_PICTURES = "step_many K=32, local_pixels"
 PREDICTED, PREDICTED_CHUNKS = "PredictiveEnv, every", "PredictiveEnv, chunk"
 LOCAL, PICTURE_HERE = "in this process", "in this process, render()"
 
@@ -63,6 +64,7 @@ class Way:
         size_bytes: that a step brings.
         here_s: what each step takes in this process, roughly [s].
         least: steps to run, however slow they are.
+        most: steps to run, however fast they are.
     """
 
     run: Callable[[int], Timed]
@@ -70,28 +72,30 @@ class Way:
     size_bytes: int = 0
     here_s: float = 0.001
     least: int = 3
+    most: int = EPISODE_STEPS
 
     def steps_within(self, seconds: float, round_trip_s: float, rate_bits_per_s: float) -> int:
         """How many steps to run: a whole episode, or as many as about fit."""
         if not self.round_trips:
-            return EPISODE_STEPS
+            return self.most
         step_s = self.round_trips * round_trip_s + self.size_bytes * 8 / rate_bits_per_s + self.here_s
-        return int(np.clip(seconds / step_s, self.least, EPISODE_STEPS))
+        return int(np.clip(seconds / step_s, self.least, self.most))
 
 
-def open_ways(host: str, port: int, stack: ExitStack) -> tuple[dict[str, Way], PingPong]:
+def open_ways(host: str, stack: ExitStack) -> tuple[dict[str, Way], PingPong]:
     """All ways to the programs at `host`, and raw ping-pong there.
 
     Args:
-        host: where `wan_far`'s programs run, and our task server.
-        port: of that, which takes three sessions.
+        host: where `wan_far`'s programs run, and our task servers; the one without images takes three sessions.
         stack: closes all that is opened here.
     """
-    address, actions = f"tcp://{host}:{port}", _whole_episode()
+    address, images = (f"tcp://{host}:{PORTS[name]}" for name in ("ours", "ours with images"))
+    actions = _whole_episode()
     look = {"camera": "top", "width": 640, "height": 480, "quality": "fast"}
     plain = stack.enter_context(RemoteEnv(address, progress=False))
     informed = stack.enter_context(RemoteEnv(address, capture_state=True, progress=False))
     drawn = stack.enter_context(RemoteEnv(address, render="local", local_view=look, progress=False))
+    pixels = stack.enter_context(RemoteEnv(images, local_pixels=True, progress=False))
     local, twin, pickled, ping = make_task(), make_task(), PickleClient(host), PingPong(host)
     for opened in (local, twin, pickled, ping):
         stack.callback(opened.close)
@@ -109,6 +113,7 @@ def open_ways(host: str, port: int, stack: ExitStack) -> tuple[dict[str, Way], P
         LOCAL: Way(lambda steps: _each(local, actions[:steps])),
         FAR_PICTURE: Way(lambda steps: _drawn(plain, actions[:steps]), 2.0, PICTURE_BYTES, here_s=0.03),
         LOCAL_PICTURE: Way(lambda steps: _drawn(drawn, actions[:steps]), 1.0, STATE_BYTES, here_s=0.02),
+        CHUNK_PICTURES: Way(lambda steps: _chunks(pixels, actions[:steps], 32), most=32),
         PICTURE_HERE: Way(lambda steps: _drawn(local, actions[:steps]), 0.001, here_s=0.02),
     }
     return ways, ping
