@@ -68,6 +68,8 @@ def add_parsers(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print."""
+    if options.env is None and options.server_port is None and not options.host.startswith("tcp://"):
+        options.parser.error("name the task with --env, or a server that runs there with --server-port")
     arguments = _arguments(options)
     began = time.monotonic()
     with status_line("starting") as line, RemoteEnv(options.host, **arguments) as env:

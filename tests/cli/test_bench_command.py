@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from leak_check import isolated_home, no_leaks
 from server_process import serving
+from ssh_server import SshServer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from command import FAR_PYTHON, login_words
 
 from remote_env.cli import main
 from remote_env.cli.bench_advice import PARTS, CoderCost, Measured, advise, explain_rest
@@ -85,7 +92,6 @@ def test_a_task_of_its_own_is_started_for_it_and_images_are_coded(
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("local",), "nothing to run: name the task with env="),
         (("local", "--env", "CartPole-v1", "--env-kwargs", "{"), "--env-kwargs '{' is no JSON"),
         (("local", "--env", "CartPole-v1", "--env-kwargs", "[1]"), "--env-kwargs '[1]' is no JSON object"),
     ],
@@ -96,6 +102,21 @@ def test_what_it_cannot_run_it_says(
     status, _, errors = said("bench", *words)
     assert status == 1
     assert error in errors
+
+
+def test_without_a_task_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "local"])
+    assert "name the task with --env, or a server that runs there with --server-port" in capsys.readouterr().err
+
+
+def test_it_logs_in_as_the_other_commands_do(ssh_server: SshServer, said: Callable[..., tuple[int, str, str]]) -> None:
+    login = [*login_words(ssh_server), "--python", FAR_PYTHON]
+    status, output, errors = said(
+        "bench", ssh_server.target, *login, "--env", "CartPole-v1", "--seconds", "0.1", "--json"
+    )
+    assert (status, errors) == (0, "")
+    assert json.loads(output)["way"] == "channel"
 
 
 # What it measures of images
