@@ -323,7 +323,9 @@ class Client(Generic[S]):
         Returns:
             `way`: "local", "tcp", "launch" or the tunnel ("channel", "openssh", "sshtunnel"); `where` the server is;
             `round_trip_s`, the shortest lately [s]; `bytes_per_s`, at which large replies
-            came in [1/s], None before there were any; `window`, how many steps may be under way at once.
+            came in [1/s], None before there were any; `window`, how many steps may be under way at once;
+            `codecs`: a dict with `codecs`, that of each image by path, and `why`; with codecs="auto" also `costs`, what
+            each codec costs here, `frame_s`, what an image would take with it [s], and `bytes_per_s`, reckoned with.
         """
         self._running()
         return describe_transport(self._life, self._arguments)

@@ -223,6 +223,7 @@ class Life(Generic[S]):
             link=self._link_options(server),
             delivery=self.arguments.delivery,
             codecs=self.arguments.codecs if isinstance(self.arguments.codecs, str) else None,
+            is_near=self.arguments.host in (None, "local"),
             on_open=self._watch,
             on_status=progress.report_status,
         )

@@ -24,6 +24,7 @@ def describe_transport(life: Life[Any], arguments: Arguments) -> dict[str, Any]:
         "round_trip_s": estimate.round_trip_s,
         "bytes_per_s": estimate.bytes_per_s,
         "window": session.window,
+        "codecs": session.explain_codecs(),
     }
 
 

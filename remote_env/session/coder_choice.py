@@ -27,11 +27,15 @@ from remote_env.protocol.image_stream import (
     image_paths,
 )
 
+AUTO = "auto"
 KEPT = 15  # samples of the link, and of the server's speed
 REPEATS = 2  # of a measurement; the shorter time counts, since what makes one longer is not the codec
 BETTER = 0.93  # another codec is taken where an image would take less than this share of the time
 LEAST_PAUSE_S, PAUSE_PER_COST = 5.0, 100.0  # measuring again takes at most a hundredth of the time
+OTHERWISE = 0.25  # a reply's size is a surprise that moves its time by such a share: images have become others
+SURPRISED_PAUSE_PER_COST = 10.0
 FASTEST_BYTES_PER_S = 20e9
+LEAST_SAMPLE_BYTES = 8192  # of a smaller reply the round trip is most, and that varies
 
 Image = NDArray[Any]
 
@@ -72,7 +76,7 @@ class CoderChoice:
         self._before: dict[str, Image] = {}  # images of the reply before, where the next one is to be measured
         self._rates: deque[float] = deque(maxlen=KEPT)
         self._scales: deque[float] = deque(maxlen=KEPT)
-        self._measured_at, self._pause_s = 0.0, 0.0
+        self._measured_at, self._cost_s, self._is_whole = 0.0, 0.0, False
 
     def note(
         self,
@@ -82,7 +86,6 @@ class CoderChoice:
         encode_s: float,
         network_s: float | None,
         round_trip_s: float,
-        is_coded_anew: bool = False,
     ) -> bool:
         """Learn from a reply with images.
 
@@ -93,7 +96,6 @@ class CoderChoice:
             network_s: what request and reply took, less what the server did meanwhile [s]; None where that is unknown,
                 as with several requests under way.
             round_trip_s: of a few bytes [s].
-            is_coded_anew: the images build on none before, so what coding them took says nothing of later ones.
 
         Returns:
             Whether `codecs` has changed: the server is to be told before the next step.
@@ -101,13 +103,14 @@ class CoderChoice:
         if self._is_near or len(self._candidates) < 2 or not self._boxes:
             return False
         images = self._find_images(observation)
-        if network_s is not None:
+        if network_s is not None and reply_bytes >= LEAST_SAMPLE_BYTES:
             on_wire_s = max(network_s - round_trip_s, reply_bytes / FASTEST_BYTES_PER_S)
             self._rates.append(reply_bytes / on_wire_s)
         expected_s = sum(self._cost(path).encode_s for path in images)
-        if expected_s and not is_coded_anew and any(self.codecs[path] != "raw" for path in images):
+        if expected_s and any(self.codecs[path] != "raw" for path in images):
             self._scales.append(encode_s / expected_s)
-        self._measure_if_due(images)
+        if self._is_due(reply_bytes):
+            self._measure(images)
         return self._choose() if self._rates else False
 
     def explain(self) -> dict[str, Any]:
@@ -128,22 +131,36 @@ class CoderChoice:
 
     # Measuring
 
-    def _measure_if_due(self, images: dict[str, Image]) -> None:
-        now = time.perf_counter()
-        if not self._before and now - self._measured_at < self._pause_s:
-            return
-        if not self._before and self._measured_at:  # the next reply's images are measured, with these before them
+    def _is_due(self, reply_bytes: int) -> bool:
+        """Whether images are to be measured: those of the first two replies, then now and then."""
+        if not self._is_whole or self._before:
+            return True
+        passed_s = time.perf_counter() - self._measured_at
+        if self._is_surprise(reply_bytes):
+            return passed_s >= SURPRISED_PAUSE_PER_COST * self._cost_s
+        return passed_s >= max(LEAST_PAUSE_S, PAUSE_PER_COST * self._cost_s)
+
+    def _is_surprise(self, reply_bytes: int) -> bool:
+        if not self._rates:
+            return False
+        expected_s = sum(self._frames_s(path).get(self.codecs[path], 0.0) for path in self._boxes)
+        expected_bytes = sum(self._cost(path).size_bytes for path in self._boxes)
+        return abs(reply_bytes - expected_bytes) / self._rate > OTHERWISE * expected_s
+
+    def _measure(self, images: dict[str, Image]) -> None:
+        """Measure these images behind those of the reply before, if they were kept; else keep them for the next."""
+        began = time.perf_counter()
+        before, self._before = self._before, {}
+        if not before:
             self._before = {path: image.copy() for path, image in images.items()}
-            return
-        for path, image in images.items():
-            before = self._before.get(path)
-            for codec in self._candidates:
-                if codec != "delta" or before is not None:
-                    self._costs[path][codec] = measure(self._boxes[path], codec, before, image)
-        is_whole = bool(self._before)
-        self._before = {} if is_whole else {path: image.copy() for path, image in images.items()}
-        self._measured_at = time.perf_counter()
-        self._pause_s = max(LEAST_PAUSE_S, PAUSE_PER_COST * (self._measured_at - now)) if is_whole else 0.0
+        if before or not self._is_whole:
+            for path, image in images.items():
+                for codec in self._candidates:
+                    if codec != "delta" or path in before:
+                        self._costs[path][codec] = measure(self._boxes[path], codec, before.get(path), image)
+            self._is_whole = bool(before)
+            self._measured_at = time.perf_counter()
+            self._cost_s = self._measured_at - began
 
     def _find_images(self, observation: Any) -> dict[str, Image]:
         found = {path: _look_up(observation, path) for path in self._boxes}

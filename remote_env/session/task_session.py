@@ -31,6 +31,7 @@ from remote_env.protocol.image_stream import ImageReceiver, available_codecs, ch
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
 from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import Transition
+from remote_env.session.coder_choice import AUTO, CoderChoice
 from remote_env.session.control import ControlLink, Dial
 from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES, Exchange
 from remote_env.session.explain import explain_delay
@@ -58,7 +59,8 @@ class TaskSession(Exchange, abc.ABC):
             never.
         link: what to do when a connection breaks.
         delivery: what observations are to bring.
-        codecs: of all their images, instead of those that it names by path.
+        codecs: of all their images, instead of those that it names by path; "auto" chooses by what is measured.
+        is_near: the server is on this machine, with nothing in between.
         on_open: given the control link as soon as the session is ours, while its simulator may still start.
         on_status: told of each status while the simulator starts.
 
@@ -76,6 +78,8 @@ class TaskSession(Exchange, abc.ABC):
 
     state: Any
     far_codecs: tuple[str, ...] = ()
+    _choice: CoderChoice | None = None
+    _is_chosen_anew = False
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class TaskSession(Exchange, abc.ABC):
         link: LinkOptions = DEFAULT_LINK_OPTIONS,
         delivery: DeliveryPlan = EVERYTHING,
         codecs: str | None = None,
+        is_near: bool = False,
         on_open: Callable[[ControlLink], None] | None = None,
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
@@ -119,6 +124,10 @@ class TaskSession(Exchange, abc.ABC):
         try:
             if codecs is not None or delivery != EVERYTHING:
                 self.deliver(self._with_codecs(delivery, codecs), deadline - time.monotonic())
+            self._tells_times = delivery.timing
+            if codecs == AUTO:
+                self._choice = CoderChoice(self.observation_space, self.far_codecs, is_near=is_near)
+                self._bring(self.observation_space)
         except BaseException:
             self.close()
             raise
@@ -216,6 +225,8 @@ class TaskSession(Exchange, abc.ABC):
     def _with_codecs(self, plan: DeliveryPlan, codec: str | None) -> DeliveryPlan:
         if codec is None:
             return plan
+        if codec == AUTO:
+            return replace(plan, timing=True)
         return replace(plan, codecs=dict.fromkeys(image_paths(self._select(plan).space), codec))
 
     def _select(self, plan: DeliveryPlan) -> Selection:
@@ -242,15 +253,31 @@ class TaskSession(Exchange, abc.ABC):
         self.delivery = plan
         self._bring(space)
         self._clock = StepClock() if plan.timing else None
-        if plan.timing:
+        if plan.timing and self.link_estimate.round_trip_s is None:
             with contextlib.suppress(ConnectionLost, DeadlineExceeded):  # the next call finds out
                 measure_round_trip(self.control, self.link_estimate)
 
+    def explain_codecs(self) -> dict[str, Any]:
+        """How images cross, and why; see `CoderChoice.explain`."""
+        if self._choice is not None:
+            return self._choice.explain()
+        codecs = {path: self.delivery.codecs.get(path, "raw") for path in image_paths(self.observation_space)}
+        return {"codecs": codecs, "why": {path: f"{codec}: as it was asked for" for path, codec in codecs.items()}}
+
+    def _adapt(self, timeout_s: float) -> None:
+        """Tell the server of codecs that were chosen anew, once nothing is under way."""
+        if not self._is_chosen_anew or self._requests.pending or self._choice is None:
+            return
+        self._is_chosen_anew = False
+        codecs = {path: codec for path, codec in self._choice.codecs.items() if codec != "raw"}
+        self.deliver(replace(self.delivery, codecs=codecs), timeout_s)
+
     def _bring(self, space: Space[Any]) -> None:
-        plan = self.delivery
         self.observation_space = space
-        self._images = ImageReceiver(space, max_bytes=MAX_BYTES) if plan.codes_images else None
-        self._observation_layout = None if plan.codes_images else layout.compile_layout(space)
+        # Where codecs change in a session each reply says itself whether it has a layout or coded images.
+        is_coded = self.delivery.codes_images or self._choice is not None
+        self._images = ImageReceiver(space, max_bytes=MAX_BYTES) if is_coded else None
+        self._observation_layout = layout.compile_layout(space)
 
     def _finish(self, observation: Any, info: dict[str, Any], header: frames.Header, tail: Any) -> Any:
         """The observation with its images; what belongs to it is told in `info`. Its payload has come."""
@@ -259,17 +286,27 @@ class TaskSession(Exchange, abc.ABC):
             if self.delivery.image_every > 1:
                 info["image_age"] = self._images.age
         if isinstance(tail, dict):
-            self._tell_times(info, header.sequence, tail.get("timing"))
+            self._tell_times(info, header.sequence, tail.get("timing"), observation)
         return observation
 
-    def _tell_times(self, info: dict[str, Any], sequence: int, told: Any) -> None:
+    def _tell_times(self, info: dict[str, Any], sequence: int, told: Any, observation: Any) -> None:
         """Put into `info` where the time went, by what the server says of its part; the reply has been decoded."""
         if self._clock is None or told is None:
             return
         times = self._clock.tell(sequence, told)
-        if len(self._requests.pending) == 1:  # else it waited for others
+        is_alone = len(self._requests.pending) == 1  # else it waited for others
+        if is_alone:
             self.link_estimate.note_reply(times.reply_bytes, times.network_s)
-        info["timing"] = times.to_info()
+        if self._tells_times:
+            info["timing"] = times.to_info()
+        if self._choice is not None and observation is not None:
+            self._is_chosen_anew |= self._choice.note(
+                observation,
+                reply_bytes=times.reply_bytes,
+                encode_s=times.encode_s,
+                network_s=times.network_s if is_alone else None,
+                round_trip_s=self.link_estimate.round_trip_s or 0.0,
+            )
 
     @abc.abstractmethod
     def _check_count(self, num_envs: int | None) -> None:
@@ -298,6 +335,7 @@ class TaskSession(Exchange, abc.ABC):
         self._check_usable()
         if self._requests.pending:
             raise self._unsettled()
+        self._adapt(timeout_s)
         self._deadline = time.monotonic() + timeout_s
         return self._await(self._send_step(action, want_state=want_state), frames.STEP)
 
@@ -337,6 +375,7 @@ class TaskSession(Exchange, abc.ABC):
             self._check_action(row)
         self._check_size(len(rows), options)
         body, arrays = codec.encode((actions, options.to_plain()), where="actions")
+        self._adapt(timeout_s)
         self.state = None
         self._deadline = time.monotonic() + timeout_s
         flags = frames.WANT_STATE if want_state else 0
@@ -411,10 +450,11 @@ class TaskSession(Exchange, abc.ABC):
         self._check_usable()
         self._check_action(action)
         pending = self._requests.pending
-        if pending and pending[0].kind != frames.STEP:
+        if pending and pending[-1].kind != frames.STEP:
             raise self._unsettled()
         if len(pending) >= self.window:
             raise InputError(f"{len(pending)} steps are under way, and no more may be; take one with step_wait()")
+        self._adapt(timeout_s)
         self._deadline = time.monotonic() + timeout_s
         self._send_step(action, want_state=want_state)
         self._requests.own(len(pending) - 1)
@@ -504,7 +544,7 @@ class TaskSession(Exchange, abc.ABC):
         rewards, terminated, truncated = check_outcomes(value, self.ready.get("num_envs"))
         ran, rows, observations, rests = value["ran"], value["rows"], value["observation"], value["info"]
         ages: Sequence[int] = ()
-        if self._images is not None:
+        if self._images is not None and type(observations) is list:
             observations, ages = stack(self._images.decode_rows(observations, sequence)), self._images.ages
         is_whole = all(count == rows for count in count_rows(observations)) and (rests is None or len(rests) == rows)
         if rows not in (1, ran) or not is_whole:
@@ -515,7 +555,7 @@ class TaskSession(Exchange, abc.ABC):
                 info["image_age"] = age
         states = self._read_row_states(value["states"]) if "states" in value else None
         if infos:
-            self._tell_times(infos[-1], sequence, value.get("timing"))
+            self._tell_times(infos[-1], sequence, value.get("timing"), None)
         return Transitions(observations, rewards, terminated, truncated, infos, ran, states)
 
     @abc.abstractmethod

@@ -76,10 +76,10 @@ def test_what_would_gain_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None
     link = SlowLink(monkeypatch)
     assert link.run(20, 5) == "bitzstd"
     link.costs["zstd"] = NOISY["bitzstd"]._replace(size_bytes=390_000)
-    link.choice._pause_s = 0.0  # measure again now
+    link.choice._measured_at = float("-inf")  # measure again now
     assert link.run(20, 5) == "bitzstd"
     link.costs["zstd"] = NOISY["bitzstd"]._replace(size_bytes=300_000)
-    link.choice._pause_s = 0.0
+    link.choice._measured_at = float("-inf")
     assert link.run(20, 5) == "zstd"
 
 
@@ -87,6 +87,14 @@ def test_it_measures_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:
     link = SlowLink(monkeypatch)
     link.run(100, 50)
     assert link.measured == 4 + 5  # without one before, and with it
+
+
+def test_images_that_have_become_others_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = SlowLink(monkeypatch)
+    assert link.run(300, 20) == "bitlz4"
+    link.costs["bitlz4"] = NOISY["bitlz4"]._replace(size_bytes=900_000)
+    assert link.run(300, 5) == "bitzstd"
+    assert link.measured == 4 + 5 + 5
 
 
 def test_on_one_machine_nothing_is_coded_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:
