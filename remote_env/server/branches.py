@@ -98,7 +98,8 @@ class Branching:
 
     def restore(self, request: Any) -> None:
         """RESTORE: go back to a snapshot; where that fails the episode is gone."""
-        snapshot = self._snapshots[self._check(request, self._snapshots, "snapshot")]
+        fields = _fields(request, "id")
+        snapshot = self._snapshots[self._check(fields["id"], self._snapshots, "snapshot")]
         if self._on_restored is not None:
             self._on_restored()
         self._put_back(snapshot)

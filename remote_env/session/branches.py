@@ -38,7 +38,7 @@ class BranchRequests(TaskSession):
     def go_back(self, snapshot: str, timeout_s: float) -> None:
         """Put the episode back to a snapshot; InputError when there is none of that id."""
         self.state = None
-        self._value(frames.RESTORE, snapshot, timeout_s)
+        self._value(frames.RESTORE, {"id": snapshot}, timeout_s)
 
     def fork(self, count: int, snapshot: str | None, timeout_s: float) -> list[str]:
         """Begin branches at the present state or a snapshot; their ids. Raises as `take_snapshot`."""

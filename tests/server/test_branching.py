@@ -122,6 +122,11 @@ def test_requests_that_are_none(make: Callable[..., Bench], request_: Any, text:
     with pytest.raises(InputError, match=text):
         bench.asked.branch(request_)
     assert bench.asked.branch({"try": RIGHT})["ran"].tolist() == [3]
+    for none in ("mine", {}, {"ids": ["mine"]}):
+        with pytest.raises(InputError, match="a dict with"):
+            bench.asked.restore(none)
+        with pytest.raises(InputError, match="a dict with"):
+            bench.asked.snapshot(none)
 
 
 def test_ids_are_nobody_else_s(make: Callable[..., Bench]) -> None:
@@ -131,7 +136,7 @@ def test_ids_are_nobody_else_s(make: Callable[..., Bench]) -> None:
     one.forget_all()
     assert one.snapshot({"take": None})["id"] != kept
     with pytest.raises(InputError, match="it has 1 of them"):
-        one.restore(kept)
+        one.restore({"id": kept})
 
 
 def test_what_is_kept_has_its_room_and_what_is_forgotten_frees_it(make: Callable[..., Bench]) -> None:
@@ -175,11 +180,11 @@ def test_observations_are_picked(make: Callable[..., Bench]) -> None:
 def test_a_task_that_cannot_go_back_has_lost_its_episode(make: Callable[..., Bench]) -> None:
     bench = make(Fragile)
     snapshot = bench.asked.snapshot({"take": None})["id"]
-    bench.asked.restore(snapshot)
+    bench.asked.restore({"id": snapshot})
     assert (bench.lost, bench.restored) == (0, 1)
     bench.task.breaks = "the cube is glued"
     with pytest.raises(ValueError, match="glued"):
-        bench.asked.restore(snapshot)
+        bench.asked.restore({"id": snapshot})
     assert bench.lost == 1
     with pytest.raises(ValueError, match="glued"):
         bench.asked.branch({"try": [[1]]})
