@@ -49,7 +49,7 @@ def save_plots(results: dict[str, Any], folder: Path) -> None:
         folder: made where it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _save(results, LINES, "ALOHA episode of 400 steps", folder / "wan")
+    _save(results, LINES, "ALOHA episode of 400 steps, each with its state", folder / "wan")
     _save(results, PICTURE_LINES, "ALOHA episode of 400 steps, a 480×640 picture of each", folder / "wan_pictures")
 
 
