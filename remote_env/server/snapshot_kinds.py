@@ -41,7 +41,10 @@ _CONSTANT_MODULES = {
 # What goes on elsewhere, whatever its Python object says.
 _ELSEWHERE = ("subprocess", "multiprocessing", "concurrent", "asyncio", "socket", "ssl", "selectors", "ctypes")
 # Windows, pictures and sounds: they show a state, and hold none.
-_DEVICES = ("pygame", "OpenGL", "glfw", "remote_env.render", "gymnasium.envs.mujoco.mujoco_rendering", "matplotlib")
+_DEVICES = (
+    *("pygame", "OpenGL", "glfw", "matplotlib", "remote_env.render", "dm_control._render"),
+    "gymnasium.envs.mujoco.mujoco_rendering",
+)
 _KEPT_OF_MUJOCO = ("MjModel", "MjData")
 
 

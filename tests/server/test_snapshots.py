@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
+from gymnasium import spaces, wrappers
 
 from remote_env.errors import Unsupported
 from remote_env.server.gymnasium_backend import make_env
@@ -101,6 +101,22 @@ def test_time_limits_and_random_numbers_go_back():
     assert flags == [False, False, True]
     assert_same(env.reset()[0], later)
     env.close()
+
+
+def test_wrappers_go_back_with_the_task():
+    env: Any = make_env("Pendulum-v1", {"max_episode_steps": 9})
+    env = wrappers.RecordEpisodeStatistics(wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
+    env = wrappers.NormalizeReward(wrappers.NormalizeObservation(env))
+    env = wrappers.TransformReward(wrappers.FrameStackObservation(env, 3), lambda reward: 2 * reward)
+    env = wrappers.StickyAction(env, 0.3)
+    env.reset(seed=1)
+    env.action_space.seed(2)
+    actions = [env.action_space.sample() for _ in range(25)]
+    run(env, actions[:4])
+    snapshot = GraphSnapshot(env, ROOM)
+    first = [each[:4] for each in run(env, actions)]  # infos tell how long an episode took, too
+    snapshot.restore()
+    assert_same([each[:4] for each in run(env, actions)], first)
 
 
 def test_a_changed_model_goes_back():
