@@ -49,7 +49,7 @@ class Measured:
         others_s: a step's share in other ways of stepping, by their name [s].
         image_bytes: of one observation's images, raw, by key.
         coders: what coding those costs.
-        has_scene: whether the task's scene can be drawn on this machine.
+        draw_s: what drawing the images of an observation takes on this machine [s]; None where it cannot.
     """
 
     way: str
@@ -60,7 +60,7 @@ class Measured:
     others_s: Mapping[str, float] = field(default_factory=dict)
     image_bytes: Mapping[str, int] = field(default_factory=dict)
     coders: Sequence[CoderCost] = ()
-    has_scene: bool = False
+    draw_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,10 @@ def _fewer_bytes(measured: Measured) -> Iterator[Advice]:
     yield from _codecs(measured, rate)
     keys = ", ".join(repr(key) for key in measured.image_bytes)
     what = f"{size / 1e3:.0f} kB of images ({keys}) take {sent_s * 1e3:.1f} ms of each step"
-    if measured.has_scene:
-        yield Advice("RemoteEnv(…, local_pixels=True)", f"{what}; this machine can draw them from the scene", least_s)
     unseen_s = least_s - measured.parts_s.get("render", 0.0)  # what nobody gets, a task need not draw
+    if measured.draw_s is not None:
+        why = f"{what}; this machine draws them from the scene in {measured.draw_s * 1e3:.1f} ms"
+        yield Advice("RemoteEnv(…, local_pixels=True)", why, unseen_s + measured.draw_s)
     yield Advice("RemoteEnv(…, observation_keys=[…])", f"{what}; leave out what nobody looks at", unseen_s)
     seldom_s = least_s + sent_s / MANY_IMAGES
     yield Advice(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from remote_env.cli.bench_advice import PARTS, CoderCost, Measured
 from remote_env.env import RemoteEnv
-from remote_env.errors import NotRun, Unsupported
+from remote_env.env.local_pixels import LocalPixels
+from remote_env.errors import ConfigError, NotRun, ReplayError, Unsupported
 from remote_env.protocol import codec
 from remote_env.protocol.image_stream import ImageReceiver, ImageSender, available_codecs, image_paths
 
@@ -22,6 +24,7 @@ MAX_STEPS = 2000
 CHUNKS = (16, 64)
 AHEAD, BURST = 8, 32  # steps under way, and in one go
 FRAMES = 12  # observations whose images are coded
+DRAWN, LOCAL_TIMEOUT_S = 3, 60.0
 SEED = 0
 MAX_DECODED_BYTES = 1 << 30
 
@@ -80,6 +83,9 @@ class Bench:
             others[f"step_many, {count} at once"] = self._run(self._chunks(count)).step_s
         link = env.transport_info()
         tell("the coding of images")
+        space = env.observation_space  # from which drawing here takes the images
+        coders = list(cost_of_coders(space, single.observations))
+        tell("drawing images here")
         measured = Measured(
             way=link["way"],
             round_trip_s=link["round_trip_s"] or 0.0,
@@ -87,9 +93,9 @@ class Bench:
             step_s=median(single.seconds),
             parts_s=_medians(single.parts_s),
             others_s=others,
-            image_bytes=image_sizes(env.observation_space),
-            coders=list(cost_of_coders(env.observation_space, single.observations)),
-            has_scene=self._has_scene(),
+            image_bytes=image_sizes(space),
+            coders=coders,
+            draw_s=self._draw_s(),
         )
         return measured, single
 
@@ -102,13 +108,21 @@ class Bench:
                 self._env.reset()
         return run
 
-    def _has_scene(self) -> bool:
-        """Whether the task tells its scene's state, by which this machine may draw its images."""
-        try:
-            self._env.get_state()
-        except Unsupported:
-            return False
-        return True
+    def _draw_s(self) -> float | None:
+        """What drawing the images of an observation takes here [s]; None where it cannot. None are sent after that."""
+        env = self._env
+        seconds = []
+        with contextlib.suppress(ConfigError, ReplayError, Unsupported):
+            pixels = LocalPixels(replace(env._arguments, local_pixels=True))
+            with contextlib.closing(pixels):
+                pixels.begin(env._running(), env, LOCAL_TIMEOUT_S)
+                observation, _ = env.reset(seed=SEED)
+                for _ in range(DRAWN):
+                    state = env.get_state()
+                    began = time.perf_counter()
+                    pixels.complete(observation, state)
+                    seconds.append(time.perf_counter() - began)
+        return median(seconds) if seconds else None
 
     def _single(self, run: Run) -> bool:
         action = self._env.action_space.sample()

@@ -155,7 +155,8 @@ def test_bytes_that_take_long_are_coded_left_out_or_drawn_here() -> None:
     assert steps["RemoteEnv(…, observation_keys=[…])"] == pytest.approx(0.022)
     assert "RemoteEnv(…, image_every=4)" in steps
     assert "RemoteEnv(…, local_pixels=True)" not in steps
-    assert "RemoteEnv(…, local_pixels=True)" in what(images(has_scene=True))
+    drawn = what(images(draw_s=0.008, parts_s={"render": 0.01}))
+    assert drawn["RemoteEnv(…, local_pixels=True)"] == pytest.approx(0.022 - 0.01 + 0.008)
 
 
 def test_a_fast_link_needs_no_codec() -> None:
