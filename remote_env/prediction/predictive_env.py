@@ -86,7 +86,8 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
     nevertheless, it is put into the remote's state.
 
     Args:
-        remote: the environment that counts. It may leave out keys of a Dict observation; these are not compared then.
+        remote: the environment that counts. It may leave out keys of a Dict observation (`observation_keys=`), such as
+            images: the twin's own are handed out then, and not compared.
         twin: of this process, wrapped as the remote's task is; closed with this.
         verify: "every": each step is sent as it is predicted, and compared when its result has come. "chunk": `window`
             steps are collected, then run in one request, which costs the fewest messages, and a round trip each time.

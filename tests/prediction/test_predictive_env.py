@@ -72,6 +72,21 @@ def step_all(env: PredictiveEnv, actions: Any) -> list[Any]:
     return seen
 
 
+class Pretending(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Says at a reset that all is done."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {**info, "is_success": True}
+
+
+class Elsewhere(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Starts where it was not told to."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.env.reset(seed=5, options=options)
+
+
 def predicted(far: RemoteEnv, **kwargs: Any) -> PredictiveEnv:
     """With a twin; not closed by tests that share the remote."""
     return PredictiveEnv(far, gymnasium.make(PENDULUM), **kwargs)
@@ -87,20 +102,27 @@ def test_what_it_returns_is_the_remotes_trajectory(far: RemoteEnv, verify: str) 
     assert_same(seen, expected)
     assert env.ahead == 0
     assert env.statistics.verified == env.statistics.steps == len(expected) - 2
-    assert env.statistics.most_ahead == 3
+    assert 1 <= env.statistics.most_ahead <= 3
     assert (env.statistics.mismatches, env.statistics.largest_difference) == (0, 0.0)
 
 
-def test_an_aloha_trajectory_is_the_remotes_to_the_bit() -> None:
+def test_an_aloha_trajectory_is_the_remotes_to_the_bit_and_has_the_twins_images() -> None:
     register_tasks()
+    task = {"obs_type": "pixels_agent_pos", "width": 64, "height": 48, "quality": "fast"}
     actions = np.random.default_rng(2).uniform(-0.5, 0.5, (25, 14)).astype(np.float32)
-    with RemoteEnv(env=ALOHA, env_kwargs={"obs_type": "state"}) as far:
+    with RemoteEnv(env=ALOHA, env_kwargs=task, observation_keys=["agent_pos"]) as far:
         expected = walk(far, actions)
         for verify in MODES:
-            env = PredictiveEnv(far, gymnasium.make(ALOHA, obs_type="state"), verify=verify)
-            assert_same(walk(env, actions), expected)
+            env = PredictiveEnv(far, gymnasium.make(ALOHA, **task), verify=verify)
+            seen = walk(env, actions)
+            assert all(each[0].pop("pixels")["top"].any() for each in seen)
+            assert_same(seen, expected)
             env.verify()
             assert env.get_state(native=True) == far.get_state(native=True)
+        env.twin = Pretending(env.twin)
+        with pytest.raises(PredictionMismatch, match=r"step 0 .*does not bring all that the twin shows: call reset"):
+            env.reset(seed=0)
+        env.twin.close()
 
 
 @pytest.mark.parametrize("verify", MODES)
@@ -136,10 +158,6 @@ def test_what_is_within_the_tolerance_is_noted_not_told(far: RemoteEnv) -> None:
 
 
 def test_a_twin_that_starts_elsewhere_is_put_into_the_remotes_start(far: RemoteEnv) -> None:
-    class Elsewhere(gymnasium.Wrapper[Any, Any, Any, Any]):
-        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-            return self.env.reset(seed=5, options=options)
-
     expected = walk(far, pushes(8))
     env = PredictiveEnv(far, Elsewhere(gymnasium.make(PENDULUM)))
     assert_same(walk(env, pushes(8)), expected)
