@@ -8,25 +8,44 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 _DERIVED = ("mesh_", "skin_", "bvh_", "oct_", "names", "paths", "text_", "flex_vert", "flex_elem", "flex_face")
 _STRUCT_BYTES = 256 << 10  # statistics of solvers and timers, which each MjData has
+_MAX_SPARE = 32
 _PARTS = ("opt", "vis", "stat")
 
 Content = tuple[bytes, tuple[Any, ...]]
 
 
-def _save_data(data: Any) -> Any:
-    return copy.copy(data)
+class _KeptData:
+    """A copy of data. Its memory goes to the next one when it is let go: making some takes as long as a step."""
+
+    _spare: ClassVar[list[Any]] = []
+
+    def __init__(self, data: Any) -> None:
+        import mujoco
+
+        model, spare = data.model, self._spare
+        while spare and spare[-1].model is not model:
+            spare.pop()  # of a task that is gone
+        if spare:
+            self.data = spare.pop()
+            mujoco.mj_copyData(self.data, model, data)
+        else:
+            self.data = copy.copy(data)
+
+    def __del__(self) -> None:
+        if hasattr(self, "data") and len(self._spare) < _MAX_SPARE:
+            self._spare.append(self.data)
 
 
-def _restore_data(data: Any, content: Any) -> None:
+def _restore_data(data: Any, content: _KeptData) -> None:
     import mujoco
 
-    mujoco.mj_copyData(data, data.model, content)
+    mujoco.mj_copyData(data, data.model, content.data)
 
 
 def _data_size(data: Any) -> int:
@@ -123,6 +142,6 @@ def _no_children(_model: Any) -> list[tuple[Any, str]]:
 
 # By full name, so that MuJoCo is not imported where no task has it.
 MUJOCO_CONTENTS: dict[str, tuple[Any, Any, Any, Any]] = {
-    "mujoco._structs.MjData": (_save_data, _restore_data, _data_children, _data_size),
+    "mujoco._structs.MjData": (_KeptData, _restore_data, _data_children, _data_size),
     "mujoco._structs.MjModel": (_MODELS.save, _MODELS.restore, _no_children, _MODELS.count),
 }
