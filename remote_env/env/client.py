@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, overload
@@ -194,12 +195,25 @@ class Client(Generic[S]):
             self._local.show(session.state)
         if self._pixels is None:
             return transition
-        return (self._pixels.complete(transition[0], session.state, keys), *transition[1:])
+        began = time.perf_counter()
+        observation = self._pixels.complete(transition[0], session.state, keys)
+        self._note_drawing(transition[4], began)
+        return (observation, *transition[1:])
+
+    def _note_drawing(self, info: dict[str, Any], began: float) -> None:
+        """Where times are wanted, count what was drawn here as rendered, too."""
+        if self._arguments.timing and "timing" in info:
+            info["timing"]["render_s"] += time.perf_counter() - began
 
     def step_ready(self) -> bool:
         """Whether `step_wait` would find a result that has begun to come; False where it would wait for one."""
         session = self._life.session
         return session is not None and session.step_ready()
+
+    @property
+    def captures_state(self) -> bool:
+        """Whether resets and steps bring the scene with them."""
+        return self._capture_state
 
     @property
     def step_window(self) -> int:
@@ -244,7 +258,12 @@ class Client(Generic[S]):
         transitions = session.step_many(actions, self._step_timeout_s, options, want_state=wants_state)
         if self._local is not None:
             self._local.show(session.state)
-        return transitions if self._pixels is None else self._pixels.complete_rows(transitions, observation_keys)
+        if self._pixels is None:
+            return transitions
+        began = time.perf_counter()
+        whole = self._pixels.complete_rows(transitions, observation_keys)
+        self._note_drawing(whole.infos[-1], began)
+        return whole
 
     def _sent_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
         """Of observation keys those that the server has to send."""

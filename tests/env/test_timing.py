@@ -10,6 +10,8 @@ import pytest
 from server_process import serving
 
 from remote_env import RemoteEnv, RemoteVectorEnv
+from remote_env.replay import Replayer
+from remote_env.tasks.aloha_model import aloha_model_path
 from remote_env.testing import FaultProxy
 
 PARTS = {"encode_s", "network_s", "queue_s", "simulate_s", "render_s", "decode_s"}
@@ -45,12 +47,6 @@ def test_a_step_says_where_its_time_went() -> None:
         assert waited[2]["network_s"] + waited[2]["queue_s"] >= STEP_S  # it stood behind the others
 
 
-def test_without_being_asked_for_no_info_has_times() -> None:
-    with RemoteEnv(env=COUNTING) as env:
-        assert "timing" not in env.reset(seed=0)[1]
-        assert "timing" not in env.step(ACTION)[4]
-
-
 def test_a_batch_says_it_too() -> None:
     with RemoteVectorEnv(env="CartPole-v1", num_envs=2, timing=True) as env:
         check_parts(env.reset(seed=0)[1])
@@ -72,3 +68,14 @@ def test_a_far_link_is_in_the_network_s_part_also_with_coded_images() -> None:
             times = check_parts(env.step(ACTION)[4])
             assert times["network_s"] >= delay_s
         assert 0 < env.transport_info()["bytes_per_s"] < 2 * rate
+
+
+def test_what_is_drawn_here_counts_as_rendered() -> None:
+    task = {"obs_type": "pixels_agent_pos", "cameras": ("top",), "width": 32, "height": 24, "quality": "fast"}
+    with Replayer(aloha_model_path("transfer_cube"), width=8, height=8) as replayer:
+        replayer.render()  # what the first context of a process leaves open for good is no leak
+    aloha = "remote_env/AlohaTransferCube-v0"
+    with RemoteEnv(env=aloha, env_kwargs=task, local_pixels=True, timing=True) as env:
+        env.reset(seed=0)
+        assert check_parts(env.step(np.zeros(14, np.float32))[4])["render_s"] > 0
+        assert check_parts(env.step_many(np.zeros((2, 14), np.float32)).infos[-1])["render_s"] > 0
