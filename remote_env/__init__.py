@@ -1,7 +1,7 @@
 """remote_env: a `gymnasium.Env` whose simulator runs on another machine, over SSH.
 
-Importing it registers "Remote-v0" and "Remote-Aloha-v0" with Gymnasium. The names below load when they are used, so
-that the far end, which has neither paramiko nor a renderer, can import this package too.
+Importing it registers "Remote-v0", "Remote-Aloha-v0" and the ALOHA tasks themselves with Gymnasium. The names below
+load when they are used, so that the far end, which has neither paramiko nor a renderer, can import this package too.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""gymnasium.make and make_vec of "Remote-Aloha-v0" and "Remote-v0"."""
+"""gymnasium.make and make_vec of "Remote-Aloha-v0", "Remote-v0" and the tasks that come along."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 
 from remote_env.errors import ConfigError
+from remote_env.tasks import register_tasks
 
 REMOTE_ID = "Remote-v0"
 ALOHA_ID = "Remote-Aloha-v0"
@@ -15,7 +17,8 @@ _ALOHA_KWARGS = ("obs_type", "cameras", "width", "height", "quality", "model_dir
 
 
 def register_remote_envs() -> None:
-    """Register our ids with Gymnasium; calling it again does nothing."""
+    """Register our ids with Gymnasium, and those of the tasks that come along; calling it again does nothing."""
+    register_tasks()
     if REMOTE_ID in gymnasium.registry:
         return
     # The far end enforces the order of calls and the time limit; checks of every step here would only cost time.
@@ -51,18 +54,29 @@ def make_aloha(
 
 
 def make_aloha_batch(
-    host: str | None = None,
-    port: int | None = None,
+    host: str | Sequence[str | None] | None = None,
+    port: int | Sequence[int | None] | None = None,
     *,
     num_envs: int,
     task: str = "transfer-cube",
     **kwargs: Any,
 ) -> Any:
-    """`num_envs` bimanual ALOHA tasks on one server, as one `RemoteVectorEnv`; see `make_aloha`."""
+    """`num_envs` bimanual ALOHA tasks as one `RemoteVectorEnv`, on one server or, given a list of hosts, on several.
+
+    `gymnasium.make_vec` keeps its own `vectorization_mode` and `vector_kwargs` to itself; those of the far end go into
+    `env_kwargs`: `env_kwargs={"vectorization_mode": "async"}` has a process for each environment there.
+
+    Args:
+        host: as `RemoteVectorEnv`.
+        port: as `RemoteVectorEnv`.
+        num_envs: how many.
+        task: as `make_aloha`.
+        **kwargs: as `make_aloha`, with `RemoteVectorEnv` in place of `RemoteEnv`.
+    """
     from remote_env.vector import RemoteVectorEnv
 
     env, env_kwargs, others = _aloha_task(task, kwargs)
-    return RemoteVectorEnv(host, port, env=env, num_envs=num_envs, env_kwargs=env_kwargs, **others)
+    return RemoteVectorEnv(host, port, env=env, num_envs=num_envs, env_kwargs=env_kwargs, **others)  # type: ignore[arg-type]  # several are another class
 
 
 def _aloha_task(task: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -70,5 +84,6 @@ def _aloha_task(task: str, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any],
     name = task.replace("_", "-")
     if name not in ALOHA_TASKS:
         raise ConfigError(f"task={task!r} is no ALOHA task; allowed: {', '.join(ALOHA_TASKS)}")
-    env_kwargs = {key: value for key, value in kwargs.items() if key in _ALOHA_KWARGS}
-    return ALOHA_TASKS[name], env_kwargs, {key: value for key, value in kwargs.items() if key not in _ALOHA_KWARGS}
+    own = {key: value for key, value in kwargs.items() if key in _ALOHA_KWARGS}
+    others = {key: value for key, value in kwargs.items() if key not in _ALOHA_KWARGS}
+    return ALOHA_TASKS[name], {**(others.pop("env_kwargs", None) or {}), **own}, others

@@ -33,7 +33,7 @@ from remote_env.transport import Transport
 
 log = logging.getLogger("remote_env")
 
-WINDOW = 64  # requests under way at once
+WINDOW = 256  # requests under way at once
 WINDOW_BYTES = 64 << 10  # of them; more could fill both directions, and neither end would read
 CLOSE_TIMEOUT_S = 1.0
 MAX_DAMAGED = 5  # frames in a row
