@@ -42,6 +42,11 @@ def test_cartpole_is_bit_equal_through_another_interpreter(ssh_server: SshServer
     with over_ssh(ssh_server, env="CartPole-v1") as env:
         assert env.facts["executable"] != sys.executable
         remote = rollout(env, actions)
+        env.reset(seed=7)
+        tried, snapshot = env.try_chunks(actions[None], want="all"), env.snapshot()
+        env.step_many(actions)
+        env.restore(snapshot)
+        assert env.step_many(actions).observations.tobytes() == tried.observations[0].tobytes()
     assert len(remote) == len(local) > 10
     for ours, theirs in zip(remote, local, strict=True):
         assert ours[0].tobytes() == theirs[0].tobytes()
