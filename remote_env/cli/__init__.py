@@ -29,6 +29,7 @@ COMMANDS = (
 EPILOG = """
 Begin with a machine that is new to you:   remote-env doctor user@box
 See what runs there:                       remote-env ps user@box
+See where the time of a step goes:         remote-env bench user@box --env CartPole-v1
 Each command explains itself:              remote-env doctor --help
 
 HOST is what ssh takes: box, user@box, ssh://user@box:2222, an alias of ~/.ssh/config; or "local", this machine.
