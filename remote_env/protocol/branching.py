@@ -81,7 +81,7 @@ def _rows(values: Any, what: str) -> list[Any]:
 
 def check_want(want: Any) -> None:
     """InputError when `want` is none of `WANTS`."""
-    if want not in WANTS:
+    if not isinstance(want, str) or want not in WANTS:
         raise InputError(f"want={want!r}: allowed are {', '.join(WANTS)}")
 
 

@@ -25,7 +25,9 @@ class GymnasiumBackend(Backend):
     """Serves one `gymnasium.Env`, or with `num_envs` a `gymnasium.vector.VectorEnv` of so many.
 
     The environment's unwrapped object may offer `get_scene_state(*, native)` and `set_scene_state(state)`; one that
-    has MuJoCo's `model` and `data` gets both from us. It may name in `remote_calls` what clients may call.
+    has MuJoCo's `model` and `data` gets both from us. It may name in `remote_calls` what clients may call. Snapshots
+    keep all that it reaches in Python; where its state lies elsewhere, it may offer `get_snapshot()`, whose value later
+    steps must not change, and `set_snapshot(snapshot)`.
     """
 
     def make(self, env: Any, kwargs: Mapping[str, Any]) -> None:

@@ -114,6 +114,10 @@ def test_a_batch_has_none(make: Callable[..., Bench]) -> None:
         ({"try": [5]}, "actions are"),
         ({"try": {}}, "0 chunks"),
         ({"try": RIGHT, "want": []}, r"want=\[\]"),
+        ({"try": RIGHT, "want": np.zeros(2)}, "want=array"),
+        ({"try": {"a": np.zeros((2, 1)), "b": np.zeros((3, 1))}}, "actions are"),
+        ({"try": (np.zeros(2), 5)}, "actions are"),
+        ({"try": ()}, "0 chunks"),
         ({"try": RIGHT, "stop": 1}, "stop is True or False"),
     ],
 )
