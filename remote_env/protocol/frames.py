@@ -53,6 +53,7 @@ WANT_STATE = 8  # the request asks for a SceneState in its reply
 CHANGE = 16  # the SceneState's vector comes as what has changed of an earlier one
 _ALL_FLAGS = FIXED | STATE | TAIL | WANT_STATE | CHANGE
 
+FIRST_SIZE = 4096  # received at first of a frame: a large array comes whole into memory of its own, copied once
 MAX_BODY_SIZE = 64 << 20
 MAX_PAYLOAD_SIZE = 1 << 30
 MAX_LINK_BODY_SIZE = 1 << 20  # link messages are small; an unauthenticated peer cannot make us hold more
@@ -230,6 +231,7 @@ class FrameStream:
         self._stream = stream
         self.body = bytearray(buffer_size)
         self._view = memoryview(self.body)
+        self._first = self._view[:FIRST_SIZE]
         self._start = self._end = 0  # received and not yet consumed
         self.body_start = self.body_end = self.acknowledged = 0
         self._clock, self._stall_s = clock, stall_s
@@ -249,7 +251,7 @@ class FrameStream:
         start, end = self._start, self._end
         if start == end:
             self._start = start = self._end = 0
-            self._end = end = self._stream.recv_some_into(self._view, deadline)
+            self._end = end = self._stream.recv_some_into(self._first, deadline)
         if end - start < HEADER_SIZE:
             start = self._receive(HEADER_SIZE, deadline)
         header = parse_header(self.body, start)
@@ -328,6 +330,7 @@ class FrameStream:
         if count > len(self.body):
             self.body = bytearray(count)
             self._view = memoryview(self.body)
+            self._first = self._view[:FIRST_SIZE]
         self._start, self._end = 0, len(kept)
         self.body[: len(kept)] = kept
 

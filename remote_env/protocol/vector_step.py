@@ -1,7 +1,8 @@
 """STEP and its RESULT where action and observation are one small vector each: the same bytes, in a third of the time.
 
 A step of such a task costs more in calls than in bytes, so this packs and reads whole frames in a few of them. It
-yields exactly what `layout` yields, and leaves to it whatever is not the common case.
+yields exactly what `layout` yields, and leaves to it whatever is not the common case. Where only the action is a
+vector, the request alone goes so: beside an image calls cost more yet, since it drives everything out of the caches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from remote_env.protocol import codec, frames, layout
 
 _AT = frames.HEADER_SIZE
 _OBSERVATION_AT = _AT + layout.TRANSITION_SIZE
+_NO_VECTOR = layout.Vector(np.dtype(np.uint8), 0)
 _CONSTANTS = frozenset((bool, int, float, str, bytes, type(None)))
 
 # observation, reward, terminated, truncated, info
@@ -26,16 +28,19 @@ class VectorStep:
 
     Args:
         action: the action's dtype and length.
-        observation: the observation's dtype and length.
+        observation: the observation's dtype and length; None when it is something else, and results are not for this.
         epoch: the session's.
 
     Attributes:
+        has_results: whether observations are vectors, too.
         step_shape: of each STEP frame.
         result_shape: of the RESULT frame that is most likely the next: one as long as the last.
     """
 
-    def __init__(self, action: layout.Vector, observation: layout.Vector, epoch: int) -> None:
+    def __init__(self, action: layout.Vector, observation: layout.Vector | None, epoch: int) -> None:
         self._action_dtype, self._action_shape = action.dtype, (action.length,)
+        self.has_results = observation is not None
+        observation = observation or _NO_VECTOR
         self._observation_dtype, self._observation_shape = observation.dtype, (observation.length,)
         self._exponents = exponent_masks(action) if action.dtype.kind == "f" else None
         self._tail_at = _OBSERVATION_AT + observation.length * observation.dtype.itemsize

@@ -150,8 +150,8 @@ class SimulatorLoop(Requests):
 
     def _make_vector_step(self) -> VectorStep | None:
         action, observation = self._action_layout, self._observation_layout
-        if action and action.vector and observation and observation.vector:
-            return VectorStep(action.vector, observation.vector, self._epoch)
+        if action and action.vector:
+            return VectorStep(action.vector, observation.vector if observation else None, self._epoch)
         return None
 
     def close(self) -> None:
@@ -190,7 +190,11 @@ class SimulatorLoop(Requests):
                 board.steps += 1
                 board.received += vector.step_shape.size
                 board.begin(_STEP)
-                self._answer(self._step_vector, vector, vector.read_step(stream.body))
+                action = vector.read_step(stream.body)
+                if vector.has_results:
+                    self._answer(self._step_vector, vector, action)
+                else:
+                    self._answer(self._step, 0, action)
                 return True
         header = stream.recv(NEVER)
         kind, arrived = header.type, time.monotonic()

@@ -42,8 +42,8 @@ class Session(BranchRequests):
         action, observation = self._action_layout, self._observation_layout
         self._vector_step: VectorStep | None = None
         is_plain = self.delivery == EVERYTHING
-        if is_plain and action and action.vector and observation and observation.vector:
-            self._vector_step = VectorStep(action.vector, observation.vector, self._epoch)
+        if is_plain and action and action.vector:
+            self._vector_step = VectorStep(action.vector, observation.vector if observation else None, self._epoch)
 
     def _check_action(self, action: Any) -> None:
         self._check_given(action)
@@ -59,6 +59,9 @@ class Session(BranchRequests):
             ready = vector.pack_step(action, sequence, received)
             if ready is not None:
                 self._deadline = time.monotonic() + timeout_s
+                if not vector.has_results:
+                    self._send_alone(sequence, ready)
+                    return self._read_transition(self._await(sequence, frames.STEP), is_step=True)
                 if self._swap(sequence, ready, vector.result_shape):
                     try:
                         transition = vector.read_result(self._stream.body)
@@ -73,6 +76,12 @@ class Session(BranchRequests):
                 return self._read_transition(header, is_step=True)
         self._check_action(action)
         return self._read_transition(self._ask_step(action, timeout_s, want_state=want_state), is_step=True)
+
+    def _send_alone(self, sequence: int, step: bytearray) -> None:
+        """Send a STEP behind which nothing is under way; `_await` has its reply."""
+        self._in_call = True
+        self._requests.lone = (sequence, step)
+        self._transmit((step,), frames.STEP)
 
     def rollout(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Have the policy beside the simulator act for one slice (docs/protocol.md, "Rollouts").

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from wired import TIMEOUT_S, Wired, act
+from wired import END, TIMEOUT_S, Wired, act
 
 from remote_env.session.session import Session
 
@@ -38,6 +38,24 @@ def test_a_step_takes_it_after(
     session.step(act(0.2), TIMEOUT_S)
     session.step(act(0.3), TIMEOUT_S)
     assert swaps == [True, True]
+
+
+def test_a_request_takes_it_where_the_observation_is_no_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for takes_it in (True, False):
+        with contextlib.closing(Wired(image=True)) as wired, contextlib.closing(wired.open()) as session:
+            session.reset(1, None, TIMEOUT_S)
+            sent, send = [], session._send_alone
+            monkeypatch.setattr(session, "_send_alone", lambda *given: sent.append(send(*given)))  # noqa: B023
+            if not takes_it:
+                session._vector_step = None
+            seen.append([session.step(act(value), TIMEOUT_S) for value in (0.1, 0.2, END)])
+            assert len(sent) == 3 * takes_it
+    for short, general in zip(*seen, strict=True):
+        assert short[1:] == general[1:]
+        assert {key: value.tobytes() for key, value in short[0].items()} == {
+            key: value.tobytes() for key, value in general[0].items()
+        }
 
 
 def test_it_tells_that_a_layout_has_arrived(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
