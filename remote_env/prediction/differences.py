@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remote_env.protocol.vector_step import Transition
+from remote_env.state import SceneState
 
 PARTS = ("observation", "reward", "terminated", "truncated", "info")
 OF_THE_CLIENT = frozenset({"timing", "image_age"})  # entries of an info that tell of the link, not of the task
@@ -54,6 +55,15 @@ def compare_resets(predicted: tuple[Any, Any], actual: tuple[Any, Any]) -> list[
     """As `compare`, of an observation and an info alone."""
     observations = _differences("observation", predicted[0], actual[0], is_whole=False)
     return [*observations, *_differences("info", predicted[1], actual[1], is_whole=True)]
+
+
+def compare_states(predicted: SceneState | None, actual: SceneState | None) -> list[Difference]:
+    """What differs between two scenes; nothing where one of them is not known."""
+    if predicted is None or actual is None:
+        return []
+    if predicted.layout != actual.layout:
+        return [Difference("state", np.inf, predicted.layout, actual.layout)]
+    return list(_differences("state", predicted.values, actual.values, is_whole=True))
 
 
 def _differences(where: str, predicted: Any, actual: Any, *, is_whole: bool) -> Iterator[Difference]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from remote_env.env import RemoteEnv
@@ -12,6 +13,7 @@ from remote_env.protocol import stacking
 from remote_env.protocol.chunks import MAX_STEPS, Transitions
 from remote_env.protocol.vector_step import Transition
 from remote_env.session.actions import compile_action_check
+from remote_env.state import SceneState
 
 DEFAULT_CHUNK = 64
 
@@ -25,9 +27,11 @@ class Following(abc.ABC):
 
     Attributes:
         can_wait_again: whether `take` can be called again after a deadline.
+        state: the scene that came with what was taken last, where the remote captures it; else None.
     """
 
     can_wait_again = True
+    state: SceneState | None = None
 
     def __init__(self, remote: RemoteEnv, window: int | None) -> None:
         self._remote, self._window = remote, window
@@ -79,7 +83,9 @@ class StepByStep(Following):
 
     def take(self) -> Transition:
         """See `Following`."""
-        return self._remote.step_wait()
+        transition = self._remote.step_wait()
+        self.state = self._remote.get_state() if self._remote.captures_state else None
+        return transition
 
     def is_due(self, ahead: int) -> bool:
         """See `Following`."""
@@ -100,7 +106,7 @@ class ChunkByChunk(Following):
         super().__init__(remote, window)
         self._check = compile_action_check(remote.action_space)
         self._actions: list[Any] = []
-        self._results: deque[Transition | RemoteEnvError] = deque()
+        self._results: deque[tuple[Transition, SceneState | None] | RemoteEnvError] = deque()
 
     def send(self, action: Any) -> None:
         """See `Following`."""
@@ -114,7 +120,8 @@ class ChunkByChunk(Following):
         result = self._results.popleft()
         if isinstance(result, RemoteEnvError):
             raise result
-        return result
+        transition, self.state = result
+        return transition
 
     def _run(self) -> None:
         sent = len(self._actions)
@@ -122,7 +129,7 @@ class ChunkByChunk(Following):
         try:
             self._results += _split(self._remote.step_many(actions))
         except TaskError as error:
-            self._results += _split(error.completed) if error.completed is not None else []
+            self._results += _split(error.completed) if error.completed is not None else ()
             self._results.append(error)
         behind = "this step stood behind one that ended the episode, or failed; it was not run"
         self._results += [NotRun(behind) for _ in range(sent - len(self._results))]
@@ -141,10 +148,13 @@ class ChunkByChunk(Following):
         self._results.clear()
 
 
-def _split(chunk: Transitions) -> list[Transition]:
+def _split(chunk: Transitions) -> Iterator[tuple[Transition, SceneState | None]]:
     outcomes = zip(chunk.rewards.tolist(), chunk.terminated.tolist(), chunk.truncated.tolist(), strict=True)
-    observations = stacking.rows(chunk.observations)
-    return [
-        (observation, *outcome, info)
-        for observation, outcome, info in zip(observations, outcomes, chunk.infos, strict=True)
-    ]
+    observations = (
+        stacking.rows(chunk.observations)
+        if not isinstance(chunk.observations, dict) or chunk.observations
+        else [{}] * chunk.ran
+    )
+    states: Any = chunk.states or [None] * chunk.ran
+    for observation, outcome, info, state in zip(observations, outcomes, chunk.infos, states, strict=True):
+        yield (observation, *outcome, info), state

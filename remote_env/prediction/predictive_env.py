@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import gymnasium
@@ -24,8 +23,9 @@ from remote_env.errors import (
     TaskError,
     Unsupported,
 )
-from remote_env.prediction.differences import Difference, compare, compare_resets
+from remote_env.prediction.differences import Difference, compare, compare_resets, compare_states
 from remote_env.prediction.following import ChunkByChunk, Following, StepByStep
+from remote_env.prediction.statistics import Statistics
 from remote_env.prediction.twin import TwinScene
 from remote_env.protocol.chunks import MAX_STEPS
 from remote_env.protocol.stacking import copied
@@ -37,31 +37,6 @@ log = logging.getLogger("remote_env")
 VERIFICATIONS: dict[str, type[Following]] = {"every": StepByStep, "chunk": ChunkByChunk}
 _CANNOT_BE_SET = (Unsupported, ReplayError, InputError, TaskError)
 _SEED_LIMIT = 2**31
-
-
-@dataclass
-class Statistics:
-    """What prediction has done so far.
-
-    Attributes:
-        steps: predicted.
-        verified: of these, confirmed by the remote.
-        mismatches: how often the remote did otherwise, beyond the tolerance.
-        resets_adopted: resets in which the twin was put into the remote's start.
-        largest_difference: of numbers within the tolerance, in the task's own unit.
-        waits: how often a call waited for the remote: as many steps as may be were ahead, or an episode ended.
-        waited_s: how long in all [s].
-        most_ahead: the most steps that were not confirmed at one time.
-    """
-
-    steps: int = 0
-    verified: int = 0
-    mismatches: int = 0
-    resets_adopted: int = 0
-    largest_difference: float = 0.0
-    waits: int = 0
-    waited_s: float = 0.0
-    most_ahead: int = 0
 
 
 class PredictiveEnv(gymnasium.Env[Any, Any]):
@@ -87,7 +62,8 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
 
     Args:
         remote: the environment that counts. It may leave out keys of a Dict observation (`observation_keys=`), such as
-            images: the twin's own are handed out then, and not compared.
+            images: the twin's own are handed out then, and not compared. With `capture_state=True` the scenes are
+            compared as well, which images are drawn from.
         twin: of this process, wrapped as the remote's task is; closed with this.
         verify: "every": each step is sent as it is predicted, and compared when its result has come. "chunk": `window`
             steps are collected, then run in one request, which costs the fewest messages, and a round trip each time.
@@ -121,8 +97,8 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
         self._scene = TwinScene(twin)
         self._verify, self._window, self._tolerance = verify, window, float(tolerance)
         self._following: Following | None = None
-        # Predicted and not confirmed: the number of each step, and the transition, or what the twin raised.
-        self._ahead: deque[tuple[int, Transition | Exception]] = deque()
+        # Predicted and not confirmed: the number of each step, the transition, or what the twin raised, and the scene.
+        self._ahead: deque[tuple[int, Transition | Exception, SceneState | None]] = deque()
         self._steps = 0  # of this episode
         self._must_reset = "no episode has begun"
         self._is_cut_short = self._is_seeded = False
@@ -150,7 +126,8 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
         actual = self.remote.reset(seed=seed, options=options)
         predicted = self.twin.reset(seed=seed, options=options)
         self._steps, self._is_seeded = 0, True
-        found = self._beyond(compare_resets(predicted, actual))
+        state = self.remote.get_state() if self.remote.captures_state else None
+        found = self._beyond([*compare_resets(predicted, actual), *compare_states(self._predicted_state(), state)])
         if found:
             self._adopt_start(found, predicted[0], actual[0])
         self._must_reset, self._is_cut_short = "", False
@@ -284,7 +261,7 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
 
     def _note(self, prediction: Transition | Exception) -> None:
         self._steps += 1
-        self._ahead.append((self._steps, prediction))
+        self._ahead.append((self._steps, prediction, self._predicted_state()))
         self.statistics.steps += 1
         self.statistics.most_ahead = max(self.statistics.most_ahead, len(self._ahead))
 
@@ -305,21 +282,31 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
             self.statistics.waits += 1
             self.statistics.waited_s += time.perf_counter() - began
 
+    def _predicted_state(self) -> SceneState | None:
+        """The twin's scene, where there is another to compare it with."""
+        if not self.remote.captures_state:
+            return None
+        try:
+            return self._scene.read()
+        except Unsupported:
+            return None
+
     # What the remote did
 
     def _take_one(self) -> None:
         """Compare the first step that is not confirmed with what the remote made of it."""
         assert self._following is not None  # noqa: S101  there is one where steps are
-        number, predicted = self._ahead[0]
+        number, predicted, state = self._ahead[0]
         try:
             actual = self._following.take()
-        except DeadlineExceeded:
+        except (DeadlineExceeded, KeyboardInterrupt):
             self._is_cut_short = not self._following.can_wait_again
             raise
         except RemoteEnvError as error:
             self._fail(number, error)
         self._ahead.popleft()
         found = _twin_raised(predicted) if isinstance(predicted, Exception) else compare(predicted, actual)
+        found += compare_states(state, self._following.state)
         if beyond := self._beyond(found):
             self._correct(number, beyond, actual)
         self.statistics.verified += 1
@@ -382,11 +369,13 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
 
     def _put_twin_right(self) -> str:
         """Put the twin into the remote's state; why that cannot be done, or ""."""
+        self._is_cut_short, why = True, ""
         try:
             self._scene.write(self.remote.get_state(native=True))
         except _CANNOT_BE_SET as error:
-            return f"the twin cannot be put into the remote's state ({error})"
-        return ""
+            why = f"the twin cannot be put into the remote's state ({error})"
+        self._is_cut_short = False
+        return why
 
 
 def _twin_raised(error: Exception) -> list[Difference]:

@@ -17,6 +17,7 @@ from tasks_for_tests.misbehaving import OnDemand
 from remote_env import PredictiveEnv, RemoteEnv
 from remote_env.errors import ConfigError, InputError, PredictionMismatch, SessionLost, TaskError
 from remote_env.prediction.differences import compare
+from remote_env.state import SceneState
 from remote_env.tasks import register_tasks
 from remote_env.testing import CountingEnv
 
@@ -163,6 +164,17 @@ def test_a_twin_that_starts_elsewhere_is_put_into_the_remotes_start(far: RemoteE
     assert_same(walk(env, pushes(8)), expected)
     env.verify()
     assert env.statistics.resets_adopted == 1
+
+
+@pytest.mark.parametrize("verify", MODES)
+def test_scenes_that_the_remote_captures_are_compared_too(verify: str) -> None:
+    with PredictiveEnv(RemoteEnv(env=COUNTING, capture_state=True), CountingEnv(), verify=verify) as env:
+        env.reset(seed=0)
+        step_all(env, np.zeros((2, 2)))
+        read = env.twin.get_scene_state
+        env.twin.get_scene_state = lambda **kwargs: SceneState(read().layout, read().values + 1, read(**kwargs).native)
+        with pytest.raises(PredictionMismatch, match=r"step 3 .*: state differs by up to 1 \(allowed: 0\)"):
+            step_all(env, np.zeros((1, 2)))
 
 
 def test_steps_do_not_wait_for_the_remote(on_demand: RemoteEnv, tmp_path: Path) -> None:
