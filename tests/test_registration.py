@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -46,6 +47,18 @@ def test_aloha(task: str) -> None:
         env.step(env.action_space.sample())
         assert env.unwrapped.remote_spec["id"] == registration.ALOHA_TASKS[task.replace("_", "-")]
         assert env.unwrapped._step_timeout_s == 30.0
+
+
+@pytest.mark.parametrize("hosts", [None, [None, None]])
+def test_a_batch_of_aloha(hosts: Any) -> None:
+    pytest.importorskip("gym_aloha")
+    arguments = {"obs_type": "state", "env_kwargs": {"vectorization_mode": "async"}}
+    made = gymnasium.make_vec("Remote-Aloha-v0", 2, "vector_entry_point", host=hosts, **arguments)  # type: ignore[arg-type]
+    with made as env:  # type: ignore[attr-defined]
+        assert type(env).__name__ == ("RemoteVectorEnv" if hosts is None else "SpreadVectorEnv")
+        observation, _ = env.reset(seed=0)
+        assert env.observation_space.contains(observation)
+        assert env.step(env.action_space.sample())[1].shape == (2,)
 
 
 def test_no_such_aloha_task() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from remote_env.errors import ConnectError, RemoteEnvError, SessionLost
 from remote_env.protocol.vector_step import Transition
 from remote_env.vector.remote_vector_env import RemoteVectorEnv
 from remote_env.vector.rows import objects_of
+
+log = logging.getLogger("remote_env")
 
 DEATHS = (SessionLost, ConnectError)  # by which a server or its simulator is gone
 
@@ -152,6 +155,7 @@ class Part:
             observation, infos = self.env.reset(seed=seeds)
         except RemoteEnvError as error:
             raise self.told(error) from lost
+        log.warning("%s was lost and is replaced: its %d environments are truncated", self.label, self.count)
         mode = self.env.metadata["autoreset_mode"].name
         told = _final_info(f"{self.label}: {lost}", seeds)
         if mode == "SAME_STEP":

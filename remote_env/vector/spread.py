@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from remote_env.protocol.chunks import Transitions
 from remote_env.session.actions import compile_action_check
 from remote_env.state import SceneState
 from remote_env.vector.ahead import step_ahead
+from remote_env.vector.hosts import Host, check_same, hide_tokens, host_name, make_parts
 from remote_env.vector.part import Part, Step
 from remote_env.vector.remote_vector_env import RemoteVectorEnv, check_ids, check_mask, check_seeds
 from remote_env.vector.rows import copy_rows, cut_rows, join_infos, join_rows
@@ -41,7 +42,8 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
     What it returns is what one batch of all environments returns.
 
     Args:
-        hosts: as `RemoteEnv`'s host, each; None is a server embedded in this process.
+        hosts: as `RemoteEnv`'s host, each; None is a server that this process starts on its own machine. A dict has
+            arguments that only this one is to have: `{"host": "user@box", "python": "~/sim/bin/python"}`.
         ports: for all, or one for each.
         num_envs: how many environments in all; None: take what the servers at `ports` hold.
         on_failure: what to do when a simulator or its server is lost (`SessionLost`).
@@ -60,29 +62,22 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        hosts: Sequence[str | None] | str | None,
+        hosts: Sequence[Host] | Host,
         ports: Sequence[int | None] | int | None = None,
         *,
         num_envs: int | None = None,
         on_failure: Literal["raise", "restart"] | None = None,
         **arguments: Any,
     ) -> None:
-        hosts = [hosts] if hosts is None or isinstance(hosts, str) else list(hosts)
+        several: list[Any] = list(hosts) if isinstance(hosts, (list, tuple)) else [hosts]
+        several = [hide_tokens(host) if isinstance(host, Mapping) else host for host in several]
         ports = arguments.pop("port", ports)
         on_failure = "raise" if on_failure is None else on_failure
-        self._given = {"hosts": hosts, "ports": ports, "num_envs": num_envs, "on_failure": on_failure, **arguments}
+        arguments = hide_tokens(arguments)
+        self._given = {"hosts": several, "ports": ports, "num_envs": num_envs, "on_failure": on_failure, **arguments}
         if on_failure not in ON_FAILURE:
             raise ConfigError(f"on_failure={on_failure!r}: allowed are {', '.join(ON_FAILURE)}")
-        each_port = _one_each("ports", ports, len(hosts))
-        counts = _spread(num_envs, hosts)
-        self._parts = [
-            Part(
-                RemoteVectorEnv(host, port, num_envs=count, **arguments),
-                f"host {index + 1} of {len(hosts)} ({host or 'local'})",
-                restarts=on_failure == "restart",
-            )
-            for index, (host, port, count) in enumerate(zip(hosts, each_port, counts, strict=True))
-        ]
+        self._parts = make_parts(several, ports, num_envs, arguments, restarts=on_failure == "restart")
         self._num_envs, self._restarts = num_envs, on_failure == "restart"
         self._is_ready = False
         self._ahead: deque[list[Step]] = deque()  # the steps under way, each as its parts
@@ -133,9 +128,9 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
             if place is not None and place.is_remote:
                 end_by_signals(part.env._life)  # which only the main thread can see to
             for name in ("single_observation_space", "single_action_space"):
-                _check_same(name, first, part, getattr(first.env, name), getattr(part.env, name))
+                check_same(name, first, part, getattr(first.env, name), getattr(part.env, name))
             modes = (each.env.metadata["autoreset_mode"].value for each in (first, part))
-            _check_same("autoreset mode", first, part, *modes)
+            check_same("autoreset mode", first, part, *modes)
             part.first, part.count = start, part.env.num_envs
             start += part.count
         self._num_envs = start
@@ -442,41 +437,13 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
         self.__init__(**given)  # type: ignore[misc]
 
     def __str__(self) -> str:
-        hosts = ", ".join(host or "local" for host in self._given["hosts"])
+        hosts = ", ".join(map(host_name, self._given["hosts"]))
         return f"<{type(self).__name__} {self._parts[0].env._life.task.label} on {hosts}>"
 
     __repr__ = __str__
 
 
 _OURS = ("hosts", "ports")
-
-
-def _spread(num_envs: int | None, hosts: Sequence[str | None]) -> list[int | None]:
-    """How many environments each host is to have."""
-    if not hosts:
-        raise ConfigError("no hosts: give one at least")
-    if num_envs is None:
-        return [None] * len(hosts)
-    if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < len(hosts):
-        raise ConfigError(f"num_envs={num_envs!r} for {len(hosts)} hosts: each is to have one environment at least")
-    each, more = divmod(num_envs, len(hosts))
-    return [each + (index < more) for index in range(len(hosts))]
-
-
-def _one_each(name: str, value: Any, count: int) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        return [value] * count
-    if len(value) != count:
-        raise ConfigError(f"{name}={value!r}: {len(value)} for {count} hosts; give one each, or one for all")
-    return list(value)
-
-
-def _check_same(what: str, first: Part, part: Part, ours: Any, theirs: Any) -> None:
-    if ours != theirs:
-        raise ConfigError(
-            f"{part.label} has another {what} than {first.label}: {theirs} is not {ours}; a batch is of environments "
-            "that are alike"
-        )
 
 
 def _share(part: Part, seeds: Any, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any] | None]:
