@@ -158,8 +158,9 @@ class Collector:
             if not is_done:
                 recorder.abandon()
             work.put_down(seed, is_done=is_done)
-        self.episodes += 1
-        self.steps += recorder.steps
+        if is_done:
+            self.episodes += 1
+            self.steps += recorder.steps
 
     def _run_episode(self, work: Work, policy: EpisodePolicy, recorder: Recorder, seed: int, max_steps: int) -> bool:
         """Record one episode; False when it was stopped."""

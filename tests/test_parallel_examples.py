@@ -128,3 +128,22 @@ def test_the_episode_of_a_server_that_is_lost_is_run_by_another(
     assert set(captured(tmp_path)) == set(range(4))
     assert (collectors[0].episodes, collectors[1].episodes) == (0, 4)
     assert "server 0 is left out: the simulator is gone: it was killed by SIGKILL" in capsys.readouterr().err
+
+
+def test_a_stop_leaves_whole_episodes_alone(tmp_path: Path) -> None:
+    options = collect_parallel.parse(["--no-states", "--output-dir", str(tmp_path)])
+    work = collect_parallel.Work(range(9))
+
+    def expert(_state: Any, seed: int) -> Any:
+        def act(_observation: Any, step: int) -> int:
+            if (seed, step) == (2, 3):
+                work.stop()
+            return step % 2
+
+        return act
+
+    task = Task("CartPole-v1", make_expert=lambda: expert)
+    collectors = [collect_parallel.make_collector(options, task, 0)]
+    collect_parallel.collect(collectors, task, work, options)
+    assert (collectors[0].episodes, work.left) == (2, 7)
+    assert set(captured(tmp_path)) == {0, 1}
