@@ -35,6 +35,7 @@ LEAST_PAUSE_S, PAUSE_PER_COST = 5.0, 100.0  # measuring again takes at most a hu
 OTHERWISE = 0.25  # a reply's size is a surprise that moves its time by such a share: images have become others
 SURPRISED_PAUSE_PER_COST = 10.0
 FASTEST_BYTES_PER_S = 20e9
+COMPARED, LARGER = 5, 3  # so many replies are compared with the first, which was so many times as large
 LEAST_SAMPLE_BYTES = 8192  # of a smaller reply the round trip is most, and that varies
 
 Image = NDArray[Any]
@@ -74,7 +75,7 @@ class CoderChoice:
         self.codecs = dict.fromkeys(self._boxes, "raw")
         self._costs: dict[str, dict[str, Cost]] = {path: {} for path in self._boxes}
         self._before: dict[str, Image] = {}  # images of the reply before, where the next one is to be measured
-        self._rates: deque[float] = deque(maxlen=KEPT)
+        self._link = _Link()
         self._scales: deque[float] = deque(maxlen=KEPT)
         self._measured_at, self._cost_s, self._is_whole = 0.0, 0.0, False
 
@@ -104,14 +105,13 @@ class CoderChoice:
             return False
         images = self._find_images(observation)
         if network_s is not None and reply_bytes >= LEAST_SAMPLE_BYTES:
-            on_wire_s = max(network_s - round_trip_s, reply_bytes / FASTEST_BYTES_PER_S)
-            self._rates.append(reply_bytes / on_wire_s)
+            self._link.note(reply_bytes, network_s - round_trip_s)
         expected_s = sum(self._cost(path).encode_s for path in images)
         if expected_s and any(self.codecs[path] != "raw" for path in images):
             self._scales.append(encode_s / expected_s)
         if self._is_due(reply_bytes):
             self._measure(images)
-        return self._choose() if self._rates else False
+        return self._choose() if self._link.is_known else False
 
     def explain(self) -> dict[str, Any]:
         """What is chosen and why: `codecs`, `why` (a sentence for each path), `costs` and `frame_s` by path and codec.
@@ -126,7 +126,7 @@ class CoderChoice:
                 path: {codec: cost._asdict() for codec, cost in costs.items()} for path, costs in self._costs.items()
             },
             "frame_s": {path: self._frames_s(path) for path in self._boxes},
-            "bytes_per_s": self._rate if self._rates else None,
+            "bytes_per_s": self._link.bytes_per_s if self._link.is_known else None,
         }
 
     # Measuring
@@ -141,11 +141,11 @@ class CoderChoice:
         return passed_s >= max(LEAST_PAUSE_S, PAUSE_PER_COST * self._cost_s)
 
     def _is_surprise(self, reply_bytes: int) -> bool:
-        if not self._rates:
+        if not self._link.is_known:
             return False
         expected_s = sum(self._frames_s(path).get(self.codecs[path], 0.0) for path in self._boxes)
         expected_bytes = sum(self._cost(path).size_bytes for path in self._boxes)
-        return abs(reply_bytes - expected_bytes) / self._rate > OTHERWISE * expected_s
+        return abs(reply_bytes - expected_bytes) / self._link.bytes_per_s > OTHERWISE * expected_s
 
     def _measure(self, images: dict[str, Image]) -> None:
         """Measure these images behind those of the reply before, if they were kept; else keep them for the next."""
@@ -171,14 +171,10 @@ class CoderChoice:
 
     # Choosing
 
-    @property
-    def _rate(self) -> float:
-        return median(self._rates)
-
     def _frames_s(self, path: str) -> dict[str, float]:
-        if not self._rates:
+        if not self._link.is_known:
             return {}
-        scale, rate = median(self._scales) if self._scales else 1.0, self._rate
+        scale, rate = median(self._scales) if self._scales else 1.0, self._link.bytes_per_s
         return {
             codec: scale * cost.encode_s + cost.size_bytes / rate + cost.decode_s
             for codec, cost in self._costs[path].items()
@@ -211,7 +207,49 @@ class CoderChoice:
             f"{codec} {frames_s[codec] * 1e3:.1f} ms ({costs[codec].size_bytes / 1e3:.0f} kB)"
             for codec in sorted(frames_s, key=frames_s.__getitem__)
         ]
-        return f"{self.codecs[path]}: an image would take {', '.join(told)} at {self._rate * 8e-6:.0f} Mbit/s"
+        return (
+            f"{self.codecs[path]}: an image would take {', '.join(told)} at {self._link.bytes_per_s * 8e-6:.0f} Mbit/s"
+        )
+
+
+class _Link:
+    """How fast the link is by the replies that came, the first of which were large.
+
+    A reply takes longer than its bytes alone: the processes at both ends have to wake up. Of a small reply that is most
+    of its time, and would make a fast link look slow. How long it takes shows where small replies follow a large one.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._overhead_s: float | None = None
+        self._samples: deque[tuple[int, float]] = deque(maxlen=KEPT)
+
+    def note(self, size_bytes: int, on_wire_s: float) -> None:
+        """A reply of so many bytes took so long beyond a round trip [s]."""
+        self._first = self._first or (size_bytes, on_wire_s)
+        self._samples.append((size_bytes, on_wire_s))
+        if self._overhead_s is None and len(self._samples) > COMPARED:
+            self._compare(*self._first)
+
+    def _compare(self, large: int, large_s: float) -> None:
+        latest = list(self._samples)[-COMPARED:]
+        small, small_s = (median(column) for column in zip(*latest, strict=True))
+        if LARGER * small < large:
+            each_s = max(large_s - small_s, 0.0) / (large - small)
+            self._overhead_s = max(small_s - each_s * small, 0.0)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to judge by."""
+        return bool(self._samples)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The median over the last replies [1/s]."""
+        overhead_s = self._overhead_s or 0.0
+        return median(
+            size / max(on_wire_s - overhead_s, size / FASTEST_BYTES_PER_S) for size, on_wire_s in self._samples
+        )
 
 
 def measure(box: spaces.Box, codec: str, before: Image | None, image: Image) -> Cost:

@@ -37,7 +37,7 @@ class SlowLink:
         self.measured += 1
         return self.costs[codec]
 
-    def run(self, mbit: float, replies: int, *, server_slowness: float = 1.0) -> str:
+    def run(self, mbit: float, replies: int, *, server_slowness: float = 1.0, overhead_s: float = 0.0) -> str:
         """What is chosen after so many replies at that rate."""
         observation = {"top": np.zeros(SHAPE, np.uint8), "arm": np.zeros(14)}
         for _ in range(replies):
@@ -46,7 +46,7 @@ class SlowLink:
                 observation,
                 reply_bytes=cost.size_bytes,
                 encode_s=server_slowness * cost.encode_s,
-                network_s=0.02 + cost.size_bytes * 8e-6 / mbit,
+                network_s=0.02 + overhead_s + cost.size_bytes * 8e-6 / mbit,
                 round_trip_s=0.02,
             )
         return self.choice.codecs["top"]
@@ -87,6 +87,20 @@ def test_it_measures_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:
     link = SlowLink(monkeypatch)
     link.run(100, 50)
     assert link.measured == 4 + 5  # without one before, and with it
+
+
+def test_waking_up_is_not_taken_for_a_slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = SlowLink(monkeypatch)
+    link.costs = {  # a rendered image's
+        "raw": Cost(0.0, 921_600, 0.0),
+        "zstd": Cost(0.9e-3, 34_000, 0.4e-3),
+        "bitlz4": Cost(1.6e-3, 90_000, 1.7e-3),
+        "bitzstd": Cost(2.3e-3, 47_000, 1.8e-3),
+        "delta": Cost(1.8e-3, 9_000, 2.0e-3),
+    }
+    assert link.run(1000, 40, overhead_s=5e-3) == "zstd"
+    assert link.choice.explain()["bytes_per_s"] == pytest.approx(125e6, rel=0.2)
+    assert link.run(20, 40, overhead_s=5e-3) == "delta"
 
 
 def test_images_that_have_become_others_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
