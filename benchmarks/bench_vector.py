@@ -145,16 +145,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few widths and turns, to show that it runs")
     parser.add_argument("--skip-aloha", action="store_true", help="only CartPole")
     options = parser.parse_args()
-    turns = 3 if options.quick else 9
+    turns, cartpole_steps, aloha_steps = (3, 1000, 60) if options.quick else (11, 4000, 240)
     results: dict[str, Any] = {"machine": machine()}
     print(results["machine"])
     cartpole, aloha = {}, {}
     for count in (1, 8) if options.quick else (1, 4, 16, 64, 256):
-        cartpole[count] = bench_width(cartpole_rivals(count), turns, max(10, 1000 // count))
+        cartpole[count] = bench_width(cartpole_rivals(count), turns, max(10, cartpole_steps // count))
     show("CartPole-v1", cartpole)
     if not options.skip_aloha:
         for count in (1, 4) if options.quick else (1, 2, 4, 8, 16):
-            aloha[count] = bench_width(aloha_rivals(count), turns, max(10, 60 // count))
+            aloha[count] = bench_width(aloha_rivals(count), turns, max(10, aloha_steps // count))
         show("ALOHA, without cameras", aloha)
     results.update(cartpole=cartpole, aloha=aloha, aims=judge(cartpole, aloha))
     print(json.dumps(results["aims"], indent=2))
