@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 from gymnasium import Space
@@ -22,28 +20,22 @@ from remote_env.errors import (
     RemoteEnvError,
     SessionLost,
     StartError,
-    TaskError,
 )
 from remote_env.protocol import codec, frames, layout, machine
-from remote_env.protocol.chunks import MAX_BYTES, ChunkOptions, Transitions, check_outcomes, split_actions
-from remote_env.protocol.delivery import EVERYTHING, DeliveryPlan, Selection
-from remote_env.protocol.image_stream import ImageReceiver, available_codecs, check_codecs, image_paths
+from remote_env.protocol.delivery import EVERYTHING, DeliveryPlan
 from remote_env.protocol.ledger import REPLIES_LIMIT_BYTES
-from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import Transition
+from remote_env.session.chunked import Chunked, last_transition
 from remote_env.session.coder_choice import AUTO, CoderChoice
 from remote_env.session.control import ControlLink, Dial
-from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES, Exchange
+from remote_env.session.exchange import MALFORMED, MAX_DAMAGED, WINDOW, WINDOW_BYTES
 from remote_env.session.explain import explain_delay
 from remote_env.session.joining import DEFAULT_LINK_OPTIONS, Joining, LinkOptions
-from remote_env.session.link_estimate import measure_round_trip
-from remote_env.session.slices import count_rows, last_row
-from remote_env.session.step_clock import StepClock
-from remote_env.spaces import space_from_plain, space_size
+from remote_env.spaces import space_from_plain
 from remote_env.state import SceneLayout
 
 
-class TaskSession(Exchange, abc.ABC):
+class TaskSession(Chunked, abc.ABC):
     """A hold on one simulator, be it of one environment or of a batch. One request at a time.
 
     Args:
@@ -77,9 +69,6 @@ class TaskSession(Exchange, abc.ABC):
     """
 
     state: Any
-    far_codecs: tuple[str, ...] = ()
-    _choice: CoderChoice | None = None
-    _is_chosen_anew = False
 
     def __init__(
         self,
@@ -220,94 +209,6 @@ class TaskSession(Exchange, abc.ABC):
         self.delivery = EVERYTHING
         self._bring(self.observation_space)
 
-    # What observations bring
-
-    def _with_codecs(self, plan: DeliveryPlan, codec: str | None) -> DeliveryPlan:
-        if codec is None:
-            return plan
-        if codec == AUTO:
-            return replace(plan, timing=True)
-        return replace(plan, codecs=dict.fromkeys(image_paths(self._select(plan).space), codec))
-
-    def _select(self, plan: DeliveryPlan) -> Selection:
-        whole = space_from_plain(self.ready["observation_space"])
-        return Selection(whole, plan.keys, float32=plan.float32)
-
-    def deliver(self, plan: DeliveryPlan, timeout_s: float) -> None:
-        """Have observations brought so from now on.
-
-        Args:
-            plan: how; `codecs` by path.
-            timeout_s: for the answer [s].
-
-        Raises:
-            ConfigError: there is no such key, or one end lacks such a codec; all stays as it was.
-        """
-        space = self._select(plan).space
-        check_codecs(space, plan.codecs, have=available_codecs(), end="this end")
-        answer = self._value(frames.DELIVER, plan.to_plain(), timeout_s)
-        try:
-            self.far_codecs = tuple(map(str, answer["codecs"]))
-        except MALFORMED as error:
-            raise self._malformed(error) from error
-        self.delivery = plan
-        self._bring(space)
-        self._clock = StepClock() if plan.timing else None
-        if plan.timing and self.link_estimate.round_trip_s is None:
-            with contextlib.suppress(ConnectionLost, DeadlineExceeded):  # the next call finds out
-                measure_round_trip(self.control, self.link_estimate)
-
-    def explain_codecs(self) -> dict[str, Any]:
-        """How images cross, and why; see `CoderChoice.explain`."""
-        if self._choice is not None:
-            return self._choice.explain()
-        codecs = {path: self.delivery.codecs.get(path, "raw") for path in image_paths(self.observation_space)}
-        return {"codecs": codecs, "why": {path: f"{codec}: as it was asked for" for path, codec in codecs.items()}}
-
-    def _adapt(self, timeout_s: float) -> None:
-        """Tell the server of codecs that were chosen anew, once nothing is under way."""
-        if not self._is_chosen_anew or self._requests.pending or self._choice is None:
-            return
-        self._is_chosen_anew = False
-        codecs = {path: codec for path, codec in self._choice.codecs.items() if codec != "raw"}
-        self.deliver(replace(self.delivery, codecs=codecs), timeout_s)
-
-    def _bring(self, space: Space[Any]) -> None:
-        self.observation_space = space
-        # Where codecs change in a session each reply says itself whether it has a layout or coded images.
-        is_coded = self.delivery.codes_images or self._choice is not None
-        self._images = ImageReceiver(space, max_bytes=MAX_BYTES) if is_coded else None
-        self._observation_layout = layout.compile_layout(space)
-
-    def _finish(self, observation: Any, info: dict[str, Any], header: frames.Header, tail: Any) -> Any:
-        """The observation with its images; what belongs to it is told in `info`. Its payload has come."""
-        if self._images is not None:
-            observation = self._images.decode(observation, header.sequence)
-            if self.delivery.image_every > 1:
-                info["image_age"] = self._images.age
-        if isinstance(tail, dict):
-            self._tell_times(info, header.sequence, tail.get("timing"), observation)
-        return observation
-
-    def _tell_times(self, info: dict[str, Any], sequence: int, told: Any, observation: Any) -> None:
-        """Put into `info` where the time went, by what the server says of its part; the reply has been decoded."""
-        if self._clock is None or told is None:
-            return
-        times = self._clock.tell(sequence, told)
-        is_alone = len(self._requests.pending) == 1  # else it waited for others
-        if is_alone:
-            self.link_estimate.note_reply(times.reply_bytes, times.network_s)
-        if self._tells_times:
-            info["timing"] = times.to_info()
-        if self._choice is not None and observation is not None:
-            self._is_chosen_anew |= self._choice.note(
-                observation,
-                reply_bytes=times.reply_bytes,
-                encode_s=times.encode_s,
-                network_s=times.network_s if is_alone else None,
-                round_trip_s=self.link_estimate.round_trip_s or 0.0,
-            )
-
     @abc.abstractmethod
     def _check_count(self, num_envs: int | None) -> None:
         """Raise ConfigError when this session is not for what the server holds: one environment, or a batch."""
@@ -325,10 +226,6 @@ class TaskSession(Exchange, abc.ABC):
             DeadlineExceeded: no reply in time; the step may still run: `resume` settles it.
             SessionLost: the simulator is gone.
         """
-
-    @abc.abstractmethod
-    def _check_action(self, action: Any) -> None:
-        """Raise InputError for an action that is not of the task's action space."""
 
     def _ask_step(self, action: Any, timeout_s: float, *, want_state: bool) -> frames.Header:
         """Send an action that was checked; the header of the reply."""
@@ -350,54 +247,6 @@ class TaskSession(Exchange, abc.ABC):
                 return self._send(frames.STEP, flags | frames.FIXED, frame, payload)
         body, arrays = codec.encode(action, where="action")
         return self._send(frames.STEP, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
-
-    def step_many(
-        self, actions: Any, timeout_s: float, options: ChunkOptions, *, want_state: bool = False
-    ) -> Transitions:
-        """Run several steps in one round trip.
-
-        Args:
-            actions: (K, …), stacked as the action space is built; or a list of K actions.
-            timeout_s: for all of them together [s].
-            options: how they run, and what is wanted of them.
-            want_state: also the scenes.
-
-        Raises:
-            InputError: an action is not the task's, there are none or too many, or what they bring would be too
-                large; nothing was sent.
-            NotRun: they stood behind a step that ended the episode, or failed.
-            TaskError: the task raised; `completed` has what the steps before brought.
-            And as `step`.
-        """
-        self._check_usable()
-        rows = split_actions(actions)
-        for row in rows:
-            self._check_action(row)
-        self._check_size(len(rows), options)
-        body, arrays = codec.encode((actions, options.to_plain()), where="actions")
-        self._adapt(timeout_s)
-        self.state = None
-        self._deadline = time.monotonic() + timeout_s
-        flags = frames.WANT_STATE if want_state else 0
-        header = self._exchange(frames.STEP_MANY, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
-        return self._read_chunk(header)
-
-    def step_picking(
-        self, action: Any, timeout_s: float, options: ChunkOptions, *, want_state: bool = False
-    ) -> Transition:
-        """Run one step that brings what `options` say; see `step_many`."""
-        return _last_transition(self.step_many([action], timeout_s, options, want_state=want_state))
-
-    def _check_size(self, count: int, options: ChunkOptions) -> None:
-        try:
-            each = space_size(Selection(self.observation_space, options.keys).space)
-        except ConfigError as error:
-            raise InputError(str(error)) from error
-        if options.want == "all" and count * each > MAX_BYTES:
-            raise InputError(
-                f"{count} observations of {each} bytes are {count * each}; one call brings at most {MAX_BYTES}: send "
-                f'at most {max(MAX_BYTES // each, 1)} actions at once, or ask for want="last" or fewer observation_keys'
-            )
 
     def reset(
         self, seed: Any, options: dict[str, Any] | None, timeout_s: float, *, want_state: bool = False
@@ -494,7 +343,7 @@ class TaskSession(Exchange, abc.ABC):
         Of several steps in one request it is the last.
         """
         if kind == frames.STEP_MANY:
-            return _last_transition(self._read_chunk(header))
+            return last_transition(self._read_chunk(header))
         if kind in (frames.STEP, frames.RESET):
             return self._read_transition(header, is_step=kind == frames.STEP)
         self._read_value(header)
@@ -525,47 +374,6 @@ class TaskSession(Exchange, abc.ABC):
     def _unpack_transition(self, header: frames.Header, *, is_step: bool) -> Transition:
         """As `_read_transition`; raises what it likes of `MALFORMED` when the reply is none."""
 
-    def _read_chunk(self, header: frames.Header) -> Transitions:
-        """The rest of a reply to STEP_MANY."""
-        try:
-            value = self._receive_value(header)
-            transitions = self._unpack_chunk(value, header.sequence)
-        except MALFORMED as error:
-            raise self._malformed(error) from error
-        self._settle(header)
-        if "error" not in value:
-            return transitions
-        failed = self._error(value["error"])
-        if isinstance(failed, TaskError):
-            failed.completed = transitions
-        raise failed
-
-    def _unpack_chunk(self, value: dict[str, Any], sequence: int) -> Transitions:
-        rewards, terminated, truncated = check_outcomes(value, self.ready.get("num_envs"))
-        ran, rows, observations, rests = value["ran"], value["rows"], value["observation"], value["info"]
-        ages: Sequence[int] = ()
-        if self._images is not None and type(observations) is list:
-            observations, ages = stack(self._images.decode_rows(observations, sequence)), self._images.ages
-        is_whole = all(count == rows for count in count_rows(observations)) and (rests is None or len(rests) == rows)
-        if rows not in (1, ran) or not is_whole:
-            raise ValueError(f"observations or infos of other steps than the {rows} that are due")
-        infos = [{} for _ in range(rows)] if rests is None else [self._read_info(rest) for rest in rests]
-        if self.delivery.image_every > 1:
-            for info, age in zip(infos, ages, strict=True):
-                info["image_age"] = age
-        states = self._read_row_states(value["states"]) if "states" in value else None
-        if infos:
-            self._tell_times(infos[-1], sequence, value.get("timing"), None)
-        return Transitions(observations, rewards, terminated, truncated, infos, ran, states)
-
-    @abc.abstractmethod
-    def _read_info(self, rest: dict[str, Any]) -> dict[str, Any]:
-        """The info that the tail of a reply holds."""
-
-    @abc.abstractmethod
-    def _read_row_states(self, packed: Any) -> list[Any]:
-        """The scenes of several steps; notes the last as the present one."""
-
     def _find_layout(self, number: int, announced: Any) -> SceneLayout:
         """The layout of that number, which the same reply may announce."""
         if announced is not None:
@@ -573,12 +381,6 @@ class TaskSession(Exchange, abc.ABC):
         if number not in self._layouts:
             raise self._break(ProtocolError(f"a state of layout {number}, which was never announced"))
         return self._layouts[number]
-
-
-def _last_transition(chunk: Transitions) -> Transition:
-    flags = chunk.terminated[-1], chunk.truncated[-1]
-    rest = (chunk.rewards[-1], *flags) if chunk.rewards.ndim > 1 else (float(chunk.rewards[-1]), *map(bool, flags))
-    return (last_row(chunk.observations), *rest, chunk.infos[-1])
 
 
 def _is_cut(error: ConnectError) -> bool:
