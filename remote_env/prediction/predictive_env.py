@@ -89,7 +89,7 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
         window: int | None = None,
         tolerance: float = 0.0,
     ) -> None:
-        _check_arguments(verify, window, tolerance)
+        _check_arguments(remote, verify, window, tolerance)
         self.remote, self.twin = remote, twin
         self.observation_space, self.action_space = twin.observation_space, twin.action_space
         self.metadata, self.render_mode = twin.metadata, twin.render_mode
@@ -389,7 +389,12 @@ def _lacks(actual: Any, predicted: Any) -> bool:
     return any(key not in actual or _lacks(actual[key], value) for key, value in predicted.items())
 
 
-def _check_arguments(verify: str, window: int | None, tolerance: float) -> None:
+def _check_arguments(remote: Any, verify: str, window: int | None, tolerance: float) -> None:
+    if not isinstance(remote, RemoteEnv):
+        raise ConfigError(
+            f"remote is a {type(remote).__name__}; give the RemoteEnv itself (the `unwrapped` of what gymnasium.make "
+            "returns), and wrap the PredictiveEnv"
+        )
     if verify not in VERIFICATIONS:
         raise ConfigError(f"verify={verify!r}: allowed are {', '.join(map(repr, VERIFICATIONS))}")
     if window is not None and (not isinstance(window, int) or not 1 <= window <= MAX_STEPS):

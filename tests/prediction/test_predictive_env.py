@@ -305,6 +305,11 @@ def test_arguments_that_are_none_are_refused(kwargs: dict[str, Any], text: str) 
         PredictiveEnv(RemoteEnv(env=PENDULUM), CountingEnv(), **kwargs)
 
 
+def test_a_remote_that_is_wrapped_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give the RemoteEnv itself"):
+        PredictiveEnv(gymnasium.Wrapper(RemoteEnv(env=PENDULUM)), CountingEnv())
+
+
 def test_a_twin_of_another_task_is_refused(far: RemoteEnv) -> None:
     with pytest.raises(ConfigError, match="the twin has to be the same task"):
         PredictiveEnv(far, CountingEnv()).reset(seed=0)
