@@ -51,8 +51,10 @@ def compare(ours: Any, theirs: Any, mode: AutoresetMode, steps: int, seed: Any) 
     return ended
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [*((mode, "sync") for mode in MODES), (AutoresetMode.SAME_STEP, "async"), (AutoresetMode.DISABLED, "async")],
+)
 def test_dicts_and_infos_of_every_kind(mode: AutoresetMode, how: str) -> None:
     theirs = local(lambda: batches.Varied(render_mode="rgb_array"), 3, mode, how)
     arguments = {"vectorization_mode": how, "autoreset_mode": mode, "render_mode": "rgb_array"}
