@@ -42,6 +42,22 @@ def on_demand(isolated_home: object) -> Iterator[RemoteEnv]:
         yield far
 
 
+@pytest.fixture(scope="module")
+def counting(isolated_home: object) -> Iterator[RemoteEnv]:
+    """A task whose episodes end after three steps, with the scenes."""
+    with RemoteEnv(env=COUNTING, env_kwargs={"episode_length": 3}, capture_state=True) as far:
+        yield far
+
+
+def counting_twin(far: RemoteEnv, length: int | None = None, **kwargs: Any) -> PredictiveEnv:
+    """Of `counting`, which hashes every call of its life."""
+    twin = CountingEnv(episode_length=length)
+    twin._life, twin._calls = bytes.fromhex(far.call("digest")), far.call("calls")
+    env = PredictiveEnv(far, twin, **kwargs)
+    env.reset(seed=0)
+    return env
+
+
 def on_demand_twin(far: RemoteEnv, **kwargs: Any) -> PredictiveEnv:
     """Of `on_demand`, which counts its steps over all its life."""
     twin = OnDemand()
@@ -167,14 +183,13 @@ def test_a_twin_that_starts_elsewhere_is_put_into_the_remotes_start(far: RemoteE
 
 
 @pytest.mark.parametrize("verify", MODES)
-def test_scenes_that_the_remote_captures_are_compared_too(verify: str) -> None:
-    with PredictiveEnv(RemoteEnv(env=COUNTING, capture_state=True), CountingEnv(), verify=verify) as env:
-        env.reset(seed=0)
-        step_all(env, np.zeros((2, 2)))
-        read = env.twin.get_scene_state
-        env.twin.get_scene_state = lambda **kwargs: SceneState(read().layout, read().values + 1, read(**kwargs).native)
-        with pytest.raises(PredictionMismatch, match=r"step 3 .*: state differs by up to 1 \(allowed: 0\)"):
-            step_all(env, np.zeros((1, 2)))
+def test_scenes_that_the_remote_captures_are_compared_too(counting: RemoteEnv, verify: str) -> None:
+    env = counting_twin(counting, verify=verify)
+    step_all(env, np.zeros((1, 2)))
+    read = env.twin.get_scene_state
+    env.twin.get_scene_state = lambda **kwargs: SceneState(read().layout, read().values + 1, read(**kwargs).native)
+    with pytest.raises(PredictionMismatch, match=r"step 2 .*: state differs by up to 1 \(allowed: 0\)"):
+        step_all(env, np.zeros((1, 2)))
 
 
 def test_steps_do_not_wait_for_the_remote(on_demand: RemoteEnv, tmp_path: Path) -> None:
@@ -189,27 +204,22 @@ def test_steps_do_not_wait_for_the_remote(on_demand: RemoteEnv, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("verify", MODES)
-def test_an_end_that_was_not_predicted_is_told_with_all_that_ran(verify: str) -> None:
-    far = RemoteEnv(env=COUNTING, env_kwargs={"episode_length": 3})
-    with PredictiveEnv(far, CountingEnv(), verify=verify, window=5) as env:
-        env.reset(seed=0)
-        with pytest.raises(
-            PredictionMismatch, match=r"step 3 .*truncated is True.*run 3 steps.*ended there.*reset\(\)"
-        ) as told:
-            step_all(env, np.zeros((10, 2)))
-        assert told.value.must_reset
-        assert len(told.value.transitions) == 1
-        with pytest.raises(InputError, match=r"the episode has ended there; call reset\(\)"):
-            env.step(np.zeros(2))
+def test_an_end_that_was_not_predicted_is_told_with_all_that_ran(counting: RemoteEnv, verify: str) -> None:
+    env = counting_twin(counting, verify=verify, window=5)
+    text = r"step 3 .*truncated is True.*run 3 steps.*ended there.*reset\(\)"
+    with pytest.raises(PredictionMismatch, match=text) as told:
+        step_all(env, np.zeros((10, 2)))
+    assert told.value.must_reset
+    assert len(told.value.transitions) == 1
+    with pytest.raises(InputError, match=r"the episode has ended there; call reset\(\)"):
+        env.step(np.zeros(2))
 
 
-def test_an_end_that_the_remote_does_not_know_is_told_in_the_same_call() -> None:
-    with PredictiveEnv(RemoteEnv(env=COUNTING), CountingEnv(episode_length=3)) as env:
-        env.reset(seed=0)
+def test_an_end_that_the_remote_does_not_know_is_told_in_the_same_call(counting: RemoteEnv) -> None:
+    env = counting_twin(counting, 2)
+    env.step(np.zeros(2))
+    with pytest.raises(PredictionMismatch, match=r"step 2 .*truncated is False"):
         env.step(np.zeros(2))
-        env.step(np.zeros(2))
-        with pytest.raises(PredictionMismatch, match=r"step 3 .*truncated is False"):
-            env.step(np.zeros(2))
 
 
 @pytest.mark.parametrize("verify", MODES)
@@ -276,19 +286,26 @@ def test_an_interrupted_step_asks_for_a_reset(far: RemoteEnv) -> None:
     assert_same(walk(env, pushes(4)), walk(far, pushes(4)))
 
 
-def test_leaving_verifies_and_closing_says_what_is_unverified(caplog: pytest.LogCaptureFixture) -> None:
+def test_leaving_verifies_and_closing_says_what_is_unverified(
+    on_demand: RemoteEnv, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(on_demand, "close", lambda: closed.append(True))  # the next tests' still
+
     def broken() -> PredictiveEnv:
-        env = PredictiveEnv(RemoteEnv(env=ON_DEMAND), OnDemand())
-        env.reset(seed=0)
+        env = on_demand_twin(on_demand)
         env.twin.total_steps += 1
         env.step(np.zeros(2, np.float32))
         return env
 
     with pytest.raises(PredictionMismatch), broken():
         pass
+    env = broken()
     with caplog.at_level(logging.WARNING, "remote_env"):
-        broken().close()
+        env.close()
     assert "closed with 1 predicted steps that the remote has not confirmed" in caplog.text
+    assert closed == [True, True]
+    on_demand.step_wait()
 
 
 @pytest.mark.parametrize(
