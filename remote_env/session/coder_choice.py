@@ -29,7 +29,10 @@ from remote_env.protocol.image_stream import (
 
 AUTO = "auto"
 KEPT = 15  # samples of the link, and of the server's speed
-REPEATS = 2  # of a measurement; the shorter time counts, since what makes one longer is not the codec
+REPEATS, REMEMBERED = (
+    2,
+    3,
+)  # of a measurement, and how many count: the shortest, since what makes one longer is no codec
 BETTER = 0.93  # another codec is taken where an image would take less than this share of the time
 LEAST_PAUSE_S, PAUSE_PER_COST = 5.0, 100.0  # measuring again takes at most a hundredth of the time
 OTHERWISE = 0.25  # a reply's size is a surprise that moves its time by such a share: images have become others
@@ -74,6 +77,7 @@ class CoderChoice:
         self._candidates = [codec for codec in CODECS if codec in theirs and codec in ours and codec not in LOSSY]
         self.codecs = dict.fromkeys(self._boxes, "raw")
         self._costs: dict[str, dict[str, Cost]] = {path: {} for path in self._boxes}
+        self._measured: dict[tuple[str, str], deque[Cost]] = {}
         self._before: dict[str, Image] = {}  # images of the reply before, where the next one is to be measured
         self._link = _Link()
         self._scales: deque[float] = deque(maxlen=KEPT)
@@ -110,6 +114,8 @@ class CoderChoice:
         if expected_s and any(self.codecs[path] != "raw" for path in images):
             self._scales.append(encode_s / expected_s)
         if self._is_due(reply_bytes):
+            if self._is_whole and not self._before and self._is_surprise(reply_bytes):
+                self._measured.clear()  # of images that are no more
             self._measure(images)
         return self._choose() if self._link.is_known else False
 
@@ -157,10 +163,15 @@ class CoderChoice:
             for path, image in images.items():
                 for codec in self._candidates:
                     if codec != "delta" or path in before:
-                        self._costs[path][codec] = measure(self._boxes[path], codec, before.get(path), image)
+                        self._remember(path, codec, measure(self._boxes[path], codec, before.get(path), image))
             self._is_whole = bool(before)
             self._measured_at = time.perf_counter()
             self._cost_s = self._measured_at - began
+
+    def _remember(self, path: str, codec: str, cost: Cost) -> None:
+        measured = self._measured.setdefault((path, codec), deque(maxlen=REMEMBERED))
+        measured.append(cost)
+        self._costs[path][codec] = _least(measured)
 
     def _find_images(self, observation: Any) -> dict[str, Image]:
         found = {path: _look_up(observation, path) for path in self._boxes}
@@ -254,8 +265,12 @@ class _Link:
 
 def measure(box: spaces.Box, codec: str, before: Image | None, image: Image) -> Cost:
     """What `image` costs with a codec when `before` came before it."""
-    costs = [_measure_once(box, codec, before, image) for _ in range(REPEATS)]
-    return Cost(min(cost.encode_s for cost in costs), costs[0].size_bytes, min(cost.decode_s for cost in costs))
+    return _least([_measure_once(box, codec, before, image) for _ in range(REPEATS)])
+
+
+def _least(costs: Sequence[Cost] | deque[Cost]) -> Cost:
+    """The shortest times, and the last size."""
+    return Cost(min(cost.encode_s for cost in costs), costs[-1].size_bytes, min(cost.decode_s for cost in costs))
 
 
 def _measure_once(box: spaces.Box, codec: str, before: Image | None, image: Image) -> Cost:
