@@ -22,7 +22,7 @@ from tasks_for_tests import batches
 from test_vector import compare
 
 from remote_env import RemoteVectorEnv
-from remote_env.errors import ConfigError, DeadlineExceeded, InputError, NotRun, SessionLost, TaskError
+from remote_env.errors import ConfigError, ConnectError, DeadlineExceeded, InputError, NotRun, SessionLost, TaskError
 from remote_env.vector import SpreadVectorEnv
 
 __all__ = ["isolated_home", "no_leaks"]
@@ -115,6 +115,7 @@ def test_bad_input_leaves_it_usable(batch: SpreadVectorEnv) -> None:
         (lambda: batch.set_attr("how", [1, 2]), "2 values for 3 environments"),
         (lambda: batch.get_attr("nothing"), "'nothing' is not open"),
         (lambda: batch.get_states([3]), "3"),
+        (lambda: batch.reset(options={"how": object()}), "options"),
         (batch.step_wait, "no step is under way"),
         (lambda: batch.step_many([]), "0 actions in one call"),
         (lambda: batch.step_many([ACTIONS], want="first"), "want='first': allowed are all, last"),  # type: ignore[arg-type]
@@ -167,6 +168,16 @@ def test_a_late_step_is_waited_for_again(batch: SpreadVectorEnv, isolated_home: 
     assert late[0][:, 1].tolist() == [count + 1 for count in steps]
     assert batch.resume() is None
     gate.unlink()
+
+
+def test_a_start_that_fails_ends_the_others_and_can_be_tried_again(isolated_home: Any) -> None:
+    port = free_port()
+    env: Any = RemoteVectorEnv([None, {"host": f"tcp://127.0.0.1:{port}", "token": "x"}], env="CartPole-v1", num_envs=2)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(ConnectError, match=rf"host 2 of 2 \(tcp://127.0.0.1:{port}\): nothing answers"):
+            env.reset()
+        assert [server.status()["state"] for server in env.servers] == ["not started", "not started"]
+    env.close()
 
 
 # Deaths

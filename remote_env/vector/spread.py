@@ -17,7 +17,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from remote_env.env.ending import end_by_signals
-from remote_env.errors import ConfigError, InputError, RemoteEnvError, SessionLost
+from remote_env.errors import ConfigError, InputError, RemoteEnvError, SessionLost, Unsupported
+from remote_env.protocol import codec
 from remote_env.protocol.chunks import Transitions
 from remote_env.session.actions import compile_action_check
 from remote_env.state import SceneState
@@ -109,7 +110,9 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
                 list(pool.map(lambda part: self._telling(part, part.env.start), self._parts))
             self._join()
         except BaseException:
-            self._end(None)
+            with contextlib.ExitStack() as ends:  # so that it can be started again
+                for part in self._parts:
+                    ends.callback(part.env._life.end)
             raise
         self._is_ready = True
         return self
@@ -200,14 +203,29 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
         if isinstance(seeds, int):
             VectorEnv.reset(self, seed=seeds)
         asked = [part for part in self._parts if mask is None or mask[part.slice].any()]
+        codec.encode(options, where="options")  # before anything is abandoned
         self._ahead.clear()
-        with self._failing():
-            for part in asked:
-                part.begin_reset(*_share(part, seeds, options))
-            infos = {part: part.finish_reset() for part in asked}
+        infos = self._reset_parts(asked, seeds, options)
         self._failed = None
         joined = join_infos([infos.get(part, {}) for part in self._parts], [part.count for part in self._parts])
         return self._observation(), joined
+
+    def _reset_parts(self, asked: list[Part], seeds: Any, options: Any) -> dict[Part, dict[str, Any]]:
+        """The infos of the parts that are asked, once all of them have answered."""
+        with self._failing():
+            for part in asked:
+                part.begin_reset(*_share(part, seeds, options))
+        infos, errors = {}, []
+        for part in asked:
+            try:
+                infos[part] = part.finish_reset()
+            except RemoteEnvError as error:
+                errors.append(error)
+        if not errors:
+            return infos
+        if infos or not all(isinstance(error, (InputError, Unsupported)) for error in errors):
+            self._failed = errors[0]  # else nobody has done anything
+        raise errors[0]
 
     def _observation(self) -> Any:
         return join_rows(self.single_observation_space, [part.observation for part in self._parts])
@@ -324,7 +342,7 @@ class SpreadVectorEnv(VectorEnv[Any, Any, Any]):
         """Note what leaves the episodes on the servers out of step: all but waits that can be taken up again."""
         try:
             yield
-        except (TimeoutError, InputError):
+        except TimeoutError:
             raise
         except RemoteEnvError as error:
             self._failed = error
