@@ -270,9 +270,9 @@ def main() -> int:
             found = bench_link(round_trip, rate, options.passes, options.congestion_control)
             show(f"{round_trip:g} ms, {rate:g} Mbit/s", found)
             results["links"].append({"nominal_ms": round_trip, "rate_mbit": rate, **found})
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=2))  # what is measured is kept, whatever comes
     show_all(results["links"])
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
     if options.plots:
         save_plots(results, options.plots)
     return 0
