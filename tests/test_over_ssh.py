@@ -70,6 +70,21 @@ def test_aloha_runs_where_gym_aloha_is_not_installed_and_is_bit_equal(ssh_server
     here.close()
 
 
+def test_less_is_asked_of_an_interpreter_without_coders(ssh_server: SshServer) -> None:
+    counting: dict[str, Any] = {"env": "remote_env.testing.counting:make", "env_kwargs": {"image": True}}
+    with over_ssh(ssh_server, **counting, observation_keys=["state"], image_every=2, timing=True) as env:
+        assert list(env.reset(seed=0)[0]) == ["state"]
+        assert env.step(np.zeros(2))[4]["timing"]["network_s"] >= 0
+    with over_ssh(ssh_server, **counting, codecs="auto") as env:
+        image = env.reset(seed=0)[0]["image"]
+        assert image.shape == (480, 640, 3)
+        assert env.transport_info()["codecs"]["codecs"] == {"image": "raw"}
+    lacks = subprocess.run([FAR_PYTHON, "-c", "import zstandard"], capture_output=True, check=False).returncode != 0
+    if lacks:
+        with pytest.raises(ConfigError, match="the server cannot code 'image' as 'zstd'.*remote-env\\[images\\]"):
+            over_ssh(ssh_server, **counting, codecs="zstd").start()
+
+
 def test_the_replay_example_runs_through_sshd(ssh_server: SshServer, tmp_path: Path) -> None:
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh" / "known_hosts").write_text(ssh_server.known_hosts_line())
