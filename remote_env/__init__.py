@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from remote_env.protocol.chunks import Transitions
     from remote_env.server.backend import Backend
     from remote_env.state import EntityLayout, EntityState, SceneDescription, SceneLayout, SceneState, Shape
-    from remote_env.vector import RemoteVectorEnv
+    from remote_env.vector import RemoteVectorEnv, SpreadVectorEnv
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "RemoteEnv": "remote_env.env",
     "RemoteVectorEnv": "remote_env.vector",
+    "SpreadVectorEnv": "remote_env.vector",
     "ChunkedActions": "remote_env.chunks",
     "PredictiveEnv": "remote_env.prediction",
     "Transitions": "remote_env.protocol.chunks",
@@ -58,6 +59,7 @@ __all__ = [
     "SceneLayout",
     "SceneState",
     "Shape",
+    "SpreadVectorEnv",
     "Transitions",
     "Tried",
     "__version__",

@@ -86,6 +86,14 @@ class SceneLayout:
         text = json.dumps(self.to_plain(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @functools.cached_property
+    def without_links(self) -> tuple[SceneLayout, NDArray[np.intp]]:
+        """The same entities without poses of links, and where its values stand in a vector of this layout."""
+        entities = tuple(EntityLayout(entity.name, entity.joint_names) for entity in self.entities)
+        starts = (self.offsets[entity.name] for entity in entities)
+        kept = [np.arange(start, start + entity.size) for start, entity in zip(starts, entities, strict=True)]
+        return SceneLayout(entities, self.source), np.concatenate([np.zeros(1, np.intp), *kept])
+
     def __hash__(self) -> int:
         """Of little, and so equal for many: layouts are looked up at every step, and few meet in one table."""
         return hash((self.source, len(self.entities)))
@@ -204,6 +212,11 @@ class SceneState:
         )
 
     __hash__ = None  # type: ignore[assignment]  # equality compares mutable arrays
+
+    def without_links(self) -> SceneState:
+        """The same scene without the poses of links, which follow from the rest; its values are a copy."""
+        layout, kept = self.layout.without_links
+        return SceneState(layout, self.values[kept])
 
     def check(self) -> None:
         """Raise InputError naming the entity when a value is not finite or a quaternion has no unit norm."""

@@ -22,7 +22,6 @@ BELOW_TESTING = BELOW_ENV | {
     "vector",
     "chunks",
     "prediction",
-    "local_pixels",
     "server",
     "policy",
     "registration",
@@ -46,7 +45,6 @@ ALLOWED: dict[str, set[str]] = {
     "vector": BELOW_ENV | {"env"},
     "chunks": BELOW_ENV | {"env"},
     "prediction": BELOW_ENV | {"env"},
-    "local_pixels": BELOW_ENV | {"env"},
     # Everything of the far end but the client's half.
     "server": {*PURE, "private_files", "transport", "render", "tasks", "policy"},
     "registration": BELOW_ENV | {"env", "vector"},

@@ -91,7 +91,9 @@ class LocalPixels:
             quality = task.call(QUALITY) if QUALITY in session.ready["callable_names"] else "full"
         self._free_replayers()
         self._images = {path: self._camera(path, name, space, task, quality) for path, name in names.items()}
-        session.deliver(replace(session.delivery, keys=tuple(_paths_without(space, names))), timeout_s)
+        keys = tuple(_paths_without(space, names))
+        wants_states = self._arguments.capture_state or self._arguments.render is not None
+        session.deliver(replace(session.delivery, keys=keys, state_links=wants_states), timeout_s)
         self._space, self._session = space, session
 
     def complete(self, observation: Any, state: SceneState | None, keys: Collection[str] | None = None) -> Any:

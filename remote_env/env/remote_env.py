@@ -344,7 +344,7 @@ class RemoteEnv(Branching, PolicySide):  # type: ignore[misc]  # a spec that is 
             Unsupported: the task has no scene state.
         """
         session = self._running()
-        if session.state is not None and not native:
+        if session.state is not None and not native and session.delivery.state_links:
             return SceneState(session.state.layout, session.state.values.copy())  # the caller's own, to change
         return session.get_state(self._step_timeout_s, native=native)
 

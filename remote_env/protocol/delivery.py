@@ -28,6 +28,7 @@ class DeliveryPlan:
         codecs: how images are coded, by path ("" for an observation that is one image); those that are missing are raw.
         timing: whether each reply says how long it took in the simulator.
         state_changes: whether a step's state comes as what has changed since the last, where that is smaller.
+        state_links: whether states that come with steps hold the poses of links, of single environments.
     """
 
     keys: tuple[str, ...] | None = None
@@ -36,6 +37,7 @@ class DeliveryPlan:
     codecs: Mapping[str, str] = field(default_factory=dict)
     timing: bool = False
     state_changes: bool = False
+    state_links: bool = True
 
     @property
     def codes_images(self) -> bool:
@@ -56,6 +58,8 @@ class DeliveryPlan:
         """
         try:
             keys, codecs = plain["keys"], plain["codecs"]
+            if not isinstance(codecs, dict) or not isinstance(keys, (list, type(None))):
+                raise TypeError("its keys are a list or None, its codecs a dict")
             plan = cls(
                 None if keys is None else tuple(keys),
                 plain["float32"],
@@ -63,6 +67,7 @@ class DeliveryPlan:
                 dict(codecs),
                 plain["timing"],
                 plain["state_changes"],
+                plain["state_links"],
             )
         except (LookupError, TypeError, ValueError) as error:
             raise ConfigError(f"no choice of what observations bring ({error!r:.100}): {str(plain)[:100]}") from error
@@ -76,7 +81,7 @@ class DeliveryPlan:
             raise ConfigError(f"observation keys and codecs are texts, at most {MAX_KEYS}; got {str(texts)[:200]}")
         if isinstance(self.image_every, bool) or not isinstance(self.image_every, int) or self.image_every < 1:
             raise ConfigError(f"image_every={self.image_every!r}: a whole number from 1 on")
-        for name in ("float32", "timing", "state_changes"):
+        for name in ("float32", "timing", "state_changes", "state_links"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: True or False")
 

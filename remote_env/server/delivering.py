@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from remote_env.protocol.delivery import DeliveryPlan, Selection
 from remote_env.protocol.image_stream import ImageSender, available_codecs
 from remote_env.protocol.stacking import stack
@@ -23,6 +25,7 @@ class Delivering:
         is_plain: whether observations are sent as the task gives them, or by a layout of `space`.
         is_timed: whether replies say how long they took.
         states: writes the states of steps; None: whole.
+        has_links: whether these hold poses of links.
         codecs: those that there are here.
 
     Raises:
@@ -36,6 +39,7 @@ class Delivering:
         self._images: ImageSender | None = None
         if plan.codes_images:
             self._images = ImageSender(self.space, plan.codecs, image_every=plan.image_every)
+        self.has_links = plan.state_links
         self.states = StateSender() if plan.state_changes else None
         self.codecs = list(available_codecs())
 
@@ -47,6 +51,16 @@ class Delivering:
     def pick(self, observation: Any) -> Any:
         """What of an observation is wanted."""
         return observation if self._select is None else self._select(observation)
+
+    def pick_info(self, info: dict[str, Any]) -> dict[str, Any]:
+        """An info; of a batch that resets in the same step with what is wanted of the last observations."""
+        ends = info.get("final_obs")
+        if self._select is None or not isinstance(ends, np.ndarray) or ends.dtype != np.object_:
+            return info
+        picked = np.empty_like(ends)
+        for number, observation in enumerate(ends):
+            picked[number] = None if observation is None else self._select(observation)
+        return {**info, "final_obs": picked}
 
     def bring(self, observation: Any, sequence: int, *, is_key: bool) -> Any:
         """What is sent of an observation; with `is_key` it builds on no earlier reply."""

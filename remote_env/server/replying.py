@@ -24,6 +24,7 @@ from remote_env.protocol.ledger import Buffer, ReplyLedger
 from remote_env.protocol.state_stream import StateSender
 from remote_env.server.backend import Backend
 from remote_env.server.board import Board
+from remote_env.server.delivering import Delivering
 from remote_env.server.error_text import error_text, sendable
 from remote_env.server.layout_numbers import LayoutNumbers
 from remote_env.server.replies import encode_reply
@@ -46,6 +47,7 @@ class Replies:
     _epoch: int
     _sequence: int
     _ended_at: int
+    _delivering: Delivering | None
     _is_timed: bool
     _states: StateSender | None
     timing: tuple[float, float, float, float]
@@ -80,7 +82,7 @@ class Replies:
 
     def _add_state(self, frame: bytearray, rest: dict[str, Any], *, is_step: bool) -> int:
         """Add what the scene is now to a frame, or to its tail; the flags that it needs."""
-        state, states = self.backend.state(native=False), self._states
+        state, states = self._read_state(), self._states
         if states is None:
             frame += self._pack_state(state, rest)
             return frames.STATE
@@ -88,6 +90,11 @@ class Replies:
         packed, is_change = states.pack(number, state.values, self._sequence, is_key=not is_step)
         frame += packed
         return frames.STATE | (frames.CHANGE if is_change else 0)
+
+    def _read_state(self) -> SceneState:
+        """What comes with a step: the scene now, as the client wants it."""
+        state, delivering = self.backend.state(native=False), self._delivering
+        return state if delivering is None or delivering.has_links else state.without_links()
 
     def _add_info(self, rest: dict[str, Any], info: dict[str, Any]) -> None:
         rest["info"] = info

@@ -19,7 +19,6 @@ from remote_env.protocol.stacking import stack
 from remote_env.protocol.state_stream import pack_rows
 from remote_env.server.branches import Branching
 from remote_env.server.chunks import ChunkRecord, pack_infos
-from remote_env.server.delivering import Delivering
 from remote_env.server.replying import Replies
 from remote_env.server.slices import runs
 from remote_env.state import SceneLayout, SceneState
@@ -36,7 +35,6 @@ class Requests(Replies):
 
     _rollouts: PolicyRunner | None
     _branching: Branching
-    _delivering: Delivering | None
     _observation_layout: layout.ValueLayout | None
     _allowed: frozenset[str]
     _backend_step: Callable[[Any], Any]
@@ -64,7 +62,9 @@ class Requests(Replies):
             self._ended_at = self._sequence
         if self._delivering is not None:
             stepped = time.monotonic()
-            transition = (self._delivering.bring(transition[0], self._sequence, is_key=ends), *transition[1:])
+            observation, *outcome, info = transition
+            observation = self._delivering.bring(observation, self._sequence, is_key=ends)
+            transition = (observation, *outcome, self._delivering.pick_info(info))
             self._note_times(began, stepped)
         self._send_transition(transition, flags)
 
@@ -110,7 +110,10 @@ class Requests(Replies):
         self._note_times(first, stepped)
         if self._is_timed:
             value["timing"] = self.timing
-        value["rows"], value["info"] = len(record.observations), pack_infos(record.infos, self._add_info)
+        infos = record.infos
+        if self._delivering is not None:
+            infos = [self._delivering.pick_info(info) for info in infos]
+        value["rows"], value["info"] = len(record.observations), pack_infos(infos, self._add_info)
         if wants_state:
             value["states"] = self._pack_row_states(record.states)
         if failed is not None:
@@ -237,7 +240,7 @@ class Requests(Replies):
 
     def _read_row_state(self) -> Any:
         """The scene now, to be kept beside those of other steps."""
-        state = self.backend.state(native=False)
+        state = self._read_state()
         return SceneState(state.layout, state.values.copy())
 
     def _pack_row_states(self, states: list[Any]) -> list[Any]:

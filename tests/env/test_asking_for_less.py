@@ -164,6 +164,17 @@ def test_a_batch_brings_less_too() -> None:
             assert np.array_equal(coded.step(actions)[0]["image"], expected["image"])
 
 
+def test_final_observations_of_a_batch_bring_less_too() -> None:
+    kwargs = {"image": True, "episode_length": 2}
+    batch: dict[str, Any] = {"env": COUNTING["env"], "env_kwargs": kwargs, "num_envs": 2, "autoreset_mode": "SameStep"}
+    with RemoteVectorEnv(**batch, observation_keys=["state"]) as env:
+        env.reset(seed=1)
+        env.step(np.zeros((2, 2)))
+        *_, truncated, infos = env.step(np.zeros((2, 2)))
+        assert truncated.all()
+        assert [list(one) for one in infos["final_obs"]] == [["state"], ["state"]]
+
+
 def test_a_new_session_brings_what_the_last_one_did() -> None:
     with RemoteEnv(**COUNTING, observation_keys=["state"]) as env:
         env.reset(seed=0)
