@@ -36,6 +36,10 @@ class LayoutNumbers:
         """Note that another reply went out under that number."""
         self.carriers.pop(sequence, None)
 
+    def withdraw_after(self, sequence: int) -> None:
+        """Note that the client will not read the replies behind that one, though it may acknowledge them."""
+        self.carriers = {carrier: number for carrier, number in self.carriers.items() if carrier <= sequence}
+
     def acknowledge(self, sequence: int) -> None:
         """Note that the client has read that reply."""
         if sequence in self.carriers:

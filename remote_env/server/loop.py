@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 NEVER = float("inf")
 _STEP = CALL_NUMBERS["step"]
+_ABANDONING = (frames.RESET, frames.ROLLOUT)  # a client that sends one of these skips the replies that it lacks
 
 
 class SimulatorLoop(Requests):
@@ -212,6 +213,8 @@ class SimulatorLoop(Requests):
         self._ledger.take(header.sequence, header.acknowledged)
         self._sequence = header.sequence
         self._layouts.acknowledge(header.acknowledged)
+        if header.acknowledged != header.sequence - 1 and kind in _ABANDONING:
+            self._note_abandoned(header.acknowledged)
         self._board.steps += kind == frames.STEP
         self._board.resets += kind == frames.RESET
         self._board.received += frames.HEADER_SIZE + header.body_size + header.payload_size
@@ -220,6 +223,12 @@ class SimulatorLoop(Requests):
             self._arrived = arrived
         self._answer(handler, header.flags, *arguments)
         return True
+
+    def _note_abandoned(self, read: int) -> None:
+        """Build on no reply behind the number `read`: the client skips them unread."""
+        self._layouts.withdraw_after(read)
+        if self._delivering is not None:
+            self._delivering.forget()
 
     def _answer(self, handler: Callable[..., None], *arguments: Any) -> None:
         """Run what sends a reply; when it fails for a reason of the task's, the reply says so."""
