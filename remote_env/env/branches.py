@@ -167,9 +167,7 @@ class Branching(Client[Session]):
 
 def _each_alone(actions: Any) -> Any:
     """(n, …) actions as n chunks of one."""
-    if isinstance(actions, list):
-        return [[action] for action in actions]
     try:
-        return [[action] for action in stacking.rows(actions)]
+        return [[action] for action in stacking.rows(actions, MAX_KEPT)]
     except (TypeError, ValueError) as error:
         raise InputError(f"actions are a (n, …) array, or a list of n actions: {error}") from error

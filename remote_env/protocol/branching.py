@@ -52,27 +52,37 @@ def split_chunks(actions: Any) -> list[list[Any]]:
     Raises:
         InputError: they are no such thing, none at all, too many, or not all as long.
     """
-    chunks = [_rows(chunk, "K") for chunk in _rows(actions, "M")]
-    lengths = {len(chunk) for chunk in chunks}
-    if not chunks:
+    try:
+        rows = _rows(actions, "M", MAX_CHUNKS)
+    except stacking.TooManyRows as error:
+        raise _too_many(f"{error.count} chunks of 1 or more actions") from error
+    if not rows:
         raise InputError(f"0 chunks of actions in one call; there may be 1 to {MAX_CHUNKS}")
-    if len(lengths) > 1:
+    try:
+        chunks = [_rows(chunk, "K", min(MAX_STEPS, MAX_STEPS_AT_ONCE // len(rows))) for chunk in rows]
+    except stacking.TooManyRows as error:
+        raise _too_many(f"{len(rows)} chunks of {error.count} actions") from error
+    if len(lengths := {len(chunk) for chunk in chunks}) > 1:
         raise InputError(f"each chunk has as many actions as the others; got {sorted(lengths)}")
-    (length,) = lengths
-    total = len(chunks) * length
-    if not 1 <= len(chunks) <= MAX_CHUNKS or not 1 <= length <= MAX_STEPS or total > MAX_STEPS_AT_ONCE:
-        raise InputError(
-            f"{len(chunks)} chunks of {length} actions in one call; there may be 1 to {MAX_CHUNKS} chunks of 1 to "
-            f"{MAX_STEPS}, and {MAX_STEPS_AT_ONCE} actions in all"
-        )
+    if not chunks[0]:
+        raise _too_many(f"{len(rows)} chunks of 0 actions")
     return chunks
 
 
-def _rows(values: Any, what: str) -> list[Any]:
+def _too_many(what: str) -> InputError:
+    return InputError(
+        f"{what} in one call; there may be 1 to {MAX_CHUNKS} chunks of 1 to {MAX_STEPS} actions, and "
+        f"{MAX_STEPS_AT_ONCE} actions in all"
+    )
+
+
+def _rows(values: Any, what: str, most: int) -> list[Any]:
     try:
         if isinstance(values, (str, bytes)):
             raise TypeError(f"a {type(values).__name__}")
-        return list(values) if isinstance(values, list) else stacking.rows(values)
+        return stacking.rows(values, most)
+    except stacking.TooManyRows:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(
             f"actions are a (M, K, …) array, or a list of M lists of K actions; for {what}: {error}"

@@ -75,12 +75,18 @@ def split_actions(actions: Any) -> list[Any]:
         InputError: they are no such thing, none at all, or too many.
     """
     try:
-        rows = list(actions) if isinstance(actions, list) else stacking.rows(actions)
+        rows = stacking.rows(actions, MAX_STEPS)
+    except stacking.TooManyRows as error:
+        raise _wrong_count(error.count) from error
     except (TypeError, ValueError) as error:
         raise InputError(f"actions are a (K, …) array, or a list of K actions: {error}") from error
-    if not 1 <= len(rows) <= MAX_STEPS:
-        raise InputError(f"{len(rows)} actions in one call; there may be 1 to {MAX_STEPS}")
+    if not rows:
+        raise _wrong_count(0)
     return rows
+
+
+def _wrong_count(count: int) -> InputError:
+    return InputError(f"{count} actions in one call; there may be 1 to {MAX_STEPS}")
 
 
 def pack_outcomes(outcomes: Sequence[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
@@ -93,10 +99,12 @@ def pack_outcomes(outcomes: Sequence[tuple[Any, Any, Any]]) -> tuple[Any, Any, A
     return np.array(rewards, np.float64), np.array(terminated, np.bool_), np.array(truncated, np.bool_)
 
 
-def check_outcomes(value: Any, num_envs: int | None) -> tuple[Any, Any, Any]:
-    """The three arrays of a reply; ValueError when they are none or do not fit each other."""
+def check_outcomes(value: Any, num_envs: int | None, most: int = MAX_STEPS) -> tuple[Any, Any, Any]:
+    """The three arrays of a reply; ValueError when they are none, or not of 1 to `most` steps, as many in each."""
     outcomes = value["reward"], value["terminated"], value["truncated"]
     ran = value["ran"]
+    if type(ran) is not int or not 1 <= ran <= most:
+        raise ValueError(f"{ran!r:.40} steps ran of the {most} that were sent")
     shape = (ran,) if num_envs is None else (ran, num_envs)
     for array, kind in zip(outcomes, (np.float64, np.bool_, np.bool_), strict=True):
         if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape != shape:

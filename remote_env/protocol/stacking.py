@@ -81,11 +81,34 @@ def join(parts: Sequence[Any]) -> Any:
     return [row for part in parts for row in rows(part)]
 
 
-def rows(stacked: Any) -> list[Any]:
-    """The n values that were stacked."""
+class TooManyRows(ValueError):
+    """More than there may be.
+
+    Attributes:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} rows")
+        self.count = count
+
+
+def rows(stacked: Any, most: int | None = None) -> list[Any]:
+    """The n values that were stacked.
+
+    Args:
+        stacked: as `stack` made it.
+        most: how large n may be. An array without items takes no memory, and has as many rows as it says.
+
+    Raises:
+        TypeError, ValueError: it is nothing that was stacked.
+        TooManyRows: n is more than `most`.
+    """
     if isinstance(stacked, dict):
-        columns = [rows(column) for column in stacked.values()]
+        columns = [rows(column, most) for column in stacked.values()]
         return [dict(zip(stacked, items, strict=True)) for items in zip(*columns, strict=True)]
     if isinstance(stacked, tuple):
-        return list(zip(*map(rows, stacked), strict=True))
+        return list(zip(*(rows(column, most) for column in stacked), strict=True))
+    if most is not None and len(stacked) > most:
+        raise TooManyRows(len(stacked))
     return list(stacked)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from remote_env.errors import ProtocolError
+from remote_env.errors import MessageTooBig, ProtocolError
 from remote_env.protocol import layout, state_delta
-from remote_env.protocol.chunks import MAX_STEPS
+from remote_env.protocol.chunks import MAX_BYTES, MAX_STEPS
 
 Floats = NDArray[np.float64]
 
@@ -97,4 +97,6 @@ def read_rows(packed: Any, count: int) -> Floats:
     rows, change = packed.get("rows"), packed.get("change")
     if type(rows) is not int or not 0 < rows <= MAX_STEPS or not isinstance(change, np.ndarray):
         raise ProtocolError(f"not the changes of states: {str(packed)[:100]}")
+    if rows * count * 8 > MAX_BYTES:
+        raise MessageTooBig(f"{rows} states of {count} numbers are {rows * count * 8} bytes; allowed are {MAX_BYTES}")
     return state_delta.decode(change.tobytes(), None, (rows, count))

@@ -28,7 +28,7 @@ class BranchRequests(TaskSession):
         """
         self._looks += 1
         value = self._value(frames.SNAPSHOT, {"take": None}, timeout_s)
-        return self._checked_id(value["id"] if isinstance(value, dict) else None)
+        return self._checked_id(value.get("id") if isinstance(value, dict) else None)
 
     def forget_snapshot(self, snapshot: str, timeout_s: float) -> None:
         """Free a snapshot; InputError when there is none of that id."""

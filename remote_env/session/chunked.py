@@ -13,7 +13,7 @@ from remote_env.errors import (
     TaskError,
 )
 from remote_env.protocol import codec, frames
-from remote_env.protocol.chunks import MAX_BYTES, ChunkOptions, Transitions, check_outcomes, split_actions
+from remote_env.protocol.chunks import MAX_BYTES, MAX_STEPS, ChunkOptions, Transitions, check_outcomes, split_actions
 from remote_env.protocol.delivery import Selection
 from remote_env.protocol.stacking import stack
 from remote_env.protocol.vector_step import Transition
@@ -69,7 +69,7 @@ class Chunked(Bringing, abc.ABC):
         self._deadline = time.monotonic() + timeout_s
         flags = frames.WANT_STATE if want_state else 0
         header = self._exchange(frames.STEP_MANY, flags, bytearray(frames.HEADER_SIZE) + body, arrays)
-        return self._read_chunk(header)
+        return self._read_chunk(header, len(rows), options.want)
 
     def step_picking(
         self, action: Any, timeout_s: float, options: ChunkOptions, *, want_state: bool = False
@@ -88,11 +88,11 @@ class Chunked(Bringing, abc.ABC):
                 f'at most {max(MAX_BYTES // each, 1)} actions at once, or ask for want="last" or fewer observation_keys'
             )
 
-    def _read_chunk(self, header: frames.Header) -> Transitions:
-        """The rest of a reply to STEP_MANY."""
+    def _read_chunk(self, header: frames.Header, sent: int = MAX_STEPS, want: str | None = None) -> Transitions:
+        """The rest of a reply to STEP_MANY: of so many actions, what is wanted of them, where that is known."""
         try:
             value = self._receive_value(header)
-            transitions = self._unpack_chunk(value, header.sequence)
+            transitions = self._unpack_chunk(value, header.sequence, sent, want)
         except MALFORMED as error:
             raise self._malformed(error) from error
         self._settle(header)
@@ -103,20 +103,23 @@ class Chunked(Bringing, abc.ABC):
             failed.completed = transitions
         raise failed
 
-    def _unpack_chunk(self, value: dict[str, Any], sequence: int) -> Transitions:
-        rewards, terminated, truncated = check_outcomes(value, self.ready.get("num_envs"))
+    def _unpack_chunk(self, value: dict[str, Any], sequence: int, sent: int, want: str | None) -> Transitions:
+        rewards, terminated, truncated = check_outcomes(value, self.ready.get("num_envs"), sent)
         ran, rows, observations, rests = value["ran"], value["rows"], value["observation"], value["info"]
         ages: Sequence[int] = ()
         if self._images is not None and type(observations) is list:
             observations, ages = stack(self._images.decode_rows(observations, sequence)), self._images.ages
         is_whole = all(count == rows for count in count_rows(observations)) and (rests is None or len(rests) == rows)
-        if rows not in (1, ran) or not is_whole:
+        is_due = rows in (1, ran) if want is None else rows == (ran if want == "all" else 1)
+        if type(rows) is not int or not is_due or not is_whole:
             raise ValueError(f"observations or infos of other steps than the {rows} that are due")
         infos = [{} for _ in range(rows)] if rests is None else [self._read_info(rest) for rest in rests]
         if self.delivery.image_every > 1:
             for info, age in zip(infos, ages, strict=True):
                 info["image_age"] = age
         states = self._read_row_states(value["states"]) if "states" in value else None
+        if states is not None and len(states) != rows:
+            raise ValueError(f"{len(states)} states of {rows} steps")
         if infos:
             self._tell_times(infos[-1], sequence, value.get("timing"), None)
         return Transitions(observations, rewards, terminated, truncated, infos, ran, states)
