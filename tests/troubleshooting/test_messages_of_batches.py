@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +14,12 @@ from quotes import produces
 from server_process import serving
 
 from remote_env import RemoteEnv, RemoteVectorEnv
+from remote_env.errors import TaskError
 from remote_env.protocol.task import TaskSpec
+from remote_env.server.gymnasium_batch import make_batch
 
 TASK = "tasks_for_tests.scene:Scene"
+ACTIONS = np.zeros(2, np.int64)
 CUBE = '<mujoco><worldbody><body name="cube"><freejoint/><geom size="0.1"/></body></worldbody></mujoco>'
 
 
@@ -89,3 +95,88 @@ def test_one_environment_with_a_size() -> None:
 @produces("Unsupported: policy= is for RemoteEnv: …")
 def test_a_policy_beside_a_batch() -> None:
     RemoteVectorEnv(env=TASK, num_envs=2, policy="checkpoint")
+
+
+# Several hosts
+
+
+@produces("ConfigError: num_envs=… for … hosts: each is to have one environment at least")
+def test_fewer_environments_than_hosts() -> None:
+    RemoteVectorEnv([None, None], env=TASK, num_envs=1)  # type: ignore[arg-type]
+
+
+@produces("ConfigError: …: … for … hosts; give one each, or one for all")
+def test_more_ports_than_hosts() -> None:
+    RemoteVectorEnv([None, None], [1, 2, 3], env=TASK, num_envs=2)  # type: ignore[arg-type]
+
+
+@produces("ConfigError: on_failure=…: allowed are …")
+def test_a_failure_that_is_to_be_ignored() -> None:
+    RemoteVectorEnv([None, None], env=TASK, num_envs=2, on_failure="ignore")  # type: ignore[arg-type]
+
+
+@produces(
+    "ConfigError: host … of … (…) has another … than host … of … (…): …; a batch is of environments that are alike"
+)
+def test_hosts_of_different_tasks(port: int, async_port: int) -> None:
+    with RemoteVectorEnv([None, None], [port, async_port]) as batch:  # type: ignore[arg-type]
+        batch.start()
+
+
+@produces("TaskError: environments … to …, host … of … (…): …")
+def test_an_error_on_one_of_the_hosts(failing: RemoteVectorEnv) -> None:
+    failing.step(ACTIONS)
+
+
+@produces("InputError: a step failed on one of the servers (…): call reset()")
+def test_a_step_after_a_host_has_failed(failing: RemoteVectorEnv) -> None:
+    with pytest.raises(TaskError):
+        failing.step(ACTIONS)
+    failing.step(ACTIONS)
+
+
+# Environments in processes of their own
+
+
+@pytest.fixture(scope="module")
+def async_port(isolated_home: Path) -> Iterator[int]:
+    """Of a server whose two environments do as they are told, each in a process of its own."""
+    task = TaskSpec("tasks_for_tests.misbehaving:RaisesAtThird", {"vectorization_mode": "async"}, num_envs=2)
+    with serving(task=task.to_plain(), digest=task.digest) as server:
+        yield server.port
+
+
+@pytest.fixture
+def failing(async_port: int) -> Iterator[RemoteVectorEnv]:
+    """A batch over one host, whose next step fails."""
+    with RemoteVectorEnv([None], [async_port]) as batch:  # type: ignore[arg-type]
+        batch.reset()
+        batch.call("plan", "raise")
+        yield batch
+
+
+@produces("InputError: an environment of this batch has failed (…): call reset(), which makes the batch anew")
+def test_a_step_after_one_of_them_has_failed(async_port: int) -> None:
+    with RemoteVectorEnv(port=async_port) as batch:
+        batch.reset()
+        batch.call("plan", "raise")
+        with pytest.raises(TaskError):
+            batch.step(ACTIONS)
+        batch.step(ACTIONS)
+
+
+@pytest.mark.fault
+@produces("TaskError: step: the process of environment … ended in a step or reset; reset() makes the batch anew")
+def test_processes_that_are_killed(async_port: int) -> None:
+    with RemoteVectorEnv(port=async_port) as batch:
+        batch.reset()
+        for pid in batch.get_attr("pid"):
+            os.kill(pid, signal.SIGKILL)
+        batch.step(ACTIONS)
+
+
+@produces("ConfigError: vectorization_mode=…: allowed are …")
+def test_a_vectorization_that_there_is_not() -> None:
+    """The server's half of it, in this process."""
+    nothing: Any = None
+    make_batch(TASK, {"vectorization_mode": "threads"}, 2, factory=None, make_one=nothing, scenes=nothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from ssh_client import free_port
 from ssh_server import SshServer
 
 from remote_env.cli import main
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+
+import collect_parallel
 
 
 def login_words(server: SshServer) -> list[str]:
@@ -103,3 +108,22 @@ def test_a_tunnel_that_does_not_run(printed: Printed) -> str:
 def test_a_command_whose_login_fails(printed: Printed) -> str:
     with listener_that_says(b"") as port:
         return printed("logs", f"ssh://me@127.0.0.1:{port}", "--connect-timeout", "0.5")
+
+
+@produces("remote-env bench: error: name the task with --env, or a server that runs there with --server-port")
+def test_a_bench_of_nothing(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main(["bench", "local"])
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@produces("error: --env-kwargs '…' is no JSON …")
+def test_a_bench_of_a_task_with_unreadable_arguments(printed: Printed) -> str:
+    return printed("bench", "local", "--env", "CartPole-v1", "--env-kwargs", "{name: 1}")
+
+
+@produces("server … is left out: …")
+def test_a_server_that_collects_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    words = ["--task", "CartPole-v1", "--no-states", "--servers", "1", "--output-dir", str(tmp_path)]
+    assert collect_parallel.main([*words, "--host", "tcp://127.0.0.1", "--port", str(free_port())]) == 1
+    return capsys.readouterr().err
