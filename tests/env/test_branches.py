@@ -181,7 +181,7 @@ def test_actions_of_dict_spaces_come_stacked_or_in_lists_and_bring_what_is_asked
         (np.zeros((0, 6, 1)), {}, "0 chunks of actions"),
         (np.zeros((2, 0, 1)), {}, "2 chunks of 0 actions"),
         (np.zeros((1, MAX_STEPS + 1, 1)), {}, f"1 chunks of {MAX_STEPS + 1} actions"),
-        (np.zeros((MAX_CHUNKS + 1, 1, 1)), {}, f"{MAX_CHUNKS + 1} chunks of 1 actions"),
+        (np.zeros((MAX_CHUNKS + 1, 1, 1)), {}, f"{MAX_CHUNKS + 1} chunks of 1 or more actions"),
         (np.zeros((1024, 1025, 1), np.float32), {}, "1048576 actions in all"),
         (np.zeros((2, 6, 2)), {}, r"the task takes float32 \(1,\)"),
         (np.full((2, 6, 1), np.nan), {}, r"not finite: nan at index \[0, 0, 0\]"),

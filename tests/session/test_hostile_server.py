@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from remote_env.errors import ProtocolError, RemoteEnvError
 from remote_env.protocol import codec, frames, layout
+from remote_env.protocol.chunks import ChunkOptions
+from remote_env.protocol.delivery import DeliveryPlan
 from remote_env.protocol.handshake import ServerHandshake, pack_link, parse_link
 from remote_env.session import Session
 from remote_env.session.joining import LinkOptions
@@ -110,7 +112,45 @@ OBSERVATION = bytes(8 + 9)
 GOOD_RESET: Body = (frames.RESULT, frames.FIXED, OBSERVATION)
 GOOD_STEP: Body = (frames.RESULT, frames.FIXED, bytes(TRANSITION) + OBSERVATION)
 STATE = layout.pack_state(0, np.zeros(SCENE.size))
+CHUNK: dict[str, Any] = {
+    "ran": 2,
+    "reward": np.zeros(2),
+    "terminated": np.zeros(2, np.bool_),
+    "truncated": np.zeros(2, np.bool_),
+    "rows": 2,
+    "observation": np.zeros((2, 3)),
+    "info": None,
+}
+NO_FLAGS = {"terminated": np.zeros(0, np.bool_), "truncated": np.zeros(0, np.bool_)}
+HUGE = SceneLayout(tuple(EntityLayout(f"cube {number}") for number in range(1000)), "huge")  # 4096 rows: 426 MB
+TRIED: dict[str, Any] = {
+    "rewards": np.zeros((1, 2)),
+    "ran": np.zeros(1, np.int64),
+    "terminated": np.zeros(1, np.bool_),
+    "truncated": np.zeros(1, np.bool_),
+    "observations": np.zeros((1, 3)),
+    "infos": [{}],
+}
+
+
+def step_twice(session: Session, want: str = "all", **options: Any) -> Any:
+    return session.step_many([0, 1], 3, ChunkOptions(want=want), **options)
+
+
+def without(reply: dict[str, Any], **changed: Any) -> bytes:
+    """The value with these fields changed; those that are ... left out."""
+    return packed({name: value for name, value in {**reply, **changed}.items() if value is not ...})
+
+
 ASKS: dict[str, Callable[[Session], Any]] = {
+    "step_many": step_twice,
+    "step_many last": lambda session: step_twice(session, "last"),
+    "step_many states": lambda session: step_twice(session, want_state=True),
+    "step picking": lambda session: session.step_picking(1, 3, ChunkOptions(want="last")),
+    "deliver": lambda session: session.deliver(DeliveryPlan(timing=True), 3),
+    "snapshot": lambda session: session.take_snapshot(3),
+    "fork": lambda session: session.fork(2, None, 3),
+    "try": lambda session: session.try_chunks([[0, 1]], 3, snapshot=None, want="last", stop=True),
     "reset": lambda session: session.reset(1, None, 3),
     "step": lambda session: session.step(1, 3, want_state=True),
     "get_state": lambda session: session.get_state(3, native=True),
@@ -205,6 +245,66 @@ WRONG: dict[str, tuple[str, Body]] = {
         "call",
         (frames.ERROR, frames.TAIL, packed({name: [1] for name in ("kind", "type", "message", "traceback", "during")})),
     ),
+    "no chunk": ("step_many", (frames.RESULT, frames.TAIL, packed(5))),
+    "a chunk without rewards": ("step_many", (frames.RESULT, frames.TAIL, without(CHUNK, reward=...))),
+    "a chunk of more steps than were sent": (
+        "step picking",
+        (frames.RESULT, frames.TAIL, without(CHUNK, rows=1, observation=np.zeros((1, 3)))),
+    ),
+    "a chunk of no steps": (
+        "step picking",
+        (
+            frames.RESULT,
+            frames.TAIL,
+            without(CHUNK, ran=0, rows=0, observation=[], reward=np.zeros(0), **NO_FLAGS),
+        ),
+    ),
+    "a chunk of steps that cannot be counted": ("step_many", (frames.RESULT, frames.TAIL, without(CHUNK, ran=2.0))),
+    "a chunk of other rows than are due": ("step_many last", (frames.RESULT, frames.TAIL, without(CHUNK))),
+    "a chunk with fewer observations": (
+        "step_many",
+        (frames.RESULT, frames.TAIL, without(CHUNK, observation=np.zeros((1, 3)))),
+    ),
+    "a chunk with observations that are no rows": (
+        "step_many",
+        (frames.RESULT, frames.TAIL, without(CHUNK, observation={"a": 5})),
+    ),
+    "a chunk with more rows than memory": (
+        "step_many last",
+        (frames.RESULT, frames.TAIL, without(CHUNK, rows=1 << 40, observation={})),
+    ),
+    "a chunk with an info that is none": ("step_many", (frames.RESULT, frames.TAIL, without(CHUNK, info=[1, 2]))),
+    "a chunk with fewer states": (
+        "step_many states",
+        (frames.RESULT, frames.TAIL, without(CHUNK, states=[(0, SCENE.to_plain(), np.zeros((1, SCENE.size)))])),
+    ),
+    "a chunk with states of another size": (
+        "step_many states",
+        (frames.RESULT, frames.TAIL, without(CHUNK, states=[(0, SCENE.to_plain(), np.zeros((2, 3)))])),
+    ),
+    "a chunk with states of a layout that was never told": (
+        "step_many states",
+        (frames.RESULT, frames.TAIL, without(CHUNK, states=[(7, None, np.zeros((2, SCENE.size)))])),
+    ),
+    "a chunk with changes of states that take more than is allowed": (
+        "step_many states",
+        (
+            frames.RESULT,
+            frames.TAIL,
+            without(CHUNK, states=[(0, HUGE.to_plain(), {"rows": 4096, "change": np.zeros(1000, np.uint8)})]),
+        ),
+    ),
+    "a chunk with an error that is none": ("step_many", (frames.RESULT, frames.TAIL, without(CHUNK, error=5))),
+    "no codecs": ("deliver", (frames.RESULT, frames.TAIL, packed(None))),
+    "codecs that are none": ("deliver", (frames.RESULT, frames.TAIL, packed({"codecs": 5}))),
+    "a snapshot without an id": ("snapshot", (frames.RESULT, frames.TAIL, packed({"size_bytes": 5}))),
+    "a snapshot with another id": ("snapshot", (frames.RESULT, frames.TAIL, packed({"id": 5}))),
+    "fewer branches": ("fork", (frames.RESULT, frames.TAIL, packed(["one"]))),
+    "branches without names": ("fork", (frames.RESULT, frames.TAIL, packed([1, 2]))),
+    "what was not tried": ("try", (frames.RESULT, frames.TAIL, packed([]))),
+    "rewards of other chunks": ("try", (frames.RESULT, frames.TAIL, without(TRIED, rewards=np.zeros((2, 2))))),
+    "observations of other chunks": ("try", (frames.RESULT, frames.TAIL, without(TRIED, observations=np.zeros(())))),
+    "infos of other chunks": ("try", (frames.RESULT, frames.TAIL, without(TRIED, infos=[]))),
     "a slice that is none": ("rollout", (frames.RESULT, frames.TAIL, packed({"steps": 1}))),
 }
 
@@ -226,6 +326,8 @@ BODIES = [
     GOOD_STEP[2],
     STATE + packed({"layout": SCENE.to_plain()}),
     packed({"info": {"a": 1}, "reward": 0.5}),
+    packed({**CHUNK, "states": [(0, SCENE.to_plain(), np.zeros((2, SCENE.size)))], "timing": (0.0, 0.0, 0.0, 0.0)}),
+    packed(TRIED),
 ]
 
 
