@@ -40,6 +40,7 @@ class AsyncBatch:
         self._kwargs = {"context": _context(), **vector_kwargs, "copy": False}
         self._scenes, self._make_one, self.num_envs = scenes, make_one, num_envs
         self._broken = ""
+        self._wanted: tuple[str, ...] | None = None
         self._sample: Any = make_one()
         self._vector = vector = self._make(self._sample)
         self.metadata, self.render_mode = vector.metadata, vector.render_mode
@@ -85,6 +86,8 @@ class AsyncBatch:
                 raise InputError(f"{self._broken}: reset() all environments, without a reset_mask")
             self._end()
             self._vector, self._broken = self._make(), ""
+            if self._wanted is not None:
+                self._ask(None, "want", self._wanted)
         try:
             return self._vector.reset(seed=seed, options=options)  # type: ignore[no-any-return]
         except Exception as error:
@@ -157,6 +160,12 @@ class AsyncBatch:
         """What the first environment's scene looks like; None when it does not tell."""
         description: SceneDescription | None = self._ask([0], "describe")[0]
         return description
+
+    def set_wanted_observations(self, keys: tuple[str, ...] | None) -> None:
+        """See `Backend.want_observations`."""
+        is_new, self._wanted = keys != self._wanted, keys
+        if is_new and not self._broken:
+            self._ask(None, "want", keys)
 
     def _ask(self, env_ids: list[int] | None, question: str, *arguments: Any) -> list[Any]:
         """The answers of these environments, or of all, in this order."""

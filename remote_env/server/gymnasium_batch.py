@@ -10,7 +10,7 @@ import gymnasium
 
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.async_batch import AsyncBatch
-from remote_env.server.members import TerminalScene, checked_states, stack_scenes
+from remote_env.server.members import TerminalScene, checked_states, stack_scenes, with_whole_observations
 from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout
 
@@ -71,7 +71,11 @@ def task_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _make_sync(make_one: Callable[[], Any], num_envs: int, vector_kwargs: dict[str, Any]) -> Any:
     _check_vector_kwargs(gymnasium.vector.SyncVectorEnv, vector_kwargs)
     resets_in_step = _autoreset_mode(vector_kwargs.get("autoreset_mode", "NextStep")) == "SAME_STEP"
-    make = (lambda: TerminalScene(make_one())) if resets_in_step else make_one
+
+    def make() -> Any:
+        one = with_whole_observations(make_one())
+        return TerminalScene(one) if resets_in_step else one
+
     # Without copies of its own: what it returns is sent before it is stepped again.
     return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, **vector_kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,46 @@ class TerminalScene(gymnasium.Wrapper[Any, Any, Any, Any]):
         return transition
 
 
+class WholeObservations(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Fills in what a task leaves out because nobody wants it: Gymnasium's batches stack all of the space."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._stand_in = _any_of(env.observation_space)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """As the environment's."""
+        observation, info = self.env.reset(**kwargs)
+        return _filled(observation, self._stand_in), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's."""
+        observation, *rest = self.env.step(action)
+        return _filled(observation, self._stand_in), *rest
+
+
+def with_whole_observations(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """The environment, as a batch can hold it: around those alone that may leave something out, for it costs time."""
+    return WholeObservations(env) if hasattr(env.unwrapped, "set_wanted_observations") else env
+
+
+def _filled(given: Any, stand_in: Any) -> Any:
+    if not isinstance(given, Mapping) or not isinstance(stand_in, Mapping):
+        return given
+    return {key: _filled(given[key], value) if key in given else value for key, value in stand_in.items()}
+
+
+def _any_of(space: gymnasium.Space[Any]) -> Any:
+    """Some element of the space, the same each time; zeros of what is an array."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: _any_of(part) for key, part in space.spaces.items()}
+    if isinstance(space, gymnasium.spaces.Box):
+        return np.zeros(space.shape, space.dtype)
+    space = copy.deepcopy(space)
+    space.seed(0)
+    return space.sample()
+
+
 class Member(TerminalScene):
     """An environment in a process of its own: it survives questions that fail, and its errors survive the way back.
 
@@ -45,7 +86,7 @@ class Member(TerminalScene):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], index: int, scenes: TaskScenes, *, keeps_finals: bool) -> None:
-        super().__init__(env)
+        super().__init__(with_whole_observations(env))
         self._index, self._scenes, self._resets_in_step = index, scenes, keeps_finals
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -67,7 +108,8 @@ class Member(TerminalScene):
 
         Args:
             env_ids: who is asked; None: all. The others answer None.
-            question: "call", "set", "read_scene", "write_scene", "final_scene" or "describe".
+            question: "call", "set", "read_scene", "write_scene", "final_scene", "describe" or
+                "want".
             arguments: of it.
         """
         if env_ids is not None and self._index not in env_ids:
@@ -98,6 +140,11 @@ class Member(TerminalScene):
 
     def _describe(self) -> SceneDescription | None:
         return self._scenes.describe(self.unwrapped)
+
+    def _want(self, keys: tuple[str, ...] | None) -> None:
+        tell = getattr(self.unwrapped, "set_wanted_observations", None)
+        if tell is not None:
+            tell(keys)
 
 
 def _portable(error: Exception) -> Exception:

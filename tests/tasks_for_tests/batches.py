@@ -15,6 +15,48 @@ from remote_env.server.backend import Backend
 from remote_env.state import EntityLayout, Floats, SceneLayout
 
 
+class Choosy(gymnasium.Env[Any, Any]):
+    """Leaves out of observations what nobody wants; each tells in its info what that was. Episodes of three steps."""
+
+    action_space = spaces.Discrete(2)
+    remote_calls = ("fail",)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        views = spaces.Dict({name: spaces.Box(0, 255, (4, 4, 3), np.uint8) for name in ("left", "right")})
+        place = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.observation_space = spaces.Dict({"views": views, "place": place, "count": spaces.Discrete(9, start=1)})
+        self._keys: tuple[str, ...] | None = None
+        self._count = 0
+
+    def set_wanted_observations(self, keys: tuple[str, ...] | None) -> None:
+        """What the observations are to hold from now on: keys, and paths such as "views/left"; None for all."""
+        self._keys = keys
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See `gymnasium.Env.reset`."""
+        super().reset(seed=seed)
+        self._count = 1
+        return self._observe()
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See `gymnasium.Env.step`; raises when the action is 1 in the second step."""
+        self._count += 1
+        if action == 1 and self._count == 3:
+            raise ValueError("as told")
+        observation, info = self._observe()
+        return observation, 1.0, self._count == 4, False, info
+
+    def _observe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        view = np.full((4, 4, 3), self._count, np.uint8)
+        whole = {"views/left": view, "views/right": view, "place": np.full(3, self._count, np.float64)}
+        whole["count"] = self._count
+        made = [name for name in whole if self._keys is None or {name, name.split("/")[0]} & set(self._keys)]
+        observation: dict[str, Any] = {name: whole[name] for name in made if "/" not in name}
+        views = {name.split("/")[1]: whole[name] for name in made if "/" in name}
+        return {**observation, **({"views": views} if views else {})}, {"made": ",".join(made)}
+
+
 class Varied(gymnasium.Env[Any, Any]):
     """A Dict observation; infos with texts, None, arrays, dicts, that some steps have and others not; short episodes.
 
