@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 from golden_batch import GOLDEN_BATCH, record_batch
+from golden_chunks import GOLDEN_CHUNKS, record_chunks
 from golden_conversation import GOLDEN, ROOT, record_conversation
 from golden_policy import GOLDEN_POLICY
 from golden_resuming import GOLDEN_RESUMING, record_resuming
@@ -17,6 +18,7 @@ from remote_env.protocol import frames
 
 GOLDEN_FRAMES = json.loads(GOLDEN.read_text())
 GOLDEN_BATCH_FRAMES = json.loads(GOLDEN_BATCH.read_text())
+GOLDEN_CHUNK_FRAMES = json.loads(GOLDEN_CHUNKS.read_text())
 GOLDEN_RESUMING_FRAMES = json.loads(GOLDEN_RESUMING.read_text())
 
 
@@ -30,6 +32,10 @@ def test_a_conversation_is_byte_for_byte_as_recorded():
 
 def test_a_conversation_with_a_batch_is_too():
     assert record_batch() == GOLDEN_BATCH_FRAMES
+
+
+def test_a_conversation_of_chunks_and_of_less_is_too():
+    assert record_chunks() == GOLDEN_CHUNK_FRAMES
 
 
 def test_a_conversation_that_is_cut_and_resumed_is_too():
@@ -51,7 +57,7 @@ def test_what_comes_again_does_so_byte_for_byte():
 
 @pytest.mark.parametrize(
     "golden",
-    [*GOLDEN_FRAMES, *GOLDEN_BATCH_FRAMES, *GOLDEN_RESUMING_FRAMES],
+    [*GOLDEN_FRAMES, *GOLDEN_BATCH_FRAMES, *GOLDEN_RESUMING_FRAMES, *GOLDEN_CHUNK_FRAMES],
     ids=lambda golden: f"{golden['from']}-{golden['message']}",
 )
 def test_headers_are_as_documented(golden):
