@@ -67,7 +67,7 @@ def test_a_far_server_is_told_by_its_parts_and_chunks_are_the_advice(
         proxy.delay(DELAY_S)
         monkeypatch.setenv("REMOTE_ENV_TOKEN", server.token)
         host = f"tcp://127.0.0.1:{proxy.address[1]}"
-        status, output, errors = said("bench", host, "--seconds", "1", "--json")
+        status, output, errors = said("bench", host, "--seconds", "0.4", "--json")
     assert (status, errors) == (0, "")
     found = json.loads(output)
     assert found["way"] == "tcp"
