@@ -19,9 +19,10 @@ from gymnasium import spaces
 
 from remote_env.policy.dialects import ilstudio_messages, lerobot_pickle, openpi_messages
 from remote_env.policy.meta import MetaObs
-from remote_env.protocol import codec, frames, layout
+from remote_env.protocol import chunks, codec, delivery, frames, layout, state_delta, state_stream
 from remote_env.protocol.batch import split_objects
 from remote_env.protocol.coding import encode_array
+from remote_env.protocol.image_stream import ImageSender
 from remote_env.protocol.task import TaskSpec
 from remote_env.spaces import space_to_plain
 from remote_env.state import EntityLayout, SceneDescription, SceneLayout, Shape
@@ -198,6 +199,45 @@ def for_codings() -> Iterator[bytes]:
             yield bytes((index,)) + encode_array(array, coder)["data"][0].tobytes()
 
 
+def _body(value: Any) -> bytes:
+    return codec.encode(value, where="value")[0]
+
+
+def for_deliveries() -> Iterator[bytes]:
+    """Observations with coded images, states as changes, what is asked for them, behind the number of their reader."""
+    from fuzz.targets.deliveries import CODECS, IMAGE, READERS, SPACE, VECTOR
+
+    numbers = {reader.__name__: number for number, reader in enumerate(READERS)}
+    for codec_name in CODECS:
+        sender = ImageSender(SPACE, {"i": codec_name}, image_every=2)
+        observations = [{"i": IMAGE + row, "n": np.zeros(3)} for row in range(3)]
+        sender.encode(observations[0], 1, is_key=True)
+        rows = sender.encode_rows(observations, 2, ends=True)
+        yield bytes((numbers["read_images"],)) + _body(rows)
+    change = state_delta.encode(VECTOR + 1, VECTOR)
+    assert change is not None
+    yield bytes((numbers["read_state"], 1)) + layout.pack_change(0, VECTOR.size, 1, change)
+    yield bytes((numbers["read_state"], 0)) + layout.pack_state(0, VECTOR)
+    yield bytes((numbers["read_state_rows"],)) + _body(state_stream.pack_rows(np.zeros((5, VECTOR.size))))
+    yield bytes((numbers["read_state_rows"],)) + _body(np.zeros((2, VECTOR.size)))
+    plan = delivery.DeliveryPlan(("i",), True, 2, {"i": "zstd"}, True, True)
+    yield bytes((numbers["read_request"],)) + _body(plan.to_plain())
+    yield bytes((numbers["read_request"],)) + _body(chunks.ChunkOptions(keys=("i",)).to_plain())
+    yield bytes((numbers["read_request"],)) + _body({"a": np.zeros((2, 3, 1)), "b": (np.zeros((2, 3)), [[1] * 3] * 2)})
+    yield bytes((numbers["read_request"],)) + _body(np.zeros((1 << 31, 0)))
+    outcome = {"ran": 2, "reward": np.zeros(2), "terminated": np.zeros(2, bool), "truncated": np.zeros(2, bool)}
+    yield bytes((numbers["read_outcomes"],)) + _body(outcome)
+    tried = {
+        "rewards": np.zeros((2, 3)),
+        "ran": np.zeros(2, np.int64),
+        "observations": np.zeros((2, 3)),
+        "infos": [1, 2],
+    }
+    yield bytes((numbers["read_outcomes"],)) + _body(
+        {**tried, **{f: np.zeros(2, bool) for f in ("terminated", "truncated")}}
+    )
+
+
 class Numpy:
     """Values as numpy's users pickle them."""
 
@@ -249,6 +289,7 @@ def main() -> None:
         ("values", for_values()),
         ("inference", for_inference()),
         ("codings", for_codings()),
+        ("deliveries", for_deliveries()),
         ("pickles", for_pickles()),
     ):
         print(f"{name}: {write(name, inputs)} inputs")

@@ -4,7 +4,7 @@
 #   scripts/fuzz.sh [SECONDS] [TARGET...]
 #
 # SECONDS are for each target (60). Targets: codec, codec-pure (msgpack in Python), frames, link, layouts, values, inference,
-# codings, pickles, and supervisor: a real server that is sent garbage. All when none is named.
+# codings, deliveries, pickles, and supervisor: a real server that is sent garbage. All when none is named.
 # Makes .venv-fuzz, with atheris, of PYTHON= or a Python for which atheris has a wheel. What is found is kept under outputs/fuzz.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -57,7 +57,7 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
     shift
 fi
 targets=("$@")
-((${#targets[@]})) || targets=(frames codec codec-pure link layouts values inference codings pickles supervisor)
+((${#targets[@]})) || targets=(frames codec codec-pure link layouts values inference codings deliveries pickles supervisor)
 prepare
 failed=0
 printf '%-12s %12s %9s\n' target executions findings

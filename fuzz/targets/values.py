@@ -51,7 +51,7 @@ def read_rollout(value: Any) -> None:
     """A request for a slice, and the reply to one."""
     with contextlib.suppress(InputError):
         Slice.of(value)
-    with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):  # as the session does
+    with contextlib.suppress(ProtocolError, KeyError, TypeError, ValueError, IndexError):  # as the session does
         reply = check_reply(value)
         last_transition(reply)
         read_runs(reply["rows"].get("state", ()), {})

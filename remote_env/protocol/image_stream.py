@@ -254,7 +254,9 @@ class _Reading:
     def _leaf(self, path: str, value: Any) -> Any:
         if type(value) is not dict:
             return value
-        if value.get("coder") == "last":
+        if not isinstance(value.get("coder"), str):
+            raise ProtocolError(f"a coded array whose coder is a {type(value.get('coder')).__name__}")
+        if value["coder"] == "last":
             return self._read_last(path, value)
         array = self._read_array(path, value)
         if _KEEP in value:

@@ -204,8 +204,8 @@ class Session(BranchRequests):
             if "state" in reply["rows"]:
                 reply["rows"]["state"] = states = read_runs(reply["rows"]["state"], self._layouts)
                 self.state = states[-1]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise self._break(ProtocolError(f"a reply to ROLLOUT that is none: {error!r}")) from error
+        except MALFORMED as error:
+            raise self._malformed(error) from error
         return reply
 
     def _read_info(self, rest: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from remote_env.protocol import codec
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the targets are no part of the package
-TARGETS = ("codec", "codings", "frames", "inference", "layouts", "link", "pickles", "values")
+TARGETS = ("codec", "codings", "deliveries", "frames", "inference", "layouts", "link", "pickles", "values")
 BODIES = [path.read_bytes()[2:] for path in sorted((ROOT / "fuzz/corpus/codec").iterdir())]
 QUICK = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 

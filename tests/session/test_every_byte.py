@@ -20,6 +20,8 @@ from wired import END, FAIL, TIMEOUT_S, Wired, act
 from remote_env import transport
 from remote_env.errors import InputError, NotRun
 from remote_env.protocol import frames
+from remote_env.protocol.chunks import ChunkOptions
+from remote_env.protocol.delivery import DeliveryPlan
 from remote_env.server import loop as simulator
 from remote_env.session import control, joining
 from remote_env.session.session import Session
@@ -109,6 +111,17 @@ def step_and_draw(session: Session) -> list[Any]:
     return [plain(results), *(plain(session.step_wait(TIMEOUT_S)) for _ in range(2))]
 
 
+def bring_changes(session: Session) -> list[Any]:
+    """Images and states of which only changes come, several steps at once, and a step that a reset abandons."""
+    session.deliver(DeliveryPlan(image_every=2, codecs={"i": "delta"}, state_changes=True), TIMEOUT_S)
+    results: list[Any] = [session.reset(6, None, TIMEOUT_S)]
+    results += [session.step(act(0.1, number), TIMEOUT_S, want_state=True) for number in range(3)]
+    results.append(session.step_many([act(0.2), act(0.3)], TIMEOUT_S, ChunkOptions(), want_state=True))
+    session.step_async(act(0.1), TIMEOUT_S, want_state=True)
+    results += [session.reset(7, None, TIMEOUT_S), session.step(act(0.4), TIMEOUT_S, want_state=True)]
+    return [*map(plain, results), plain(session.state)]
+
+
 Conversation = Callable[[Session], list[Any]]
 CONVERSATIONS: list[tuple[Conversation, bool]] = [
     (step, False),
@@ -116,6 +129,7 @@ CONVERSATIONS: list[tuple[Conversation, bool]] = [
     (ask, False),
     (step_ahead, False),
     (step_and_draw, True),  # with payloads
+    (bring_changes, True),
 ]
 
 
@@ -204,9 +218,9 @@ def rehearsal(wired: Wired, conversation: Conversation) -> Iterator[Rehearsal]:
 @by_conversation
 def test_a_cut_at_any_byte_changes_nothing(rehearsal: Rehearsal, conversation: Conversation) -> None:
     streams = rehearsal.expected.streams
-    stride = 1 if conversation in (step, step_ahead) else every(1, 3)
+    stride = 1 if conversation in (step, step_ahead) else every(1, 29 if conversation is bring_changes else 3)
     faults = [Fault(way, at) for way in (UP, DOWN) for at in cut_places(streams[way])[::stride]]
-    assert len(faults) > 160
+    assert len(faults) > 100
     print(f"{len(faults)} cuts")
     for fault in faults:
         assert rehearsal.repeat(fault)
@@ -245,7 +259,8 @@ def test_nor_does_a_damaged_byte_while_the_link_is_made_anew(rehearsal: Rehearsa
 def test_nor_does_a_damaged_byte_of_any_header_or_body(rehearsal: Rehearsal) -> None:
     streams, count = rehearsal.expected.streams, 0
     for way in (UP, DOWN):
-        for at in outside_payloads(streams[way])[:: every(1, 13)]:
+        places = outside_payloads(streams[way])
+        for at in places[:: every(1, max(13, len(places) // 40))]:
             assert rehearsal.repeat(Fault(way, at, flip=1 << count % 8))
             count += 1
     print(f"{count} damaged bytes")
