@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import gymnasium
 import numpy as np
 import pytest
@@ -13,13 +15,25 @@ from remote_env.protocol.chunks import MAX_STEPS
 ALOHA = "remote_env/AlohaTransferCube-v0"
 
 
-def test_a_chunk_is_what_its_steps_are() -> None:
+@pytest.fixture(scope="module")
+def aloha(isolated_home: object) -> Iterator[RemoteEnv]:
+    with RemoteEnv(env=ALOHA, env_kwargs={"obs_type": "state"}) as env:
+        yield env
+
+
+@pytest.fixture(scope="module")
+def counting(isolated_home: object) -> Iterator[RemoteEnv]:
+    """Observations of a state and an image."""
+    with RemoteEnv(env="remote_env.testing.counting:make", env_kwargs={"image": True}) as env:
+        yield env
+
+
+def test_a_chunk_is_what_its_steps_are(cartpole: RemoteEnv) -> None:
     local = gymnasium.make("CartPole-v1")
     actions = np.array([0, 1, 1, 0, 1] * 3)
-    with RemoteEnv(env="CartPole-v1") as env:
-        first, _ = env.reset(seed=3)
-        assert np.array_equal(first, local.reset(seed=3)[0])
-        chunk = env.step_many(actions)
+    first, _ = cartpole.reset(seed=3)
+    assert np.array_equal(first, local.reset(seed=3)[0])
+    chunk = cartpole.step_many(actions)
     expected = [local.step(int(action)) for action in actions]
     assert chunk.ran == len(actions) == len(chunk.infos)
     for number, (observation, reward, terminated, truncated, info) in enumerate(expected):
@@ -28,63 +42,57 @@ def test_a_chunk_is_what_its_steps_are() -> None:
         assert (chunk.truncated[number], chunk.infos[number]) == (truncated, info)
 
 
-def test_a_chunk_ends_with_the_episode_and_says_how_many_ran() -> None:
-    with RemoteEnv(env="CartPole-v1") as env:
-        env.reset(seed=0)
-        chunk = env.step_many([0] * 50, want="last")
-        assert chunk.ran < 50
-        assert chunk.terminated.tolist() == [False] * (chunk.ran - 1) + [True]
-        assert chunk.observations.shape == (1, 4)
-        env.reset(seed=0)
-        assert env.step_many([0] * 50).observations.shape == (chunk.ran, 4)
+def test_a_chunk_ends_with_the_episode_and_says_how_many_ran(cartpole: RemoteEnv) -> None:
+    cartpole.reset(seed=0)
+    chunk = cartpole.step_many([0] * 50, want="last")
+    assert chunk.ran < 50
+    assert chunk.terminated.tolist() == [False] * (chunk.ran - 1) + [True]
+    assert chunk.observations.shape == (1, 4)
+    cartpole.reset(seed=0)
+    assert cartpole.step_many([0] * 50).observations.shape == (chunk.ran, 4)
 
 
-def test_scenes_come_along_and_the_last_is_the_present_one() -> None:
-    with RemoteEnv(env=ALOHA) as env:
-        env.reset(seed=0)
-        chunk = env.step_many(np.zeros((3, 14), np.float32), capture_state=True)
-        assert chunk.states is not None
-        assert np.array_equal(chunk.states[2].values, env.get_state().values)
-        assert not np.array_equal(chunk.states[1].values, chunk.states[2].values)
-        assert [info["touching"] for info in chunk.infos] == ["none"] * 3
+def test_scenes_come_along_and_the_last_is_the_present_one(aloha: RemoteEnv) -> None:
+    aloha.reset(seed=0)
+    chunk = aloha.step_many(np.zeros((3, 14), np.float32), capture_state=True)
+    assert chunk.states is not None
+    assert np.array_equal(chunk.states[2].values, aloha.get_state().values)
+    assert not np.array_equal(chunk.states[1].values, chunk.states[2].values)
+    assert [info["touching"] for info in chunk.infos] == ["none"] * 3
 
 
 @pytest.mark.parametrize("actions", [[], np.zeros((0, 14)), [0] * (MAX_STEPS + 1)])
-def test_no_actions_and_too_many_are_refused_and_nothing_was_sent(actions: object) -> None:
-    with RemoteEnv(env="CartPole-v1") as env:
-        env.reset(seed=0)
-        with pytest.raises(InputError, match="there may be 1 to"):
-            env.step_many(actions)
-        assert env.step_many([0, 1]).ran == 2
+def test_no_actions_and_too_many_are_refused_and_nothing_was_sent(cartpole: RemoteEnv, actions: object) -> None:
+    cartpole.reset(seed=0)
+    with pytest.raises(InputError, match="there may be 1 to"):
+        cartpole.step_many(actions)
+    assert cartpole.step_many([0, 1]).ran == 2
 
 
-def test_actions_of_a_wrong_shape_and_keys_that_are_none_are_refused() -> None:
-    with RemoteEnv(env=ALOHA) as env:
-        env.reset(seed=0)
-        with pytest.raises(InputError, match=r"takes float32 \(14,\)"):
-            env.step_many(np.zeros((4, 13), np.float32))
-        with pytest.raises(InputError, match="observation_keys"):
-            env.step_many(np.zeros((4, 14), np.float32), observation_keys=["pixels"])
-        with pytest.raises(InputError, match="allowed are all, last"):
-            env.step_many(np.zeros((4, 14), np.float32), want="some")  # type: ignore[arg-type]
-        assert env.step_many(np.zeros((4, 14), np.float32)).ran == 4
+def test_actions_of_a_wrong_shape_and_keys_that_are_none_are_refused(aloha: RemoteEnv) -> None:
+    aloha.reset(seed=0)
+    with pytest.raises(InputError, match=r"takes float32 \(14,\)"):
+        aloha.step_many(np.zeros((4, 13), np.float32))
+    with pytest.raises(InputError, match="observation_keys"):
+        aloha.step_many(np.zeros((4, 14), np.float32), observation_keys=["pixels"])
+    with pytest.raises(InputError, match="allowed are all, last"):
+        aloha.step_many(np.zeros((4, 14), np.float32), want="some")  # type: ignore[arg-type]
+    assert aloha.step_many(np.zeros((4, 14), np.float32)).ran == 4
 
 
-def test_keys_choose_what_of_each_observation_comes() -> None:
-    with RemoteEnv(env="remote_env.testing.counting:make", env_kwargs={"image": True}) as env:
-        env.reset(seed=0)
-        chunk = env.step_many(np.zeros((3, 2)), observation_keys=["state"])
-        assert list(chunk.observations) == ["state"]
-        assert chunk.observations["state"].shape == (3, 4)
-        image = env.step_many(np.zeros((3, 2)), want="last").observations["image"]
-        assert image.shape == (1, 480, 640, 3)
+def test_keys_choose_what_of_each_observation_comes(counting: RemoteEnv) -> None:
+    counting.reset(seed=0)
+    chunk = counting.step_many(np.zeros((3, 2)), observation_keys=["state"])
+    assert list(chunk.observations) == ["state"]
+    assert chunk.observations["state"].shape == (3, 4)
+    image = counting.step_many(np.zeros((3, 2)), want="last").observations["image"]
+    assert image.shape == (1, 480, 640, 3)
 
 
-def test_more_than_may_be_held_is_refused_with_what_would_fit() -> None:
-    with RemoteEnv(env="remote_env.testing.counting:make", env_kwargs={"image": True}) as env:
-        env.reset(seed=0)
-        with pytest.raises(InputError, match="at most 291 actions"):
-            env.step_many(np.zeros((1000, 2)))
+def test_more_than_may_be_held_is_refused_with_what_would_fit(counting: RemoteEnv) -> None:
+    counting.reset(seed=0)
+    with pytest.raises(InputError, match="at most 291 actions"):
+        counting.step_many(np.zeros((1000, 2)))
 
 
 def test_an_error_in_the_middle_brings_what_was_completed() -> None:
@@ -112,12 +120,11 @@ def test_a_batch_runs_chunks_through_its_ends() -> None:
     assert chunk.terminated.any()
 
 
-def test_chunked_actions_sum_the_rewards_of_their_steps() -> None:
-    with RemoteEnv(env="CartPole-v1") as remote:
-        env = ChunkedActions(remote, 4)
-        env.reset(seed=0)
-        assert env.action_space.shape == (4,)
-        observation, reward, terminated, _, info = env.step(np.array([0, 1, 0, 1]))
-        assert (observation.shape, reward, terminated, info["chunk"].ran) == ((4,), 4.0, False, 4)
-        with pytest.raises(ConfigError, match="chunk_size=0"):
-            ChunkedActions(remote, 0)
+def test_chunked_actions_sum_the_rewards_of_their_steps(cartpole: RemoteEnv) -> None:
+    env = ChunkedActions(cartpole, 4)
+    env.reset(seed=0)
+    assert env.action_space.shape == (4,)
+    observation, reward, terminated, _, info = env.step(np.array([0, 1, 0, 1]))
+    assert (observation.shape, reward, terminated, info["chunk"].ran) == ((4,), 4.0, False, 4)
+    with pytest.raises(ConfigError, match="chunk_size=0"):
+        ChunkedActions(cartpole, 0)
