@@ -78,8 +78,6 @@ def _too_many(what: str) -> InputError:
 
 def _rows(values: Any, what: str, most: int) -> list[Any]:
     try:
-        if isinstance(values, (str, bytes)):
-            raise TypeError(f"a {type(values).__name__}")
         return stacking.rows(values, most)
     except stacking.TooManyRows:
         raise

@@ -109,6 +109,8 @@ def rows(stacked: Any, most: int | None = None) -> list[Any]:
         return [dict(zip(stacked, items, strict=True)) for items in zip(*columns, strict=True)]
     if isinstance(stacked, tuple):
         return list(zip(*(rows(column, most) for column in stacked), strict=True))
+    if isinstance(stacked, (str, bytes)):
+        raise TypeError(f"a {type(stacked).__name__}")
     if most is not None and len(stacked) > most:
         raise TooManyRows(len(stacked))
     return list(stacked)

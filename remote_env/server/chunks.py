@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from remote_env.errors import TaskError
-from remote_env.protocol.chunks import ChunkOptions, pack_outcomes
-from remote_env.protocol.stacking import copied
+from remote_env.protocol.chunks import MAX_BYTES, ChunkOptions, pack_outcomes
+from remote_env.protocol.stacking import copied, size_of
 
 Transition = tuple[Any, Any, Any, Any, dict[str, Any]]
+SLACK_BYTES = 32 << 20  # for keys and infos: a client has reckoned with the observations' values alone
 
 
 class ChunkRecord:
@@ -24,19 +25,33 @@ class ChunkRecord:
         self._keeps_all, self._read_state = options.want == "all", read_state
         self._outcomes: list[tuple[Any, Any, Any]] = []
         self._last: Transition | None = None
+        self._size_bytes = 0
         self.observations: list[Any] = []
         self.infos: list[dict[str, Any]] = []
         self.states: list[Any] = []
 
     def add(self, transition: Transition, observation: Any) -> None:
-        """Note a step that has just run, with what of its observation is wanted."""
+        """Note a step that has just run, with what of its observation is wanted.
+
+        Raises:
+            TaskError: all of them together are more than one reply may bring.
+        """
         _, reward, terminated, truncated, info = transition
         self._outcomes.append(copied((reward, terminated, truncated)))
         self._last = (observation, reward, terminated, truncated, info)
         if self._keeps_all:
+            self._check_room(observation, info)
             self.observations.append(copied(observation))
             self.infos.append(copied(info))
             self._note_state()
+
+    def _check_room(self, observation: Any, info: dict[str, Any]) -> None:
+        self._size_bytes += size_of(observation) + size_of(info)
+        if self._size_bytes > MAX_BYTES + SLACK_BYTES:
+            raise TaskError(
+                f"{len(self._outcomes)} steps ran, but what they bring is more than {MAX_BYTES} bytes; send fewer at "
+                'once, or ask for want="last" or fewer observation_keys'
+            )
 
     def _note_state(self) -> None:
         if self._read_state is not None:
