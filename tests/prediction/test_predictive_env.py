@@ -126,7 +126,7 @@ def test_what_it_returns_is_the_remotes_trajectory(far: RemoteEnv, verify: str) 
 def test_an_aloha_trajectory_is_the_remotes_to_the_bit_and_has_the_twins_images() -> None:
     register_tasks()
     task = {"obs_type": "pixels_agent_pos", "width": 64, "height": 48, "quality": "fast"}
-    actions = np.random.default_rng(2).uniform(-0.5, 0.5, (25, 14)).astype(np.float32)
+    actions = np.random.default_rng(2).uniform(-0.5, 0.5, (12, 14)).astype(np.float32)
     with RemoteEnv(env=ALOHA, env_kwargs=task, observation_keys=["agent_pos"]) as far:
         expected = walk(far, actions)
         for verify in MODES:
@@ -305,6 +305,8 @@ def test_leaving_verifies_and_closing_says_what_is_unverified(
         env.close()
     assert "closed with 1 predicted steps that the remote has not confirmed" in caplog.text
     assert closed == [True, True]
+    with pytest.raises(ConfigError, match="this environment is closed; make a new one"):
+        env.step(np.zeros(2, np.float32))
     on_demand.step_wait()
 
 
@@ -325,6 +327,11 @@ def test_arguments_that_are_none_are_refused(kwargs: dict[str, Any], text: str) 
 def test_a_remote_that_is_wrapped_is_refused() -> None:
     with pytest.raises(ConfigError, match="give the RemoteEnv itself"):
         PredictiveEnv(gymnasium.Wrapper(RemoteEnv(env=PENDULUM)), CountingEnv())
+
+
+def test_a_twin_that_is_only_named_is_refused() -> None:
+    with pytest.raises(ConfigError, match="twin is a str; give the environment itself"):
+        PredictiveEnv(RemoteEnv(env=PENDULUM), PENDULUM)  # type: ignore[arg-type]
 
 
 def test_a_twin_of_another_task_is_refused(far: RemoteEnv) -> None:
