@@ -93,7 +93,7 @@ class LocalPixels:
         self._images = {path: self._camera(path, name, space, task, quality) for path, name in names.items()}
         keys = tuple(_paths_without(space, names))
         wants_states = self._arguments.capture_state or self._arguments.render is not None
-        session.deliver(replace(session.delivery, keys=keys, state_links=wants_states), timeout_s)
+        session.deliver(replace(session.delivery, keys=keys, state_links=wants_states), timeout_s, abandons=True)
         self._space, self._session = space, session
 
     def complete(self, observation: Any, state: SceneState | None, keys: Collection[str] | None = None) -> Any:

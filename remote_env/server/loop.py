@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 NEVER = float("inf")
 _STEP = CALL_NUMBERS["step"]
-_ABANDONING = (frames.RESET, frames.ROLLOUT)  # a client that sends one of these skips the replies that it lacks
+_ABANDONING = (
+    frames.RESET,
+    frames.ROLLOUT,
+    frames.DELIVER,
+)  # a client that sends one of these skips the replies that it lacks
 
 
 class SimulatorLoop(Requests):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from remote_env.errors import (
     ConnectionLost,
     DeadlineExceeded,
 )
-from remote_env.protocol import frames, layout
+from remote_env.protocol import codec, frames, layout
 from remote_env.protocol.chunks import MAX_BYTES
 from remote_env.protocol.delivery import EVERYTHING, DeliveryPlan, Selection
 from remote_env.protocol.image_stream import ImageReceiver, available_codecs, check_codecs, image_paths
@@ -53,19 +54,23 @@ class Bringing(Exchange):
         whole = space_from_plain(self.ready["observation_space"])
         return Selection(whole, plan.keys, float32=plan.float32)
 
-    def deliver(self, plan: DeliveryPlan, timeout_s: float) -> None:
+    def deliver(self, plan: DeliveryPlan, timeout_s: float, *, abandons: bool = False) -> None:
         """Have observations brought so from now on.
 
         Args:
             plan: how; `codecs` by path.
             timeout_s: for the answer [s].
+            abandons: a call that is unsettled, as `reset` does, which is to follow.
 
         Raises:
             ConfigError: there is no such key, or one end lacks such a codec; all stays as it was.
         """
         space = self._select(plan).space
         check_codecs(space, plan.codecs, have=available_codecs(), end="this end")
-        answer = self._value(frames.DELIVER, plan.to_plain(), timeout_s)
+        body, arrays = codec.encode(plan.to_plain(), where="plan")
+        frame = bytearray(frames.HEADER_SIZE) + body
+        self._deadline = time.monotonic() + timeout_s
+        answer = self._read_value(self._exchange(frames.DELIVER, 0, frame, arrays, abandons=abandons))
         try:
             self.far_codecs = tuple(map(str, answer["codecs"]))
         except MALFORMED as error:
