@@ -30,7 +30,10 @@ class ChunkedActions(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: RemoteEnv, chunk_size: int, *, want: Literal["all", "last"] = "last") -> None:
         if not isinstance(env.unwrapped, RemoteEnv) or env is not env.unwrapped:
-            raise ConfigError(f"ChunkedActions wraps a RemoteEnv itself, whose steps it sends together; got {env}")
+            raise ConfigError(
+                f"ChunkedActions wraps a RemoteEnv itself, whose steps it sends together; got {env}. "
+                "Where its `unwrapped` is one give that, and put the wrappers around the ChunkedActions"
+            )
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or not 1 <= chunk_size <= MAX_STEPS:
             raise ConfigError(f"chunk_size={chunk_size!r}: a whole number from 1 to {MAX_STEPS}")
         super().__init__(env)

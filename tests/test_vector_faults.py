@@ -93,6 +93,9 @@ def test_what_is_refused_at_once() -> None:
         env.close()
     with pytest.raises(Unsupported, match="policy= is for RemoteEnv"):
         RemoteVectorEnv(env="CartPole-v1", num_envs=2, policy="scripted:x")
+    with pytest.raises(Unsupported, match="local_pixels= is for RemoteEnv"):
+        RemoteVectorEnv(env="CartPole-v1", num_envs=2, local_pixels=True)
+    RemoteVectorEnv(env="CartPole-v1", num_envs=2, local_pixels=False).close()
     with pytest.raises(TypeError, match=r"RemoteVectorEnv has no argument ssh_key=.*identity_file="):
         RemoteVectorEnv(env="CartPole-v1", num_envs=2, ssh_key="x")
     with pytest.raises(TypeError, match=r"num_envs= \(did you mean RemoteVectorEnv\(num_envs=…\)"):

@@ -11,7 +11,9 @@ from typing import Any
 from remote_env.env.task import LocalFolder
 from remote_env.errors import ConfigError
 from remote_env.protocol.delivery import DeliveryPlan
+from remote_env.protocol.image_stream import CODECS
 from remote_env.session import LinkEvent
+from remote_env.session.coder_choice import AUTO
 
 # What other clients of remote simulators call it, and we by another name.
 _OTHER_NAMES = {
@@ -150,7 +152,16 @@ class Arguments:
         if self.lease_timeout_s is not None and self.lease_timeout_s <= 0:
             raise ConfigError(f"lease_timeout_s={self.lease_timeout_s!r}: seconds above 0, or None for no lease")
         self._check_link()
+        self._check_codecs()
         self.delivery.check()
+
+    def _check_codecs(self) -> None:
+        """A name that there is not is told before a server starts, even where no image will cross."""
+        given = self.codecs or {}
+        for path, codec in given.items() if isinstance(given, Mapping) else [("all images", given)]:
+            allowed = CODECS if isinstance(given, Mapping) else (*CODECS, AUTO)
+            if codec not in allowed:
+                raise ConfigError(f"unknown codec {codec!r} for {path!r}; there are {', '.join(allowed)}")
 
     @property
     def delivery(self) -> DeliveryPlan:

@@ -36,6 +36,7 @@ log = logging.getLogger("remote_env")
 
 VERIFICATIONS: dict[str, type[Following]] = {"every": StepByStep, "chunk": ChunkByChunk}
 _CANNOT_BE_SET = (Unsupported, ReplayError, InputError, TaskError)
+_CLOSED = "this environment is closed; make a new one"
 _SEED_LIMIT = 2**31
 
 
@@ -89,7 +90,7 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
         window: int | None = None,
         tolerance: float = 0.0,
     ) -> None:
-        _check_arguments(remote, verify, window, tolerance)
+        _check_arguments(remote, twin, verify, window, tolerance)
         self.remote, self.twin = remote, twin
         self.observation_space, self.action_space = twin.observation_space, twin.action_space
         self.metadata, self.render_mode = twin.metadata, twin.render_mode
@@ -190,7 +191,7 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
         """Close both. Steps that are not confirmed stay so, and the log says how many; `with` verifies them first."""
         if self._ahead:
             log.warning("closed with %d predicted steps that the remote has not confirmed", len(self._ahead))
-        self._abandon("this is closed")
+        self._abandon(_CLOSED)
         try:
             self.twin.close()
         finally:
@@ -225,6 +226,8 @@ class PredictiveEnv(gymnasium.Env[Any, Any]):
     def _episode(self) -> Following:
         if self._is_cut_short:
             raise InputError("the last call was cut short, and what ran of it is not known; call reset()")
+        if self._must_reset == _CLOSED:
+            raise ConfigError(_CLOSED)
         if self._must_reset or self._following is None:
             raise InputError(f"{self._must_reset}; call reset()")
         return self._following
@@ -389,12 +392,14 @@ def _lacks(actual: Any, predicted: Any) -> bool:
     return any(key not in actual or _lacks(actual[key], value) for key, value in predicted.items())
 
 
-def _check_arguments(remote: Any, verify: str, window: int | None, tolerance: float) -> None:
+def _check_arguments(remote: Any, twin: Any, verify: str, window: int | None, tolerance: float) -> None:
     if not isinstance(remote, RemoteEnv):
         raise ConfigError(
             f"remote is a {type(remote).__name__}; give the RemoteEnv itself (the `unwrapped` of what gymnasium.make "
             "returns), and wrap the PredictiveEnv"
         )
+    if not isinstance(twin, gymnasium.Env):
+        raise ConfigError(f"twin is a {type(twin).__name__}; give the environment itself: gymnasium.make(…)")
     if verify not in VERIFICATIONS:
         raise ConfigError(f"verify={verify!r}: allowed are {', '.join(map(repr, VERIFICATIONS))}")
     if window is not None and (not isinstance(window, int) or not 1 <= window <= MAX_STEPS):

@@ -190,7 +190,7 @@ class Requests(Replies):
         self._send_value(frames.RESULT, self._sequence, None)
 
     def _answer_branching(self, name: str, _flags: int, request: Any) -> None:
-        self._expect_episode(name)
+        self._expect_episode("try_chunks() or fork" if name == "branch" else name)
         self._send_value(frames.RESULT, self._sequence, getattr(self._branching, name)(request), where=name)
 
     def _pick(self, observation: Any) -> Any:

@@ -77,6 +77,7 @@ class Exchange:
         self._cut: RemoteEnvError = ConnectionLost("not connected yet")
         self._is_own_cut = True  # made by us, when a call was cut short: the way to the server is as good as ever
         self._given_up = ""  # why another thread has cut the link
+        self._sent_ahead = 0  # the number of the last step that was sent without waiting
         self._in_call = False  # from before a call's first byte until its reply is read: a Ctrl-C may come anywhere
         self._damaged, self._damaged_at = 0, -1
 
@@ -147,6 +148,7 @@ class Exchange:
         return sequence
 
     def _check_usable(self) -> None:
+        self._check_open()
         if self.is_lost is not None:
             raise copy.copy(self.is_lost)  # each with a traceback of its own
         if self._joining.is_telling:
@@ -156,6 +158,8 @@ class Exchange:
         pending = self._requests.pending
         if len(pending) > 1:
             return InputError(f"{len(pending)} steps are under way: take their results with step_wait() first")
+        if pending[0].sequence == self._sent_ahead:
+            return InputError("1 step is under way: take its result with step_wait() first")
         return InputError(
             f"the call before this one ({frames.NAMES[pending[0].kind]}) was interrupted before its result "
             "came; call resume() to wait for it, or reset() to abandon it"

@@ -305,7 +305,7 @@ class TaskSession(Chunked, abc.ABC):
             raise InputError(f"{len(pending)} steps are under way, and no more may be; take one with step_wait()")
         self._adapt(timeout_s)
         self._deadline = time.monotonic() + timeout_s
-        self._send_step(action, want_state=want_state)
+        self._sent_ahead = self._send_step(action, want_state=want_state)
         self._requests.own(len(pending) - 1)
         self._in_call = False
 

@@ -24,6 +24,7 @@ from remote_env.state import SceneState
 _OF_ONE_ENVIRONMENT = {
     "policy": "a policy beside the simulator acts in one environment; step the batch with actions of your own",
     "policy_kwargs": "a policy beside the simulator acts in one environment; step the batch with actions of your own",
+    "local_pixels": "images of a batch cross as they are; codecs= makes them smaller",
 }
 _FOR_THE_FAR_END = ("autoreset_mode", "vectorization_mode", "vector_kwargs")
 
@@ -52,7 +53,7 @@ class RemoteVectorEnv(Client[BatchSession], VectorEnv[Any, Any, Any]):  # type: 
         render: as `RemoteEnv`; `local_view` has `env_ids` too: which environment `mirror` shows, or several in a grid.
         capture_state: have each step and reset bring the `SceneState`s of all environments with it, and those in which
             environments ended.
-        **arguments: all others of `RemoteEnv`, but those of a policy.
+        **arguments: all others of `RemoteEnv`, but those of a policy, and `local_pixels`.
     """
 
     def __new__(cls, host: Any = None, *arguments: Any, **named: Any) -> Any:
@@ -359,7 +360,7 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     if unknown := set(arguments) - Arguments.names():
         raise unknown_arguments(unknown, "RemoteVectorEnv")
     for name, why in _OF_ONE_ENVIRONMENT.items():
-        if arguments.get(name) is not None:
+        if arguments.get(name) not in (None, False):
             raise Unsupported(f"{name}= is for RemoteEnv: {why}")
 
 

@@ -59,6 +59,13 @@ def test_arguments_that_contradict(arguments: dict[str, Any], text: str) -> None
         RemoteEnv(**arguments)
 
 
+def test_codecs_that_there_are_not_are_told_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"unknown codec 'png' for 'all images'; there are raw, .*, auto"):
+        RemoteEnv(env="CartPole-v1", codecs="png")
+    with pytest.raises(ConfigError, match="unknown codec 'auto' for 'pixels/top'; there are raw, "):
+        RemoteEnv(env="CartPole-v1", codecs={"pixels/top": "auto"})
+
+
 @pytest.mark.parametrize("argument", ["via", "launch", "launch_host"])
 def test_ways_that_lead_nowhere_from_here(argument: str) -> None:
     for host in (None, "tcp://127.0.0.1:8888"):

@@ -283,6 +283,21 @@ def test_branches_begin_at_a_snapshot(pendulum: RemoteEnv) -> None:
         assert branches.step(TORQUES[:1, 0])[1][0] == here(7).step(TORQUES[0, 0])[1]
 
 
+def test_branches_are_asked_for_and_left_at_any_time(isolated_home: object) -> None:
+    env = RemoteEnv(env="Pendulum-v1")
+    with pytest.raises(InputError, match=r"call reset\(\) before try_chunks\(\) or fork\(\)"):
+        env.fork(2)
+    env.reset(seed=0)
+    branches = env.fork(2)
+    env.step_async(TORQUES[0, 0])
+    with pytest.raises(InputError, match=r"1 step is under way: take its result with step_wait\(\) first"):
+        branches.step(TORQUES[:2, 0])
+    env.close()
+    with pytest.raises(SessionLost, match="was closed"):
+        branches.step(TORQUES[:2, 0])
+    branches.close()
+
+
 def test_branches_that_are_closed_or_miscounted(pendulum: RemoteEnv) -> None:
     pendulum.reset(seed=7)
     branches = pendulum.fork(2)
