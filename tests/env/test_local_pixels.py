@@ -125,11 +125,6 @@ def test_what_cannot_be_drawn_is_told_at_reset(far: RemoteEnv, pixels: dict[str,
     assert far.observation_space == far._life.session.observation_space  # the session goes on as it was
 
 
-def test_observations_without_images_are_told() -> None:
-    with RemoteEnv(env="CartPole-v1", local_pixels=True) as env, pytest.raises(ConfigError, match="out of dict obs"):
-        env.reset(seed=0)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
