@@ -92,6 +92,11 @@ def test_one_environment_with_a_size() -> None:
     RemoteEnv(env=TASK, num_envs=2)
 
 
+@produces("Unsupported: local_pixels= is for RemoteEnv: …")
+def test_images_of_a_batch_that_are_to_be_drawn_here() -> None:
+    RemoteVectorEnv(env=TASK, num_envs=2, local_pixels=True)
+
+
 @produces("Unsupported: policy= is for RemoteEnv: …")
 def test_a_policy_beside_a_batch() -> None:
     RemoteVectorEnv(env=TASK, num_envs=2, policy="checkpoint")

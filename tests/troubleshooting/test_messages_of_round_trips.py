@@ -242,6 +242,11 @@ def test_a_remote_that_is_wrapped(bare: RemoteEnv) -> None:
     PredictiveEnv(gymnasium.wrappers.TimeLimit(bare, 9), CountingEnv())  # type: ignore[arg-type]
 
 
+@produces("ConfigError: twin is a …; give the environment itself: gymnasium.make(…)")
+def test_a_twin_that_is_only_named(bare: RemoteEnv) -> None:
+    PredictiveEnv(bare, "Pendulum-v1")  # type: ignore[arg-type]
+
+
 @produces("ConfigError: verify=…: allowed are …")
 def test_a_verification_that_there_is_not(bare: RemoteEnv) -> None:
     PredictiveEnv(bare, CountingEnv(), verify="never")  # type: ignore[arg-type]

@@ -133,6 +133,12 @@ def test_a_step_between_steps_that_are_under_way(ahead: RemoteEnv) -> None:
     ahead.step(ACTION)
 
 
+@produces("InputError: 1 step is under way: take its result with step_wait() first")
+def test_a_step_behind_one_that_is_under_way(ahead: RemoteEnv) -> None:
+    ahead.step_async(ACTION)
+    ahead.step(ACTION)
+
+
 @produces("InputError: … steps are under way, and no more may be; take one with step_wait()")
 def test_too_many_steps_under_way(ahead: RemoteEnv) -> None:
     while True:
