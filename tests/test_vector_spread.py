@@ -130,7 +130,7 @@ def test_bad_input_leaves_it_usable(batch: SpreadVectorEnv) -> None:
 
 def test_an_error_of_a_task_says_whose_it_is_and_reset_goes_on(batch: SpreadVectorEnv) -> None:
     batch.servers[1].call("plan", "raise")
-    with pytest.raises(TaskError, match=r"environments 2 to 2, host 2 of 2 \(local\): the task raised") as caught:
+    with pytest.raises(TaskError, match=r"environment 2, host 2 of 2 \(local\): the task raised") as caught:
         batch.step(ACTIONS)
     assert caught.value.env_ids == [2]  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"failed on one of the servers.*call reset\(\)"):

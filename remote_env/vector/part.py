@@ -182,7 +182,8 @@ class Part:
 
     def told(self, error: RemoteEnvError) -> RemoteEnvError:
         """The same error, which says whose it is."""
-        which = f"environments {self.first} to {self.first + self.count - 1}, " if self.count else ""
+        first, last = self.first, self.first + self.count - 1
+        which = f"environments {first} to {last}, " if first < last else f"environment {first}, " if self.count else ""
         return type(error)(f"{which}{self.label}: {error}", **{**error.__dict__, "env_ids": list(self.rows)})
 
 
