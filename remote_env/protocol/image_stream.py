@@ -127,7 +127,7 @@ class ImageSender:
         Raises:
             InputError: "jpeg" was asked for, and there is no such image.
         """
-        age = self._next_age(is_due=is_key)
+        age = self._next_age(self._kept, self._age, is_due=is_key)
         encoded, kept = self._encode(observation, (sequence, 0), {} if is_key else self._kept, age)
         self._kept, self._age = kept, age
         return encoded
@@ -145,14 +145,15 @@ class ImageSender:
         """
         rows, kept, age = [], self._kept, self._age
         for row, observation in enumerate(observations):
-            age = 0 if ends and row == len(observations) - 1 else (age + 1) % self._every
+            age = self._next_age(kept, age, is_due=ends and row == len(observations) - 1)
             encoded, kept = self._encode(observation, (sequence, row), kept, age)
             rows.append(encoded)
         self._kept, self._age = kept, age
         return rows
 
-    def _next_age(self, *, is_due: bool) -> int:
-        return 0 if is_due else (self._age + 1) % self._every
+    def _next_age(self, kept: Mapping[str, _Kept], age: int, *, is_due: bool) -> int:
+        """How old its images will be; where none is kept it brings its own."""
+        return 0 if is_due or not kept else (age + 1) % self._every
 
     def _encode(
         self, observation: Any, reference: Reference, before: Mapping[str, _Kept], age: int

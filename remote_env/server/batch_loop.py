@@ -94,6 +94,7 @@ class BatchLoop(SimulatorLoop):
         except ValueError as error:
             raise InputError(str(error)) from error
         self.backend.restore_states(layout, values, ids.tolist())
+        self._forget_images()
         self._send_value(frames.RESULT, self._sequence, None)
 
     def _check_ids(self, env_ids: Any) -> Any:

@@ -187,11 +187,20 @@ class Requests(Replies):
     def _set_state(self, _flags: int, plain: Any, values: Any, native: Any) -> None:
         self._expect_episode("set_state")
         self._backend_restore(SceneState(SceneLayout.from_plain(plain), values, native))
+        self._forget_images()
         self._send_value(frames.RESULT, self._sequence, None)
 
     def _answer_branching(self, name: str, _flags: int, request: Any) -> None:
         self._expect_episode("try_chunks() or fork" if name == "branch" else name)
-        self._send_value(frames.RESULT, self._sequence, getattr(self._branching, name)(request), where=name)
+        value = getattr(self._branching, name)(request)
+        if name == "restore":
+            self._forget_images()
+        self._send_value(frames.RESULT, self._sequence, value, where=name)
+
+    def _forget_images(self) -> None:
+        """Have the next step bring its images: those of before show another scene than the one that was set."""
+        if self._delivering is not None:
+            self._delivering.forget()
 
     def _pick(self, observation: Any) -> Any:
         return observation if self._delivering is None else self._delivering.pick(observation)

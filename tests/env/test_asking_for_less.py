@@ -88,6 +88,20 @@ def test_images_of_every_third_step_and_their_age_in_between(port: int, everythi
         assert np.array_equal(got["image"], everything[number // 3 * 3]["image"])
 
 
+@pytest.mark.parametrize("codecs", [None, "delta"])
+def test_what_is_gone_back_to_is_shown_at_once(port: int, everything: list[Any], codecs: str | None) -> None:
+    with RemoteEnv(port=port, image_every=20, codecs=codecs) as env:
+        env.reset(seed=5)
+        snapshot, state = env.snapshot(), env.get_state(native=True)
+        for go_back in (lambda: env.restore(snapshot), lambda: env.set_state(state)):
+            env.step(ACTIONS[7])
+            go_back()
+            observation, _, _, _, info = env.step(ACTIONS[0])
+            assert info["image_age"] == 0
+            assert np.array_equal(observation["image"], everything[1]["image"])
+            assert env.step(ACTIONS[1])[4]["image_age"] == 1
+
+
 def test_an_image_handed_out_twice_is_the_callers_own(port: int) -> None:
     with RemoteEnv(port=port, image_every=2) as env:
         first, _ = env.reset(seed=5)

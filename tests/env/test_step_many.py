@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
 from remote_env import ChunkedActions, RemoteEnv, RemoteVectorEnv
-from remote_env.errors import ConfigError, InputError, TaskError
+from remote_env.errors import ConfigError, InputError, NotRun, TaskError
 from remote_env.protocol.chunks import MAX_STEPS
+from remote_env.session.exchange import WINDOW
 
 ALOHA = "remote_env/AlohaTransferCube-v0"
 
@@ -128,3 +130,24 @@ def test_chunked_actions_sum_the_rewards_of_their_steps(cartpole: RemoteEnv) -> 
     assert (observation.shape, reward, terminated, info["chunk"].ran) == ((4,), 4.0, False, 4)
     with pytest.raises(ConfigError, match="chunk_size=0"):
         ChunkedActions(cartpole, 0)
+
+
+def test_a_full_window_refuses_one_more_step_and_loses_none() -> None:
+    with RemoteEnv(env="Pendulum-v1") as env:
+        env.reset(seed=0)
+        action = np.zeros(1, np.float32)
+        for _ in range(WINDOW):
+            env.step_async(action)
+        with pytest.raises(InputError, match=f"{WINDOW} steps are under way, and no more may be"):
+            env.step_async(action)
+        with pytest.raises(InputError, match="steps are under way"):
+            env.step_many([action])
+        outcomes: list[Any] = []
+        for _ in range(WINDOW):
+            try:
+                outcomes.append(env.step_wait()[3])
+            except NotRun:
+                outcomes.append(None)
+        assert outcomes == [False] * 199 + [True] + [None] * (WINDOW - 200)  # the time limit ends it
+        env.reset(seed=0)
+        assert env.step_many([action] * 3).ran == 3
