@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--futures", type=int, default=128, help="that each decision tries; default: 128")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes and the futures; default: 0")
     options = parser.parse_args(arguments)
+    if options.futures < 1:
+        parser.error(f"--futures {options.futures}: at least one is needed")
     try:
         with RemoteEnv(options.host, env="Pendulum-v1", **login_arguments(options)) as env:
             print(f"random actions: {act_at_random(env, options.seed):.1f}")

@@ -245,6 +245,8 @@ def train(options: argparse.Namespace, here: gymnasium.Env[Any, Any], there: Rem
                 compare(update, learner, found, here, there)
     except KeyboardInterrupt:
         status = INTERRUPTED
+    if found.best is None:  # cut short before it was validated: what was learnt counts
+        found.best = learner.weights()
     found.save(options.output_dir)
     print(f"{'interrupted' if status else 'done'}; policy.npz and validation.csv are in {options.output_dir}")
     return status

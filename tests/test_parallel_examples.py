@@ -48,6 +48,18 @@ def captured(folder: Path) -> dict[int | None, Episode]:
 # Training
 
 
+def test_an_interruption_before_the_first_validation_keeps_what_was_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_unused: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "compare", interrupt)
+    assert train(tmp_path) == training.INTERRUPTED
+    with np.load(tmp_path / "policy.npz") as saved:
+        assert np.abs(saved["weights"]).max() > 0
+
+
 def test_a_policy_that_is_trained_here_does_there_what_it_does_here(tmp_path: Path) -> None:
     assert train(tmp_path) == 0
     with (tmp_path / "validation.csv").open(newline="") as file:
