@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from remote_env.env import RemoteEnv
-from remote_env.errors import ConfigError
+from remote_env.errors import ConfigError, InputError
 from remote_env.protocol.chunks import MAX_STEPS
 
 
@@ -49,8 +49,15 @@ class ChunkedActions(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Run a chunk; see the class.
 
         Raises:
-            As `RemoteEnv.step_many`.
+            InputError: there are more or fewer than `chunk_size` actions; nothing was sent.
+            And as `RemoteEnv.step_many`.
         """
+        is_counted = isinstance(action, list) or (isinstance(action, np.ndarray) and action.ndim > 0)
+        if is_counted and len(action) != self.chunk_size:
+            raise InputError(
+                f"{len(action)} actions where chunk_size={self.chunk_size}; the RemoteEnv's own step_many() takes any "
+                "number of them"
+            )
         chunk = self._remote.step_many(action, want=self._want)
         observation = _last(chunk.observations)
         ended = bool(chunk.terminated[-1]), bool(chunk.truncated[-1])

@@ -128,6 +128,9 @@ def test_chunked_actions_sum_the_rewards_of_their_steps(cartpole: RemoteEnv) -> 
     assert env.action_space.shape == (4,)
     observation, reward, terminated, _, info = env.step(np.array([0, 1, 0, 1]))
     assert (observation.shape, reward, terminated, info["chunk"].ran) == ((4,), 4.0, False, 4)
+    for actions in ([0, 1], np.zeros(5, np.int64)):
+        with pytest.raises(InputError, match=f"{len(actions)} actions where chunk_size=4"):
+            env.step(actions)
     with pytest.raises(ConfigError, match="chunk_size=0"):
         ChunkedActions(cartpole, 0)
 
