@@ -81,7 +81,7 @@ def test_less_is_asked_of_an_interpreter_without_coders(ssh_server: SshServer) -
         assert env.transport_info()["codecs"]["codecs"] == {"image": "raw"}
     lacks = subprocess.run([FAR_PYTHON, "-c", "import zstandard"], capture_output=True, check=False).returncode != 0
     if lacks:
-        with pytest.raises(ConfigError, match="the server cannot code 'image' as 'zstd'.*remote-env\\[images\\]"):
+        with pytest.raises(ConfigError, match=r"the server cannot code 'image' as 'zstd'.*remote-env\[images\]"):
             over_ssh(ssh_server, **counting, codecs="zstd").start()
 
 
