@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from gymnasium import spaces
+
 from remote_env.errors import (
     ConfigError,
     InputError,
@@ -59,6 +61,8 @@ class Chunked(Bringing, abc.ABC):
             And as `step`.
         """
         self._check_usable()
+        if isinstance(actions, (tuple, range)) and not isinstance(self.action_space, spaces.Tuple):
+            actions = list(actions)  # of such a space alone a tuple is one with stacked parts
         rows = split_actions(actions)
         for row in rows:
             self._check_action(row)

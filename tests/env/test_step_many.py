@@ -71,6 +71,12 @@ def test_no_actions_and_too_many_are_refused_and_nothing_was_sent(cartpole: Remo
     assert cartpole.step_many([0, 1]).ran == 2
 
 
+def test_a_tuple_or_a_range_of_actions_is_a_list_of_them(cartpole: RemoteEnv) -> None:
+    cartpole.reset(seed=0)
+    assert cartpole.step_many((0, 1, 0)).ran == 3
+    assert cartpole.step_many(range(2)).ran == 2
+
+
 def test_actions_of_a_wrong_shape_and_keys_that_are_none_are_refused(aloha: RemoteEnv) -> None:
     aloha.reset(seed=0)
     with pytest.raises(InputError, match=r"takes float32 \(14,\)"):
