@@ -29,6 +29,7 @@ class Chunked(Bringing, abc.ABC):
     """A session whose steps may be sent together."""
 
     state: Any
+    action_space: spaces.Space[Any]
 
     @abc.abstractmethod
     def _check_action(self, action: Any) -> None:
