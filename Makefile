@@ -18,7 +18,7 @@ demo:  ## run the ALOHA expert on an embedded server, replay it locally: outputs
 
 test:  ## run the tests (TESTS=tests/ssh for some of them; JOBS=0: one after another in one process)
 	@$(PREPARE) test
-	REMOTE_ENV_TEST_PYTHON=$(CURDIR)/.venv-far/bin/python $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	REMOTE_ENV_TEST_PYTHON=$(CURDIR)/.venv-far/bin/python $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-interpreters:  ## what crosses SSH, served by Python 3.10 (numpy 1.26, gymnasium 0.29), 3.11, 3.12 and 3.13
 	@$(PREPARE) interpreters

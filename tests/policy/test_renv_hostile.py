@@ -52,7 +52,8 @@ def say(server: RenvServer, data: bytes) -> list[int]:
     answers = []
     with contextlib.suppress(ConnectionLost):
         link.stream.send(data, time.monotonic() + 10)
-        link.transport._sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the server may have ended the connection already
+            link.transport._sock.shutdown(socket.SHUT_WR)
         while True:
             answers.append(link.stream.recv(time.monotonic() + 10).type)
     link.transport.close()
