@@ -39,6 +39,7 @@ OTHERWISE = 0.25  # a reply's size is a surprise that moves its time by such a s
 SURPRISED_PAUSE_PER_COST = 10.0
 FASTEST_BYTES_PER_S = 20e9
 COMPARED, LARGER = 5, 3  # so many replies are compared with the first, which was so many times as large
+REMEMBERED_REPLIES = 1000  # so long ago a large reply tells of the link, where only small ones came since
 LEAST_SAMPLE_BYTES = 8192  # of a smaller reply the round trip is most, and that varies
 
 Image = NDArray[Any]
@@ -185,9 +186,9 @@ class CoderChoice:
     def _frames_s(self, path: str) -> dict[str, float]:
         if not self._link.is_known:
             return {}
-        scale, rate = median(self._scales) if self._scales else 1.0, self._link.bytes_per_s
+        scale, link = median(self._scales) if self._scales else 1.0, self._link
         return {
-            codec: scale * cost.encode_s + cost.size_bytes / rate + cost.decode_s
+            codec: scale * cost.encode_s + cost.size_bytes / link.rate_of(cost.size_bytes) + cost.decode_s
             for codec, cost in self._costs[path].items()
         }
 
@@ -234,11 +235,16 @@ class _Link:
         self._first: tuple[int, float] | None = None
         self._overhead_s: float | None = None
         self._samples: deque[tuple[int, float]] = deque(maxlen=KEPT)
+        self._large: deque[tuple[int, int, float]] = deque(maxlen=COMPARED)  # with the number of the reply
+        self._replies = 0
 
     def note(self, size_bytes: int, on_wire_s: float) -> None:
         """A reply of so many bytes took so long beyond a round trip [s]."""
         self._first = self._first or (size_bytes, on_wire_s)
         self._samples.append((size_bytes, on_wire_s))
+        self._replies += 1
+        if not self._large or LARGER * size_bytes > max(size for _, size, _ in self._large):
+            self._large.append((self._replies, size_bytes, on_wire_s))
         if self._overhead_s is None and len(self._samples) > COMPARED:
             self._compare(*self._first)
 
@@ -257,10 +263,24 @@ class _Link:
     @property
     def bytes_per_s(self) -> float:
         """The median over the last replies [1/s]."""
-        overhead_s = self._overhead_s or 0.0
-        return median(
-            size / max(on_wire_s - overhead_s, size / FASTEST_BYTES_PER_S) for size, on_wire_s in self._samples
-        )
+        return median(self._rate(size, on_wire_s) for size, on_wire_s in self._samples)
+
+    def rate_of(self, size_bytes: int) -> float:
+        """At what rate a reply of so many bytes is to be expected [1/s]: as those of about its size have shown.
+
+        Links let a few bytes through faster than many in a row, so small replies tell little of large ones. Large ones
+        are remembered for a while therefore.
+        """
+        latest = [(self._replies, *sample) for sample in self._samples]
+        known = [
+            self._rate(size, on_wire_s)
+            for number, size, on_wire_s in (*self._large, *latest)
+            if size_bytes < LARGER * size < LARGER**2 * size_bytes and self._replies - number < REMEMBERED_REPLIES
+        ]
+        return median(known) if known else self.bytes_per_s
+
+    def _rate(self, size_bytes: int, on_wire_s: float) -> float:
+        return size_bytes / max(on_wire_s - (self._overhead_s or 0.0), size_bytes / FASTEST_BYTES_PER_S)
 
 
 def measure(box: spaces.Box, codec: str, before: Image | None, image: Image) -> Cost:

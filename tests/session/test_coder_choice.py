@@ -103,6 +103,22 @@ def test_waking_up_is_not_taken_for_a_slow_link(monkeypatch: pytest.MonkeyPatch)
     assert link.run(20, 40, overhead_s=5e-3) == "delta"
 
 
+def test_a_link_that_lets_small_replies_through_at_once_is_not_tried_with_large_ones_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = SlowLink(monkeypatch)
+    link.costs["zstd"] = Cost(4.0e-3, 33_000, 4.0e-3)  # a rendered image's size
+    observation = {"top": np.zeros(SHAPE, np.uint8), "arm": np.zeros(14)}
+    for _ in range(200):
+        cost = link.costs[link.choice.codecs["top"]]
+        mbit = 300 if cost.size_bytes > 100_000 else 3000
+        network_s = 0.02 + cost.size_bytes * 8e-6 / mbit
+        sent = {"reply_bytes": cost.size_bytes, "encode_s": cost.encode_s, "network_s": network_s}
+        link.told += link.choice.note(observation, **sent, round_trip_s=0.02)
+    assert link.choice.codecs["top"] == "zstd"
+    assert link.told <= 3
+
+
 def test_images_that_have_become_others_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     link = SlowLink(monkeypatch)
     assert link.run(300, 20) == "bitlz4"
