@@ -28,14 +28,25 @@ class RawServer:
         self.address, self.token = address, token
 
     def connect(self) -> RawLink:
-        """A bare connection."""
+        """A bare connection.
+
+        Raises:
+            CheckFailed: it was accepted, and reset before anything was said.
+            OSError: nothing answers there.
+        """
+        try:
+            return RawLink(self._dial())
+        except ConnectionResetError as error:
+            raise CheckFailed("the connection was closed where CHALLENGE was due") from error
+
+    def _dial(self) -> socket.socket:
         if isinstance(self.address, str):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.settimeout(raw_link.PATIENCE_S)
             sock.connect(self.address)
         else:
             sock = socket.create_connection(self.address, timeout=raw_link.PATIENCE_S)
-        return RawLink(sock)
+        return sock
 
     def shake_hands(self, role: str, *, key: str | None = None, **fields: Any) -> tuple[RawLink, dict[str, str]]:
         """A connection on which both have proved themselves, up to the answer; and the nonces of both.
