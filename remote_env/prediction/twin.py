@@ -6,8 +6,8 @@ from typing import Any
 
 import gymnasium
 
-from remote_env.errors import Unsupported
 from remote_env.state import SceneState
+from remote_env.tasks.task_scenes import TaskScenes
 
 
 class TwinScene:
@@ -19,8 +19,7 @@ class TwinScene:
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        self._task: Any = env.unwrapped
-        self._scene: Any = None
+        self._task, self._scenes = env.unwrapped, TaskScenes()
 
     def read(self, *, native: bool = False) -> SceneState:
         """The twin's scene now.
@@ -28,10 +27,7 @@ class TwinScene:
         Raises:
             Unsupported: it has no scene state.
         """
-        if hasattr(self._task, "get_scene_state"):
-            state: SceneState = self._task.get_scene_state(native=native)
-            return state
-        return self._mujoco_scene().read(self._task.data, native=native)  # type: ignore[no-any-return]
+        return self._scenes.read(self._task, native=native)
 
     def write(self, state: SceneState) -> None:
         """Put the twin into a state, unless it is in just that already.
@@ -46,20 +42,4 @@ class TwinScene:
         present = self.read(native=state.native is not None)
         if state.native is not None and present.native == state.native and present.layout == state.layout:
             return
-        if hasattr(self._task, "set_scene_state"):
-            self._task.set_scene_state(state)
-        else:
-            self._mujoco_scene().write(state, self._task.data)
-
-    def _mujoco_scene(self) -> Any:
-        model = getattr(self._task, "model", None)
-        if type(model).__name__ != "MjModel":
-            raise Unsupported(
-                f"{type(self._task).__name__} has no scene state: it is no MuJoCo task, and it offers no "
-                "get_scene_state(native=...) and set_scene_state(state)"
-            )
-        if self._scene is None or self._scene.model is not model:
-            from remote_env.tasks.mujoco_scene import MujocoScene
-
-            self._scene = MujocoScene(model)
-        return self._scene
+        self._scenes.write(self._task, state)

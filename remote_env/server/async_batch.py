@@ -15,8 +15,8 @@ import gymnasium
 
 from remote_env.errors import InputError, TaskError
 from remote_env.server.members import Member, checked_states, stack_scenes
-from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout
+from remote_env.tasks.task_scenes import TaskScenes
 
 END_TIMEOUT_S = 5.0
 

@@ -13,9 +13,9 @@ from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.backend import Backend, load_from_file, load_object
 from remote_env.server.snapshot import Snapshot
 from remote_env.server.snapshots import GraphSnapshot
-from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
 from remote_env.tasks import register_tasks
+from remote_env.tasks.task_scenes import TaskScenes
 
 # What any Gymnasium environment may be asked for by name; a task adds its own in `remote_calls`.
 DEFAULT_CALLS = frozenset({"np_random_seed", "render_mode", "metadata", "has_wrapper_attr"})

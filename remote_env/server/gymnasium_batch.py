@@ -11,8 +11,8 @@ import gymnasium
 from remote_env.errors import ConfigError, Unsupported
 from remote_env.server.async_batch import AsyncBatch
 from remote_env.server.members import TerminalScene, checked_states, stack_scenes, with_whole_observations
-from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout
+from remote_env.tasks.task_scenes import TaskScenes
 
 VECTORIZATION_MODES = ("sync", "async", "native")
 VECTOR_ARGUMENTS = ("vectorization_mode", "vector_kwargs")

@@ -13,8 +13,8 @@ import numpy as np
 
 from remote_env.errors import TaskError, Unsupported
 from remote_env.server.error_text import error_text, sendable
-from remote_env.server.task_scenes import TaskScenes
 from remote_env.state import Floats, SceneDescription, SceneLayout, SceneState
+from remote_env.tasks.task_scenes import TaskScenes
 
 MAX_ERROR_TEXT = 64 << 10
 
