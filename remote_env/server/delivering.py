@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from remote_env.protocol.delivery import DeliveryPlan, Selection
-from remote_env.protocol.image_stream import ImageSender, available_codecs
+from remote_env.protocol.image_stream import ImageSender
 from remote_env.protocol.stacking import stack
 from remote_env.protocol.state_stream import StateSender
 
@@ -22,11 +22,8 @@ class Delivering:
 
     Attributes:
         space: of what is sent.
-        is_plain: whether observations are sent as the task gives them, or by a layout of `space`.
-        is_timed: whether replies say how long they took.
         states: writes the states of steps; None: whole.
         has_links: whether these hold poses of links.
-        codecs: those that there are here.
 
     Raises:
         ConfigError: there is no such key or codec.
@@ -34,14 +31,13 @@ class Delivering:
 
     def __init__(self, space: Any, plan: DeliveryPlan) -> None:
         selection = Selection(space, plan.keys, float32=plan.float32)
-        self.space, self.is_timed = selection.space, plan.timing
+        self.space = selection.space
         self._select = None if selection.is_all else selection
         self._images: ImageSender | None = None
         if plan.codes_images:
             self._images = ImageSender(self.space, plan.codecs, image_every=plan.image_every)
         self.has_links = plan.state_links
         self.states = StateSender() if plan.state_changes else None
-        self.codecs = list(available_codecs())
 
     @property
     def codes_images(self) -> bool:

@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 
 NEVER = float("inf")
 _STEP = CALL_NUMBERS["step"]
-_ABANDONING = (
-    frames.RESET,
-    frames.ROLLOUT,
-    frames.DELIVER,
-)  # a client that sends one of these skips the replies that it lacks
+# A client that sends one of these skips the replies that it lacks.
+_ABANDONING = (frames.RESET, frames.ROLLOUT, frames.DELIVER)
 
 
 class SimulatorLoop(Requests):
@@ -147,10 +144,7 @@ class SimulatorLoop(Requests):
             self.backend.want_observations(None if plan is None else plan.keys)
         self._delivering, self._is_timed = delivering, plan is not None and plan.timing
         self._states = None if delivering is None else delivering.states
-        is_coded = delivering is not None and delivering.codes_images
-        self._observation_layout = (
-            None if is_coded else layout.compile_layout(delivering.space if delivering else space)
-        )
+        self._observation_layout = None if is_coded else layout.compile_layout(space)
         self._vector_step = self._make_vector_step() if delivering is None else None
 
     def _make_vector_step(self) -> VectorStep | None:

@@ -15,6 +15,7 @@ from remote_env.errors import (
 from remote_env.protocol import frames, layout
 from remote_env.protocol.chunks import ChunkOptions, split_actions
 from remote_env.protocol.delivery import DeliveryPlan, Selection
+from remote_env.protocol.image_stream import available_codecs
 from remote_env.protocol.stacking import stack
 from remote_env.protocol.state_stream import pack_rows
 from remote_env.server.branches import Branching
@@ -76,8 +77,7 @@ class Requests(Replies):
 
     def _deliver(self, _flags: int, plan: Any) -> None:
         self._deliver_as(DeliveryPlan.from_plain(plan))
-        codecs = [] if self._delivering is None else self._delivering.codecs
-        self._send_value(frames.RESULT, self._sequence, {"codecs": codecs})
+        self._send_value(frames.RESULT, self._sequence, {"codecs": list(available_codecs())})
 
     def _step_many(self, flags: int, actions: Any, asked: Any) -> None:
         self._expect_episode("step_many")

@@ -29,10 +29,8 @@ from remote_env.protocol.image_stream import (
 
 AUTO = "auto"
 KEPT = 15  # samples of the link, and of the server's speed
-REPEATS, REMEMBERED = (
-    2,
-    3,
-)  # of a measurement, and how many count: the shortest, since what makes one longer is no codec
+# Of a measurement, and how many count: the shortest, since what makes one longer is no codec.
+REPEATS, REMEMBERED = 2, 3
 BETTER = 0.93  # another codec is taken where an image would take less than this share of the time
 LEAST_PAUSE_S, PAUSE_PER_COST = 5.0, 100.0  # measuring again takes at most a hundredth of the time
 OTHERWISE = 0.25  # a reply's size is a surprise that moves its time by such a share: images have become others
