@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,6 +58,13 @@ def marked_processes() -> dict[int, str]:
         except OSError:
             continue  # it ended meanwhile, or is not ours
     return found
+
+
+def start_fork_server() -> None:
+    """Start multiprocessing's fork server; before it runs its own program it does not look like a test's process."""
+    forkserver.set_forkserver_preload(["remote_env.evaluate.worker"])
+    forkserver.ensure_running()
+    wait_until(lambda: forkserver._forkserver._forkserver_pid in marked_processes(), "the fork server runs")
 
 
 def children() -> set[int]:

@@ -8,7 +8,7 @@ from multiprocessing import forkserver, util
 from pathlib import Path
 
 import pytest
-from leak_check import isolated_home, marked_processes, no_leaks, wait_until
+from leak_check import isolated_home, no_leaks, start_fork_server
 from matplotlib.figure import Figure
 
 __all__ = ["fork_server", "isolated_home", "no_leaks"]
@@ -21,10 +21,7 @@ def fork_server(isolated_home: Path) -> Iterator[None]:
     """What lives as long as the interpreter: multiprocessing's fork server, one for each home, and fonts."""
     patch = pytest.MonkeyPatch()
     patch.setenv("MPLCONFIGDIR", str(isolated_home / "matplotlib"))
-    forkserver.set_forkserver_preload(["remote_env.evaluate.worker"])
-    forkserver.ensure_running()
-    # Before it has begun to run its own program it does not look like one of ours.
-    wait_until(lambda: forkserver._forkserver._forkserver_pid in marked_processes(), "the fork server runs")
+    start_fork_server()
     figure = Figure()
     figure.suptitle("fonts are found, and stay open")
     figure.savefig(io.BytesIO())

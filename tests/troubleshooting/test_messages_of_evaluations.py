@@ -13,7 +13,7 @@ from multiprocessing import forkserver, util
 from pathlib import Path
 
 import pytest
-from leak_check import marked_processes, wait_until
+from leak_check import start_fork_server, wait_until
 from quotes import ROOT, produces
 from small import SmallPolicy, task_file
 
@@ -31,10 +31,7 @@ Evaluate = Callable[..., str]
 @pytest.fixture(scope="module", autouse=True)
 def fork_server(isolated_home: Path) -> Iterator[None]:
     """Multiprocessing's fork server lives as long as the interpreter; here as long as this module's home."""
-    forkserver.set_forkserver_preload(["remote_env.evaluate.worker"])
-    forkserver.ensure_running()
-    # Before it has begun to run its own program it does not look like one of ours.
-    wait_until(lambda: forkserver._forkserver._forkserver_pid in marked_processes(), "the fork server runs")
+    start_fork_server()
     yield
     forkserver._forkserver._stop()
 
